@@ -1,0 +1,34 @@
+"""mechsteer: look inside MusicGen and steer it.
+
+Names load on first use (PEP 562), so `import mechsteer as ms` costs milliseconds and a notebook that only reads saved
+data never imports torch.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# public name -> the module that owns it
+_OWNERS = {
+    "load": "model",
+    "Steering": "steering",
+    "clips": "clips",
+    "collect": "activations",
+    "open_activations": "activations",
+    "save_figure": "plots",
+}
+_MODULES = ("activations", "clips", "directions", "model", "plots", "probes", "steering", "tiny")
+
+__all__ = sorted({*_OWNERS, *_MODULES})
+
+
+def __getattr__(name):
+    if name in _OWNERS:
+        return getattr(importlib.import_module(f".{_OWNERS[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'mechsteer' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__():
+    return [*__all__, "__version__"]
