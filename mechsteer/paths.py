@@ -1,0 +1,30 @@
+"""Where things are read and written: one place that decides, two environment variables that overrule it.
+
+`MECHSTEER_FIGURES` and `MECHSTEER_RUNS` redirect what notebooks write (tests and runs on other models use them).
+"""
+
+import os
+from pathlib import Path
+
+__all__ = ["data", "figures", "project", "runs"]
+
+
+def project() -> Path:
+    """The checkout this package sits in, or the working directory when the package is installed without one."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def data() -> Path:
+    """What ships with the project and is only read: `data/`."""
+    return project() / "data"
+
+
+def figures() -> Path:
+    """Where `save_figure` writes: `$MECHSTEER_FIGURES`, else `figures/`."""
+    return Path(os.environ.get("MECHSTEER_FIGURES") or project() / "figures")
+
+
+def runs() -> Path:
+    """Where users' own runs go (git-ignored): `$MECHSTEER_RUNS`, else `data/runs/`."""
+    return Path(os.environ.get("MECHSTEER_RUNS") or data() / "runs")
