@@ -49,9 +49,9 @@ class Design:
 def prepare(x: np.ndarray, weights: np.ndarray | None = None, standardize: str = "feature") -> Design:
     """Standardise and rotate training activations x [N, D].
 
-    `standardize="feature"` gives every feature unit variance (the usual probe); `"layer"` divides by one number, the root
-    mean variance, so that rotating the activations rotates the directions. Axes that carry less than 1e-6 of the largest
-    variance are left out: in float32 they are noise, and the penalty would silence them.
+    `standardize="feature"` gives every feature unit variance (the usual probe); `"layer"` divides by one number, the
+    root mean variance, so that rotating the activations rotates the directions. Axes that carry less than 1e-6 of the
+    largest variance are left out: in float32 they are noise, and the penalty would silence them.
     """
     if standardize not in ("feature", "layer"):
         raise ValueError(f"standardize={standardize!r} is not known; use 'feature' or 'layer'")
@@ -90,13 +90,15 @@ def logistic(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False,
     """One-vs-rest logistic regression of y [N, K] in {-1, +1}, all columns at once.
 
     Minimises mean log(1 + exp(-y (x.w + b))) + alpha/2 |w|^2 for each of `alphas` (a number, or one per column), each
-    started at the last solution. Preconditioned nonlinear conjugate gradients (Polak-Ribiere, a Newton then a secant step along each line);
-    the preconditioner is the curvature's upper bound (spectrum/4 + alpha), diagonal on the principal axes
-    (Boehning & Lindsay 1988). A column stops when its preconditioned gradient falls to `tol` of its weights.
-    Returns raw weights [A, D, K] and biases [A, K].
+    started at the last solution. Preconditioned nonlinear conjugate gradients (Polak-Ribiere, a Newton then a secant
+    step along each line); the preconditioner is the curvature's upper bound (spectrum/4 + alpha), diagonal on the
+    principal axes (Boehning & Lindsay 1988). A column stops when its preconditioned gradient falls to `tol` of its
+    weights. Returns raw weights [A, D, K] and biases [A, K].
     """
     if values:
-        raise ValueError("logistic needs classes; for a continuous label use 'mse' or 'diff_of_means', or bin the label")
+        raise ValueError(
+            "logistic needs classes; for a continuous label use 'mse' or 'diff_of_means', or bin the label"
+        )
     n, k = y.shape
     x = np.concatenate([design.z, np.ones((n, 1), np.float32)], axis=1)
     truth = (y > 0).astype(np.float32)
@@ -151,8 +153,9 @@ def _minimise(x, truth, weights, w, penalty, bound, tol, steps):
 def diff_of_means(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0):
     """Mean of the concept's rows minus mean of the others, in activation space; no penalty, so A = 1.
 
-    For values it is the covariance with y (the same direction when y has two values). Score: +1 at the concept's mean and
-    -1 at the others', or for values the regression of y on the projection. Returns raw weights [1, D, K], biases [1, K].
+    For values it is the covariance with y (the same direction when y has two values). Score: +1 at the concept's mean
+    and -1 at the others', or for values the regression of y on the projection. Returns raw weights [1, D, K], biases
+    [1, K].
     """
     weights = design.weights[:, None]
     if values:
@@ -175,7 +178,7 @@ def _share(weights, mask):
 
 
 def _calibrate(design, directions, y, values):
-    """Turn directions [D, K] towards y and give them a slope and a bias: midpoint rule for classes, regression for values."""
+    """Turn directions [D, K] towards y, with slope and bias: midpoint rule for classes, regression for values."""
     projection = design.z @ (design.basis.T @ (directions * design.scale[:, None]))  # around the mean
     weights = design.weights[:, None]
     if values:
@@ -199,7 +202,8 @@ METHODS: dict[str, Callable] = {
 
 def loss(method: str, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Mean loss per concept of scores [..., N, K] against y [N, K]: log loss for logistic, squared error otherwise."""
-    errors = np.logaddexp(0, -y * scores) if method == "logistic" else np.square(y - scores)
+    with np.errstate(invalid="ignore"):  # NaN where the method has no answer
+        errors = np.logaddexp(0, -y * scores) if method == "logistic" else np.square(y - scores)
     return errors.mean(axis=-2)
 
 

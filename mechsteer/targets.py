@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from . import solvers
+
 MAX_INTEGER_CLASSES = 24
 """An integer label with at most this many distinct values counts as classes (12 tonics), with more as a value (bpm)."""
 
@@ -35,12 +37,15 @@ class Target:
     concepts: tuple[str, ...]
     y: np.ndarray
     kind: str
+    is_shuffled: bool = False
 
     def rows(self, frames: int | None) -> np.ndarray:
         """y as [row, K], one row per clip, or per clip and frame if the activations have `frames`."""
         y = self.y
         if y.ndim == 3 and frames is None:
-            raise ValueError(f"{self.label!r} has a value per frame but the activations are pooled: collect pool='frames'")
+            raise ValueError(
+                f"{self.label!r} has a value per frame but the activations are pooled: collect pool='frames'"
+            )
         if y.ndim == 2 and frames is not None:
             y = np.repeat(y[:, None], frames, axis=1)
         return y.reshape(-1, y.shape[-1])
@@ -109,8 +114,8 @@ def read_groups(acts: xr.Dataset, group: str | None = "group") -> np.ndarray:
         return np.arange(acts.sizes["clip"])
     if group not in acts.variables or acts[group].dims != ("clip",):
         raise ValueError(
-            f"no coordinate {group!r} on clip, so clips of one piece could land on both sides of a split; name another with "
-            "group=..., or pass group=None if every clip is a piece of its own"
+            f"no coordinate {group!r} on clip, so clips of one piece could land on both sides of a split; "
+            "name another with group=..., or pass group=None if every clip is a piece of its own"
         )
     return pd.factorize(acts[group].values)[0]
 
@@ -130,9 +135,9 @@ def shuffled(target: Target, groups: np.ndarray, seed: int) -> Target:
         if len(order) < len(known) and np.array_equal(of_clip, y[known]):
             moved = y[known[first]][rng.permutation(len(order))]
             y[known] = moved[np.searchsorted(order, groups[known])]
-            return replace(target, y=y)
+            return replace(target, y=y, is_shuffled=True)
     y[known] = y[rng.permutation(known)]
-    return replace(target, y=y)
+    return replace(target, y=y, is_shuffled=True)
 
 
 def fold_of(groups: np.ndarray, folds: int, seed: int, target: Target | None = None) -> np.ndarray:
@@ -161,7 +166,7 @@ def fold_of(groups: np.ndarray, folds: int, seed: int, target: Target | None = N
 
 
 def states(acts: xr.Dataset, site: str, layers=None) -> Iterator[tuple[dict[str, int], np.ndarray]]:
-    """Yield ({"layer": ..} or {"layer": .., "head": ..}, float32 [row, feature]) for a site, one layer in memory at a time."""
+    """Yield ({"layer": i}, or with "head", and float32 [row, feature]) for a site, one layer in memory at a time."""
     if site not in acts:
         raise ValueError(f"no site {site!r}; the Dataset has {', '.join(map(str, acts.data_vars)) or 'none'}")
     array = acts[site]
@@ -178,3 +183,83 @@ def states(acts: xr.Dataset, site: str, layers=None) -> Iterator[tuple[dict[str,
             part = part.transpose("clip", *[dim for dim in ("frame",) if dim in part.dims], feature)
             where = {k: int(v) for k, v in (("layer", layer), ("head", head)) if v is not None}
             yield where, np.asarray(part.values, np.float32).reshape(-1, part.sizes[feature])
+
+
+def frames_of(acts: xr.Dataset, site: str) -> int | None:
+    """Frames per clip of a site, None if it is pooled."""
+    return acts[site].sizes.get("frame") if site in acts else None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Targets known on the same N rows, as K columns to be fitted together.
+
+    Attributes
+    ----------
+    rows : int [N]
+        Index into the activations' rows.
+    groups, fold : int [N]
+    y : float32 [N, K]
+    targets : list of Target; columns : list of slice
+        Which columns of y belong to which target.
+    """
+
+    rows: np.ndarray
+    groups: np.ndarray
+    fold: np.ndarray
+    y: np.ndarray
+    targets: list[Target]
+    columns: list[slice]
+
+    def fit(self, x, train, methods, inner_folds, alphas, standardize, seed) -> dict[str, solvers.Fit]:
+        """Fit every method to the rows `train` (a mask or slice of the batch) of activations x [row, feature]."""
+        x, y, groups = x[self.rows[train]], self.y[train], self.groups[train]
+        if not np.isfinite(x).all():
+            bad = int((~np.isfinite(x)).any(1).sum())
+            raise ValueError(
+                f"{bad} of {len(x)} rows of activations hold NaN or infinite numbers; collect them again or drop them"
+            )
+        values = np.concatenate([np.repeat(t.kind == "value", len(t.concepts)) for t in self.targets])
+        blocks = np.concatenate([np.repeat(i, len(t.concepts)) for i, t in enumerate(self.targets)])
+        inner = fold_of(groups, inner_folds, seed)
+        return solvers.fit(x, y, inner, methods, values, blocks, alphas, standardize, seed)
+
+    def check(self, train: np.ndarray, fold: int) -> None:
+        """Raise ValueError if a class of a real (not shuffled) label is absent from the training rows."""
+        for target, columns in zip(self.targets, self.columns, strict=True):
+            y = self.y[train, columns]
+            one_sided = (y > 0).all(0) | (y < 0).all(0)
+            if target.kind != "value" and not target.is_shuffled and one_sided.any():
+                raise ValueError(
+                    f"{target.label!r} = {target.concepts[one_sided.argmax()]!r} doesn't vary in the training part of "
+                    f"fold {fold}: too few groups have it. Use fewer folds, "
+                    f"stratify={target.label!r}, or leave that class out"
+                )
+
+
+def batches(targets, groups, fold=None, frames=None, x=None, max_rows=20_000, seed=0) -> list[Batch]:
+    """Put targets with the same gaps into one `Batch`; a label and its shuffled copies always share one.
+
+    groups, fold : int [clip]. With `frames` per clip, rows of x that hold NaN (padding) are dropped, and the rest is
+    thinned to `max_rows`.
+    """
+    usable = np.isfinite(x).all(1) if frames and x is not None else np.ones(len(groups) * (frames or 1), bool)
+    known: dict[str, np.ndarray] = {}
+    for target in targets:
+        known[target.label] = known.get(target.label, usable) & ~np.isnan(target.rows(frames)).any(1)
+    members: dict[bytes, list[Target]] = {}
+    for target in targets:
+        members.setdefault(known[target.label].tobytes(), []).append(target)
+    of_row = lambda a: np.repeat(np.zeros_like(groups) if a is None else a, frames or 1)
+    out = []
+    for group in members.values():
+        rows = np.flatnonzero(known[group[0].label])
+        if not len(rows):
+            raise ValueError(f"no row has both activations and a value of {group[0].label!r}")
+        if frames and len(rows) > max_rows:
+            rows = np.sort(np.random.default_rng(seed).choice(rows, max_rows, replace=False))
+        parts = [target.rows(frames)[rows] for target in group]
+        ends = np.cumsum([part.shape[1] for part in parts])
+        columns = [slice(end - part.shape[1], end) for end, part in zip(ends, parts, strict=True)]
+        out.append(Batch(rows, of_row(groups)[rows], of_row(fold)[rows], np.concatenate(parts, 1), group, columns))
+    return out
