@@ -77,7 +77,7 @@ def fit_direction(
     check_methods([method], [target])
     (batch,) = batches([target], pd.factorize(groups)[0])
     fits = batch.fit(x, slice(None), [method], folds, alphas, standardize, seed)
-    return _assemble(fits, target, batch.y, "d_model").isel(method=0)
+    return _assemble(fits, target, batch.y, "d_model").isel(finder=0)
 
 
 def logistic(x, y, groups=None, **options) -> xr.DataArray:
@@ -131,10 +131,11 @@ def find_directions(
 
     Returns
     -------
-    xr.DataArray, dims (concept, method, layer, d_model) or (concept, method, layer, head, d_head); coords as in
+    xr.DataArray, dims (concept, finder, layer, d_model) or (concept, finder, layer, head, d_head); coords as in
     `fit_direction`, and `norm` on layer (and head): the mean L2 norm of the activations, the unit of steering
     strengths. Attrs: site, model, model_hash, label, kind, data, pool, prompt, seed. Steering takes one concept and
-    one method: `.sel(concept="guitar", method="logistic")`.
+    one method: `.sel(concept="guitar", finder="mse")`. (The dimension is called finder because xarray keeps
+    `.sel(method=...)` to itself.)
 
     Raises
     ------
@@ -153,7 +154,7 @@ def find_directions(
     index = pd.MultiIndex.from_tuples(found, names=list(where))
     out = xr.concat(list(found.values()), dim="where")
     out = out.assign_coords(xr.Coordinates.from_pandas_multiindex(index, "where")).unstack("where")
-    out = out.transpose("concept", "method", *where, feature)
+    out = out.transpose("concept", "finder", *where, feature)
     kept = {k: acts.attrs[k] for k in ("model", "model_hash", "data", "pool", "prompt") if k in acts.attrs}
     out.attrs = {
         "data": f"{acts.sizes['clip']} clips",
@@ -178,8 +179,8 @@ def apply_direction(direction: xr.DataArray, acts: xr.Dataset) -> xr.DataArray:
 
 
 def _assemble(fits: dict[str, Fit], target: Target, y: np.ndarray, feature: str) -> xr.DataArray:
-    """Unit directions (concept, method, feature) with slope, bias, alpha and held-out score from one layer's fits."""
-    w = np.stack([fit.w.T for fit in fits.values()], axis=1)  # concept, method, feature
+    """Unit directions (concept, finder, feature) with slope, bias, alpha and held-out score from one layer's fits."""
+    w = np.stack([fit.w.T for fit in fits.values()], axis=1)  # concept, finder, feature
     slope = np.linalg.norm(w, axis=-1)
     score = np.stack([(r2 if target.kind == "value" else auc)(fit.held_out, y) for fit in fits.values()], axis=1)
     per_probe = {"slope": slope, "score": score}
@@ -187,9 +188,9 @@ def _assemble(fits: dict[str, Fit], target: Target, y: np.ndarray, feature: str)
     per_probe["bias"] = per_probe.pop("b")
     return xr.DataArray(
         (w / slope[..., None]).astype(np.float32),
-        dims=("concept", "method", feature),
-        coords={"concept": list(target.concepts), "method": list(fits)}
-        | {name: (("concept", "method"), values) for name, values in per_probe.items()},
+        dims=("concept", "finder", feature),
+        coords={"concept": list(target.concepts), "finder": list(fits)}
+        | {name: (("concept", "finder"), values) for name, values in per_probe.items()},
     )
 
 
