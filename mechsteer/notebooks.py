@@ -23,7 +23,7 @@ import nbformat
 from . import paths
 from .notebook_text import contents, navigation, normalise
 
-__all__ = ["MAX_BYTES", "NotebookError", "execute", "find", "main", "problems", "run", "source_hash"]
+__all__ = ["MAX_BYTES", "NotebookError", "execute", "find", "main", "parameters_of", "problems", "run", "source_hash"]
 
 MAX_BYTES = 1_000_000
 DEFAULT_MODEL = "tiny"
@@ -74,6 +74,16 @@ def _kernel(environment: Mapping[str, str]) -> Iterator[str]:
                 os.environ["JUPYTER_PATH"] = before
 
 
+def parameters_of(path: Path) -> list[str]:
+    """The names that a notebook's cell tagged `parameters` declares."""
+    import papermill
+
+    book = nbformat.read(path, as_version=4)
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    return list(papermill.inspect_notebook(book))
+
+
 def execute(
     path: Path,
     parameters: Mapping[str, object] | None = None,
@@ -99,8 +109,7 @@ def execute(
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    declared = papermill.inspect_notebook(str(path))
+    declared = parameters_of(path)
     unknown = sorted(set(parameters or {}) - set(declared))
     if unknown:
         raise NotebookError(
@@ -247,14 +256,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_one(book: Path, model: str, limit: float) -> tuple[float, str]:
     """Run one notebook for the command line; returns its seconds and a remark."""
-    import papermill
-
     began = time.monotonic()
     options, parameters, note = {"failed": paths.project() / "build" / "notebooks"}, {}, ""
     if model != DEFAULT_MODEL:
         home = paths.runs() / re.sub(r"[^\w.-]+", "_", model.strip("/"))
         options |= {"out": home / "notebooks" / book.name, "figures": home / "figures", "runs": home}
-        if "MODEL" in papermill.inspect_notebook(str(book)):
+        if "MODEL" in parameters_of(book):
             # a folder is given relative to where the command runs, the kernel runs in notebooks/
             parameters["MODEL"] = str(Path(model).resolve()) if Path(model).is_dir() else model
             note = f"  -> {options['out']}"

@@ -69,11 +69,11 @@ def interval(table: pd.DataFrame, by: Sequence[str], value: str = "score", level
     pd.DataFrame, one row per group: the columns `by`, `mean`, `lo`, `hi`, `n`. Where n is 1, `lo` and `hi` are NaN.
     Folds share training data, so an interval over them is somewhat too narrow (Bengio & Grandvalet 2004).
     """
-    from scipy import stats
+    from scipy.special import stdtrit
 
     _need(table, [*by, value])
     groups = table.groupby(list(by), sort=True, observed=True)[value].agg(["mean", "sem", "count"]).reset_index()
-    half = groups["sem"] * stats.t.ppf(0.5 + level / 2, (groups["count"] - 1).clip(lower=1))
+    half = groups["sem"] * stdtrit((groups["count"] - 1).clip(lower=1), 0.5 + level / 2)
     return groups.assign(lo=groups["mean"] - half, hi=groups["mean"] + half, n=groups["count"])[
         [*by, "mean", "lo", "hi", "n"]
     ]
