@@ -80,7 +80,7 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
         )
     try:
         lm = builders.get_lm_model(cfg)
-    except OSError as error:
+    except OSError as error:  # transformers' own error is a page of guesses
         encoders = [c.t5.name for c in cfg.conditioners.values() if c.get("model") == "t5"]
         raise FileNotFoundError(
             f"no text encoder {', '.join(encoders)!r}, which {source} listens through: looked in the hub cache and on "
@@ -94,7 +94,9 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
     else:
         codec_cfg = OmegaConf.create(codec_package["xp.cfg"])
         codec_cfg.device = "cpu"
-        codec = builders.get_compression_model(codec_cfg)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, of the weight_norm that EnCodec is saved with
+            codec = builders.get_compression_model(codec_cfg)
         codec.load_state_dict(codec_package["best_state"])
     weights = checkpoints.fingerprint(package["best_state"], codec.state_dict())
     return MusicGen(str(source), codec, lm), weights

@@ -57,9 +57,9 @@ def test_the_import_reader_sees_relative_absolute_and_nested_imports():
     assert "plots" in siblings("notebooks", deep=True) - siblings("notebooks", deep=False)
 
 
-def test_only_model_imports_audiocraft_and_nnsight():
+def test_only_the_backend_imports_audiocraft_and_nnsight():
     doors = {n for n in FILES if {i.split(".")[0] for i in imports(n, deep=True)} & {"audiocraft", "nnsight", "flashy"}}
-    assert doors == {"model"}
+    assert doors == {"backend"}
 
 
 def test_imports_go_one_way():

@@ -1,0 +1,43 @@
+"""Fixtures that several test files share. No test reaches a network: the hub cache is a fresh local one, offline."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CACHE = Path(tempfile.mkdtemp(prefix="mechsteer-hub-"))
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(CACHE), "OMP_WAIT_POLICY": "PASSIVE"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are too small to share out
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ["meta", "tiny"] if (ROOT / "data" / "tiny" / "card.json").exists() else ["meta"]
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+def require(found: object, package: str) -> None:
+    """Go on if `found`; else skip and name the system package to install, or fail where `CI=true`."""
+    if not found:
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop(f"needs a system package that isn't here: {package}")
+
+
+@pytest.fixture(scope="session")
+def meta_folder(tmp_path_factory) -> Path:
+    """A folder of Meta's format with random weights; see meta_checkpoint.py."""
+    from meta_checkpoint import write
+
+    return write(tmp_path_factory.mktemp("checkpoints") / "musicgen-thin", CACHE)
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def model(request):
+    """A loaded Model in float32 on the CPU: one from `meta_folder`, and the embedded one."""
+    import mechsteer as ms
+
+    name = request.getfixturevalue("meta_folder") if request.param == "meta" else "tiny"
+    return ms.load(name, device="cpu", dtype="float32")
