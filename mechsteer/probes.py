@@ -17,7 +17,7 @@ import xarray as xr
 
 from .scores import METHODS, accuracy_by_layer, auc, check_methods, r2
 from .solvers import ALPHAS, Fit
-from .targets import Target, batches, encode, frames_of, read_groups, read_target, states
+from .targets import Target, batches, encode, frames_of, read_groups, read_target, site_array, states
 
 __all__ = [
     "METHODS",
@@ -144,7 +144,7 @@ def find_directions(
     Taught in 03_compare_directions.
     """
     target, groups = read_target(acts, label, kind), read_groups(acts, group)
-    methods, feature, batch, found = check_methods(methods, [target]), acts[site].dims[-1], None, {}
+    methods, feature, batch, found = check_methods(methods, [target]), site_array(acts, site).dims[-1], None, {}
     for where, x in states(acts, site, layers):
         if batch is None:
             (batch,) = batches([target], groups, frames=frames_of(acts, site), x=x, max_rows=max_rows, seed=seed)
@@ -152,7 +152,7 @@ def find_directions(
         part = _assemble(fits, target, batch.y, feature)
         found[tuple(where.values())] = part.assign_coords(norm=_norm(acts, site, where, x))
     index = pd.MultiIndex.from_tuples(found, names=list(where))
-    out = xr.concat(list(found.values()), dim="where")
+    out = xr.concat(list(found.values()), dim="where", coords="all", compat="override", join="exact")
     out = out.assign_coords(xr.Coordinates.from_pandas_multiindex(index, "where")).unstack("where")
     out = out.transpose("concept", "finder", *where, feature)
     kept = {k: acts.attrs[k] for k in ("model", "model_hash", "data", "pool", "prompt") if k in acts.attrs}

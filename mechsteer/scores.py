@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata
 
 from . import solvers
 from .solvers import ALPHAS
@@ -161,6 +160,8 @@ def _recall(right, truth) -> np.ndarray:
 
 def auc(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Area under the ROC curve per column (Mann-Whitney, ties count half); NaN where y has one side only."""
+    from scipy.stats import rankdata
+
     ranks, truth = rankdata(scores, axis=0), y > 0
     n = truth.sum(0)
     with np.errstate(invalid="ignore"):

@@ -198,6 +198,7 @@ METHODS: dict[str, Callable] = {
     "diff_of_means": diff_of_means,
     "random": random_direction,
 }
+PENALISED = ("logistic", "mse")
 
 
 def loss(method: str, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -239,8 +240,11 @@ def fit(x, y, inner, methods, values, blocks, alphas=ALPHAS, standardize="featur
     blocks : int [K]
         Columns with the same number (the classes of one label) share one penalty, so that their scores compare.
     alphas : sequence of float
-        Penalties to choose from, strongest first; the least held-out loss wins, the stronger one on a tie.
+        Penalties to choose from; the least held-out loss wins, the stronger one on a tie.
     """
+    alphas = sorted(map(float, alphas), reverse=True)
+    if not alphas or min(alphas) <= 0:
+        raise ValueError(f"alphas={alphas} must hold one or more penalties above 0")
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
     held_out = {method: [] for method in methods}
     order = np.argsort(inner, kind="stable")
@@ -256,7 +260,7 @@ def fit(x, y, inner, methods, values, blocks, alphas=ALPHAS, standardize="featur
         losses = loss(method, scores, y)
         losses = np.stack([losses[:, blocks == block].mean(1) for block in blocks], axis=1)
         best = np.where(np.isnan(losses), np.inf, losses).argmin(0)
-        alpha = np.asarray(alphas, float)[best] if len(losses) > 1 else np.full(len(best), np.nan)
+        alpha = np.array(alphas)[best] if method in PENALISED else np.full(len(best), np.nan)
         w, b = solve(method, design, y, values, [alpha], seed, tol=0.002)
         fits[method] = Fit(w[0], b[0], alpha, scores[best, :, np.arange(len(best))].T)
     return fits

@@ -96,7 +96,11 @@ def encode(values, label: str, kind: str = "auto", names: tuple[str, ...] | None
 
 def read_target(acts: xr.Dataset, label: str, kind: str = "auto") -> Target:
     """Read a label of `acts`: a coord or variable on clip, (clip, frame) or (clip, frame, name)."""
-    on_clip = [str(name) for name, a in acts.variables.items() if "clip" in a.dims and a.dtype.kind not in "M"]
+    sites = {dim for name in acts.data_vars if "layer" in acts[name].dims for dim in acts[name].dims} - {
+        "clip",
+        "frame",
+    }
+    on_clip = [str(n) for n, a in acts.variables.items() if "clip" in a.dims and n != "clip" and not sites & {*a.dims}]
     if label not in on_clip:
         raise ValueError(f"no label {label!r} on clip; the Dataset has {', '.join(sorted(on_clip)) or 'none'}")
     array = acts[label]
@@ -165,13 +169,18 @@ def fold_of(groups: np.ndarray, folds: int, seed: int, target: Target | None = N
     return fold
 
 
+def site_array(acts: xr.Dataset, site: str) -> xr.DataArray:
+    """The activations of a site; ValueError naming those present if there is no such site."""
+    if site not in acts.data_vars or "clip" not in acts[site].dims:
+        raise ValueError(f"no site {site!r}; the Dataset has {', '.join(map(str, acts.data_vars)) or 'none'}")
+    return acts[site]
+
+
 def states(acts: xr.Dataset, site: str, layers=None) -> Iterator[tuple[dict[str, int], np.ndarray]]:
     """Yield ({"layer": i}, or with "head", and float32 [row, feature]) for a site, one layer in memory at a time."""
-    if site not in acts:
-        raise ValueError(f"no site {site!r}; the Dataset has {', '.join(map(str, acts.data_vars)) or 'none'}")
-    array = acts[site]
+    array = site_array(acts, site)
     if layers is not None:
-        absent = sorted(set(np.atleast_1d(layers)) - set(array["layer"].values))
+        absent = sorted(set(np.atleast_1d(layers).tolist()) - set(array["layer"].values.tolist()))
         if absent:
             raise ValueError(f"no layer {absent}; the Dataset has layers {array['layer'].values.tolist()} (0-based)")
         array = array.sel(layer=np.atleast_1d(layers))
@@ -187,7 +196,7 @@ def states(acts: xr.Dataset, site: str, layers=None) -> Iterator[tuple[dict[str,
 
 def frames_of(acts: xr.Dataset, site: str) -> int | None:
     """Frames per clip of a site, None if it is pooled."""
-    return acts[site].sizes.get("frame") if site in acts else None
+    return acts[site].sizes.get("frame")
 
 
 @dataclass(frozen=True)
