@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 
-from . import paths
+from . import changes, paths
 from .notebook_text import contents, navigation, normalise
 
 __all__ = ["MAX_BYTES", "NotebookError", "execute", "find", "main", "parameters_of", "problems", "run", "source_hash"]
@@ -146,7 +146,7 @@ def execute(
                 failed.mkdir(parents=True, exist_ok=True)
                 where = f" The half-run copy is {(failed / path.name).resolve()}."
                 (failed / path.name).write_bytes(copy.read_bytes())
-            trace = "\n".join(error.traceback)
+            trace = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))  # no colours: this may go to a log
             raise NotebookError(
                 f"{path.stem}: cell {error.exec_count} failed with {error.ename}: {error.evalue}{where}\n{trace}"
             ) from error
@@ -237,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{error}\n")
     if not books:
         print(f"{paths.project() / 'notebooks'} holds no numbered notebook.")
+        return 0
     if given.check:
         wrong = {book.stem: problems(book) for book in books}
         for name, sentences in wrong.items():
@@ -245,17 +246,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     for book in books:
         try:
-            seconds, note = _run_one(book, given.model, given.limit)
+            seconds, note, drawn = _run_one(book, given.model, given.limit)
         except NotebookError as error:
             print(error, file=sys.stderr)
             return 1
         print(f"{book.stem:40s} {seconds:6.0f} s{note}", flush=True)
+        for name, change in drawn.items():
+            print(f"    figure {name}: {change}", flush=True)
     print(f"{len(books)} notebooks in {time.monotonic() - began:.0f} s", flush=True)
     return 0
 
 
-def _run_one(book: Path, model: str, limit: float) -> tuple[float, str]:
-    """Run one notebook for the command line; returns its seconds and a remark."""
+def _run_one(book: Path, model: str, limit: float) -> tuple[float, str, dict[str, str]]:
+    """Run one notebook for the command line; returns its seconds, a remark, and what became of each of its figures."""
     began = time.monotonic()
     options, parameters, note = {"failed": paths.project() / "build" / "notebooks"}, {}, ""
     if model != DEFAULT_MODEL:
@@ -267,8 +270,12 @@ def _run_one(book: Path, model: str, limit: float) -> tuple[float, str]:
             note = f"  -> {options['out']}"
         else:
             note = "  (takes no MODEL)"
+    folder = options.get("figures", paths.figures())
+    before = changes.snapshot(folder)
     run(book, parameters, limit=limit, **options)
-    return time.monotonic() - began, note
+    drawn = changes.changes(before, changes.snapshot(folder))
+    own = {name: change for name, change in drawn.items() if name.startswith(f"{book.name[:2]}_")}
+    return time.monotonic() - began, note, own
 
 
 if __name__ == "__main__":

@@ -81,8 +81,11 @@ def test_the_kernel_is_this_environments_and_writes_where_it_is_told(tmp_path, m
 def test_a_failing_run_leaves_the_stored_copy_and_shows_where(tmp_path):
     path = write(tmp_path / "notebooks/01_fail.ipynb", "print('so far')", "1 / 0")
     before = path.read_bytes()
-    with pytest.raises(notebooks.NotebookError, match="01_fail: cell 3 failed with ZeroDivisionError.*half-run copy"):
+    with pytest.raises(
+        notebooks.NotebookError, match="01_fail: cell 3 failed with ZeroDivisionError.*half-run copy"
+    ) as told:
         notebooks.run(path, failed=tmp_path / "build")
+    assert "1 / 0" in str(told.value) and "\x1b" not in str(told.value)
     assert path.read_bytes() == before
     assert "so far" in texts(nbformat.read(tmp_path / "build/01_fail.ipynb", 4))
 
@@ -111,13 +114,16 @@ def test_unknown_parameters_are_refused_before_anything_runs(tmp_path):
 def test_another_model_goes_to_its_own_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
-    path = write(tmp_path / "notebooks/01_name.ipynb", "print('model:', MODEL)")
+    draw = "import os, pathlib\nfolder = pathlib.Path(os.environ['MECHSTEER_FIGURES'])\nfolder.mkdir(parents=True)"
+    draw += "\n_ = (folder / '01_sizes.csv').write_text('# {}\\nn\\n1\\n')"
+    path = write(tmp_path / "notebooks/01_name.ipynb", "print('model:', MODEL)", draw)
     before = path.read_bytes()
     assert notebooks.main(["--model", "facebook/musicgen-small"]) == 0
     copy = tmp_path / "runs/facebook_musicgen-small/notebooks/01_name.ipynb"
     assert "model: facebook/musicgen-small" in texts(nbformat.read(copy, 4))
     assert path.read_bytes() == before
-    assert "01_name" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "01_name" in said and "figure 01_sizes: new" in said
 
 
 def test_the_command_line_reports_failure_and_wrong_names(tmp_path, monkeypatch, capsys):

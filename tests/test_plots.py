@@ -1,12 +1,11 @@
 """Figures: what is drawn is what the table says, and saving leaves picture, page and numbers."""
 
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import require
 
-from mechsteer import plots
+from mechsteer import changes, plots
 
 
 @pytest.fixture
@@ -159,11 +158,26 @@ def test_the_figure_folder_can_be_redirected(scores, tmp_path, monkeypatch):
 
 
 def test_a_picture_is_drawn_by_chrome(scores, tmp_path):
-    if plots.chrome() is None:
-        stop = pytest.fail if os.environ.get("CI") else pytest.skip
-        stop("needs Chrome or Chromium (Debian: apt install chromium)")
+    require(plots.chrome(), "chromium")
     fig = plots.accuracy_by_layer(scores, title="One picture")
     written = plots.save_figure(fig, scores, "02_scores", tmp_path)
     picture = (tmp_path / "02_scores.png").read_bytes()
     assert written[0].name == "02_scores.png" and picture.startswith(b"\x89PNG")
     assert int.from_bytes(picture[16:20]) == round(1.5 * fig.layout.width)
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ("# {}\nlayer,score\n0,0.5\n1,\n", "same"),
+        ('# {"seed": 1}\nlayer,score\n0,0.5\n1,\n', "same numbers, other provenance"),
+        ("# {}\nlayer,score\n0,0.75\n1,\n", "changed: score by at most 0.25"),
+        ("# {}\nlayer,score\n0,0.5\n1,1\n", "changed: score by at most inf"),
+        ("# {}\nlayer,score\n0,0.5\n", "changed: 2 rows became 1"),
+        ("# {}\nlayer,auc\n0,0.5\n1,\n", "changed: columns layer, score became layer, auc"),
+        ("# {}\nlayer,score\n0,half\n1,\n", "changed: the rows differ in score"),
+    ],
+)
+def test_a_figures_change_is_said_in_its_own_unit(after, said):
+    before = "# {}\nlayer,score\n0,0.5\n1,\n"
+    assert changes.changes({"a": before}, {"a": after, "b": after}) == {"a": said, "b": "new"}
