@@ -106,7 +106,8 @@ def plan(
                 schedules[when] = part.schedule(n_steps, frame_rate)
             for half, name in enumerate(halves):
                 if part.branch in ("both", name) and part.strength != 0 and schedules[when].any():
-                    _place(found, part, half * len(rows) + index, when, schedules[when])
+                    for layer in part.layers:
+                        _place(found, part, layer, half * len(rows) + index, when, schedules[when])
     batch = len(rows) * len(halves)
     return Plan(
         {
@@ -121,31 +122,30 @@ def _order(item: tuple) -> tuple[int, int]:
     return MODES.index(mode), slot
 
 
-def _place(found: dict, part: Steering, row: int, when: tuple, gain: np.ndarray) -> None:
-    """Put one part's terms into the first slot of its mode that this row has free; additions on one schedule sum up."""
-    for layer in part.layers:
-        d = part.direction.sel(layer=layer)
-        amount = np.asarray(part.strength * d.weight.values)  # () or (head,)
-        if not amount.any():
-            continue
-        vector = d.values
-        if part.mode in ("add", "replace"):
-            amount = amount * d.norm.values
-        if part.mode == "add":
-            vector = amount[..., None] * vector
-        slots = found[part.site, layer]
-        slot = 0
-        while row in slots[part.mode, slot]:
-            same = slots[part.mode, slot][row]
-            if same["when"] == when and part.mode == "add":
-                same["vector"] = same["vector"] + vector
-                return
-            if same["when"] == when and part.mode == "remove":  # take away only what the earlier ones leave
-                rest = vector - (vector * same["vector"]).sum(-1, keepdims=True) * same["vector"]
-                length = np.linalg.norm(rest, axis=-1, keepdims=True)
-                vector = np.where(length > 1e-6, rest / np.maximum(length, 1e-6), 0.0)
-            slot += 1
-        slots[part.mode, slot][row] = {"when": when, "gain": gain, "amount": amount, "vector": vector}
+def _place(found: dict, part: Steering, layer: int, row: int, when: tuple, gain: np.ndarray) -> None:
+    """Put one part's term into the first slot of its mode that this row has free; additions on one schedule sum up."""
+    d = part.direction.sel(layer=layer)
+    amount = np.asarray(part.strength * d.weight.values)  # () or (head,)
+    if not amount.any():
+        return
+    vector = d.values
+    if part.mode in ("add", "replace"):
+        amount = amount * d.norm.values
+    if part.mode == "add":
+        vector = amount[..., None] * vector
+    slots = found[part.site, layer]
+    slot = 0
+    while row in slots[part.mode, slot]:
+        earlier = slots[part.mode, slot][row]
+        if earlier["when"] == when and part.mode == "add":
+            earlier["vector"] = earlier["vector"] + vector
+            return
+        if earlier["when"] == when and part.mode == "remove":  # take away only what the earlier ones leave
+            rest = vector - (vector * earlier["vector"]).sum(-1, keepdims=True) * earlier["vector"]
+            length = np.linalg.norm(rest, axis=-1, keepdims=True)
+            vector = np.where(length > 1e-6, rest / np.maximum(length, 1e-6), 0.0)
+        slot += 1
+    slots[part.mode, slot][row] = {"when": when, "gain": gain, "amount": amount, "vector": vector}
 
 
 def _stack(mode: str, terms: dict, batch: int, device: torch.device | str) -> Effect:

@@ -107,7 +107,8 @@ class Steering:
                 "give norm=, for instance model.norms(codes, site)"
             )
         weight = _per_layer(self.weights if self.weights is not None else array.coords.get("weight", 1.0), array)
-        direction = (array / length.where(length > 0, 1.0)).drop_vars(["norm", "weight"], errors="ignore")
+        as_is = (length == 0) | (abs(length - 1) < 1e-12)  # what is unit already stays bit for bit
+        direction = (array / length.where(~as_is, 1.0)).drop_vars(["norm", "weight"], errors="ignore")
         direction = direction.assign_coords(
             norm=_per_layer(1.0 if norm is None else norm, array),
             weight=weight * (length > 0).variable,
@@ -159,7 +160,8 @@ class Steering:
         if differ or self.mode not in ("add", "blend"):
             what = f"both differ in {', '.join(differ)}" if differ else f"mode {self.mode!r} has no weighted sum"
             raise ValueError(f"`+` makes one steering of two, but {what}; use `|` to apply both")
-        total = self.vectors() + other.vectors() if self.mode == "add" else _blended(self) + _blended(other)
+        a, b = (s.vectors() if s.mode == "add" else _blended(s) for s in (self, other))
+        total = (a + b).where(_length(a + b) > 1e-9 * (_length(a) + _length(b)), 0.0)
         norm = self.direction.norm
         weight = _length(total) / norm if self.mode == "add" else _length(total)
         total = total.drop_vars("weight", errors="ignore").assign_attrs(self.direction.attrs)
