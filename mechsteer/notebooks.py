@@ -62,7 +62,7 @@ def _kernel(environment: Mapping[str, str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="mechsteer-kernel-") as folder:
         spec = Path(folder, "kernels", name)
         spec.mkdir(parents=True)
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv = [sys.executable, "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"]
         text = {"argv": argv, "display_name": name, "language": "python", "env": dict(environment)}
         (spec / "kernel.json").write_text(json.dumps(text))
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))

@@ -259,6 +259,8 @@ def _picture(fig: go.Figure, scale: float = 1.5) -> bytes:
 def _start_chrome() -> None:
     import kaleido
 
+    # Plotly's own exports (a figure shown in a notebook) use this server too, and would warn of it every time.
+    warnings.filterwarnings("ignore", message="The kopts argument is ignored if using a server")
     kaleido.start_sync_server(n=1, silence_warnings=True)
     atexit.register(kaleido.stop_sync_server, silence_warnings=True)
 
