@@ -12,12 +12,18 @@ __version__ = "0.1.0"
 _OWNERS = {
     "load": "model",
     "Steering": "steering",
-    "clips": "clips",
+    "clips": "datasets",
     "collect": "activations",
     "open_activations": "activations",
+    "accuracy_by_layer": "probes",
+    "apply_direction": "probes",
+    "find_directions": "probes",
+    "direction_cosines": "geometry",
+    "load_direction": "directions",
+    "save_direction": "directions",
     "save_figure": "plots",
 }
-_MODULES = ("activations", "clips", "directions", "model", "plots", "probes", "steering", "tiny")
+_MODULES = ("activations", "datasets", "directions", "geometry", "model", "plots", "probes", "steering", "tiny")
 
 __all__ = sorted({*_OWNERS, *_MODULES})
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
 
 ALPHAS = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
 """Penalties tried, strongest first, in units of the mean loss per row on unit-variance features."""
@@ -120,7 +119,7 @@ def _minimise(x, truth, weights, w, penalty, bound, tol, steps):
     """Nonlinear conjugate gradients on the columns of w [R + 1, K] that have not converged yet (see `logistic`)."""
     done, live = w.copy(), np.arange(w.shape[1])
     logits = x @ w
-    p = expit(logits)
+    p = _sigmoid(logits)
     gradient = x.T @ (weights * (p - truth)) + penalty * w
     step = -gradient / bound
     for _ in range(steps):
@@ -128,11 +127,11 @@ def _minimise(x, truth, weights, w, penalty, bound, tol, steps):
         slope = (gradient * step).sum(0)
         damping = (penalty * np.square(step)).sum(0)
         t = -slope / ((weights * p * (1 - p) * np.square(along)).sum(0) + damping + 1e-30)
-        moved = (weights * (expit(logits + t * along) - truth) * along).sum(0)
+        moved = (weights * (_sigmoid(logits + t * along) - truth) * along).sum(0)
         moved += (penalty * w * step).sum(0) + t * damping  # slope at the Newton step; a secant step follows
         t *= np.clip(slope / np.minimum(slope - moved, -1e-30), 0.1, 3)
         w, logits = w + t * step, logits + t * along
-        p = expit(logits)
+        p = _sigmoid(logits)
         last, gradient = gradient, x.T @ (weights * (p - truth)) + penalty * w
         size = (np.square(gradient) / bound).sum(0)
         converged = size < tol**2 * (np.square(w) * bound)[:-1].sum(0) + 1e-12
@@ -148,6 +147,10 @@ def _minimise(x, truth, weights, w, penalty, bound, tol, steps):
             return done
     done[:, live] = w
     return done
+
+
+def _sigmoid(x):
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def diff_of_means(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0):
