@@ -1,0 +1,122 @@
+"""The embedded model's language model: audiocraft's `LMModel` with a text conditioner of eight slots.
+
+The conditioner reads free text over the caption vocabulary (`captions.parse`). Every attribute owns one slot, one key of the
+cross-attention: the learnt vector of what the text says of it, the mean where it names two ("piano and guitar"), the slot's own
+"unsaid" vector where it says nothing. A tempo in bpm is interpolated between the vectors of anchors 15 bpm apart, so that it is a
+continuous dial. Unconditional means all slots unsaid.
+"""
+
+import warnings
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..backend import ConditionFuser, ConditioningProvider, DelayedPatternProvider, LMModel, TextConditioner
+from .captions import parse
+
+LEADS = ("piano", "guitar", "violin", "flute", "trumpet", "organ")
+STYLES = ("classical", "jazz", "rock", "electronic")
+TONICS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+SLOTS = {
+    "lead": LEADS,
+    "style": STYLES,
+    "drums": (True, False),
+    "tempo": ("slow", "medium", "fast", *np.arange(60.0, 181.0, 15.0).tolist()),
+    "mode": ("major", "minor"),
+    "tonic": tuple(range(12)),
+    "register": ("low", "mid", "high"),
+    "loudness": ("soft", "medium", "loud"),
+}
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """Sizes of the LM; `max_duration` in seconds."""
+
+    dim: int = 256
+    num_heads: int = 4
+    num_layers: int = 6
+    n_q: int = 6
+    card: int = 512
+    max_duration: float = 30.0
+
+
+class SlotConditioner(TextConditioner):
+    """Text to eight vectors, one per attribute. `tokenize` gives weights [B, item]; `forward` gives ([B, slot, dim], mask [B, slot])."""
+
+    def __init__(self, output_dim: int, dim: int = 64):
+        super().__init__(dim, output_dim)
+        self.items = [(slot, value) for slot, values in SLOTS.items() for value in (None, *values)]
+        self.index = {item: i for i, item in enumerate(self.items)}
+        self.vectors = nn.Embedding(len(self.items), dim)
+        owner = torch.tensor([list(SLOTS).index(slot) for slot, _ in self.items])
+        self.register_buffer("owner", nn.functional.one_hot(owner, len(SLOTS)).float(), persistent=False)
+        self.reported = set()
+
+    def weights(self, said: dict) -> np.ndarray:
+        """What a text says (slot to list of values) as weights [item] that sum to 1 in every slot."""
+        row = np.zeros(len(self.items), dtype=np.float32)
+        for slot, values in SLOTS.items():
+            mentions = said.get(slot) or [None]
+            for value in mentions:
+                share = 1 / len(mentions)
+                if isinstance(value, float) and slot == "tempo":
+                    anchors = [v for v in values if isinstance(v, float)]
+                    place = np.interp(value, anchors, range(len(anchors)))
+                    low = min(int(place), len(anchors) - 2)
+                    row[self.index[slot, anchors[low]]] += share * (low + 1 - place)
+                    row[self.index[slot, anchors[low + 1]]] += share * (place - low)
+                else:
+                    row[self.index[slot, value]] += share
+        return row
+
+    def tokenize(self, texts) -> torch.Tensor:
+        rows = []
+        for text in texts:
+            said, unknown = parse(text or "")
+            if new := set(unknown) - self.reported:
+                self.reported |= new
+                warnings.warn(
+                    f"words outside the embedded model's vocabulary are ignored: {', '.join(sorted(new))}", stacklevel=2
+                )
+            rows.append(self.weights(said))
+        return torch.from_numpy(np.stack(rows)).to(self.vectors.weight.device)
+
+    def forward(self, weights: torch.Tensor):
+        vectors = torch.einsum("bi,is,id->bsd", weights.to(self.vectors.weight.dtype), self.owner, self.vectors.weight)
+        return self.output_proj(vectors), torch.ones(vectors.shape[:2], device=vectors.device)
+
+
+def build_lm(config: LMConfig) -> LMModel:
+    """audiocraft's LM with MusicGen's own settings (delay pattern, pre-norm, cross-attention to the text) at our size."""
+    return LMModel(
+        pattern_provider=DelayedPatternProvider(config.n_q, delays=list(range(config.n_q))),
+        condition_provider=ConditioningProvider({"description": SlotConditioner(config.dim)}),
+        fuser=ConditionFuser({"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}),
+        n_q=config.n_q,
+        card=config.card,
+        dim=config.dim,
+        num_heads=config.num_heads,
+        num_layers=config.num_layers,
+        hidden_scale=4,
+        norm="layer_norm",
+        norm_first=True,
+        causal=True,
+        memory_efficient=True,
+        cross_attention=True,
+        positional_embedding="sin",
+        activation="gelu",
+        dropout=0.0,
+        bias_proj=False,
+        bias_ff=False,
+        bias_attn=False,
+        weight_init="gaussian",
+        depthwise_init="current",
+        zero_bias_init=True,
+    )
+
+
+def config_card(config: LMConfig) -> dict:
+    return asdict(config)
