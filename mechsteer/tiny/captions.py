@@ -59,8 +59,13 @@ VOCABULARY: Mapping[str, tuple[str, object]] = {
     for slot, values in _PHRASES.items()
     for value, phrases in values.items()
     for phrase in phrases.split(",")
+} | {
+    f"{note} {accidental}": ("tonic", (number + shift) % 12)
+    for note, number in _NOTES.items()
+    for accidental, shift in (("sharp", 1), ("flat", -1))
 }
-"""Phrase (lower case, single spaces) -> (slot, value). Tonics and numbers of bpm follow rules instead, see `parse`."""
+"""Phrase (lower case, single spaces) -> (slot, value). Bare note letters ("in C minor", "key of G") and numbers of bpm
+need their neighbours, so `parse` reads them by rule."""
 
 _FILLER = (
     "a an the this that it its is are was be with and or of in on at by for to from as some please very quite rather "
