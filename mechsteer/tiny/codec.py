@@ -2,13 +2,16 @@
 
 An audiocraft `CompressionModel`, so that audiocraft's MusicGen takes it as it takes EnCodec. Three parts:
 
-- encoder: log-magnitudes at three resolutions (a long window for pitch, short ones for attacks), ConvNeXt blocks, a latent;
+- encoder: log-magnitudes at three resolutions (a long window for pitch, short ones for attacks), ConvNeXt blocks, a
+  latent;
 - audiocraft's `ResidualVectorQuantizer`;
 - decoder: ConvNeXt blocks that set the amplitudes and phase offsets of a bank of sinusoids at fixed frequencies, the
-  equal-tempered semitones and the places of their 5th, 7th and 11th harmonics, and the gains of noise bands. A pure tone is then
-  a constant to predict, so a small network keeps pitch; a network that predicts phases of an STFT has to learn to turn them.
+  equal-tempered semitones and the places of their 5th, 7th and 11th harmonics, and the gains of noise bands. A pure
+  tone is then a constant to predict, so a small network keeps pitch; a network that predicts phases of an STFT has to
+  learn to turn them.
 
-The idea of sinusoids plus filtered noise is DDSP's (Engel et al. 2020); ConvNeXt blocks at one frame rate are Vocos' (Siuzdak 2023).
+The idea of sinusoids plus filtered noise is DDSP's (Engel et al. 2020); ConvNeXt blocks at one frame rate are
+Vocos' (Siuzdak 2023).
 """
 
 import math
@@ -41,7 +44,7 @@ class CodecConfig:
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a two-layer perceptron per frame, added to the input. [B, T, C] to [B, T, C]."""
+    """Depthwise convolution over time, then a perceptron per frame, added to the input. [B, T, C] to [B, T, C]."""
 
     def __init__(self, dim: int, kernel: int, expansion: int = 3):
         super().__init__()
@@ -57,7 +60,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 def triangles(centres: torch.Tensor, freqs: torch.Tensor, min_width: float) -> torch.Tensor:
-    """Triangular filters [band, bin] at `centres` (Hz), as wide as their neighbours' distance, at least `min_width` Hz."""
+    """Triangular filters [band, bin] at `centres`, as wide as their neighbours' distance, at least `min_width` (Hz)."""
     width = torch.gradient(centres)[0].clamp(min=min_width)
     return (1 - (freqs[None] - centres[:, None]).abs() / width[:, None]).clamp(min=0)
 
@@ -74,7 +77,7 @@ def band_centres(bands: int, low: float, high: float) -> torch.Tensor:
 
 
 def oscillator_frequencies(sample_rate: int) -> torch.Tensor:
-    """Hz of the decoder's sinusoids: every semitone from E1, and from G#3 up also -31, -14 and +20 cents from each."""
+    """Hz of the decoder's sinusoids: every semitone from E1; from G#3 up also -31, -14 and +20 cents from each."""
     semitones = torch.arange(28, 120, dtype=torch.float64)
     upper = semitones[semitones >= 56]
     notes = torch.cat([semitones, upper - 0.31, upper - 0.14, upper + 0.20]).sort().values
@@ -83,7 +86,7 @@ def oscillator_frequencies(sample_rate: int) -> torch.Tensor:
 
 
 class Views(nn.Module):
-    """Standardised log-magnitudes of a waveform, all resolutions side by side. [B, 1, sample] to [B, frame, feature]."""
+    """Standardised log-magnitudes of audio, all resolutions side by side. [B, 1, sample] to [B, frame, feature]."""
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -142,7 +145,7 @@ class Synth(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, amplitude, phase, gain):
-        """amplitude [B, N, osc] (linear), phase [B, N, osc] (radians), gain [B, N, band] (linear) to audio [B, 1, 160 N]."""
+        """amplitude, phase [B, N, osc] (linear, radians), gain [B, N, band] (linear) to audio [B, 1, 160 N]."""
         B, N, _ = amplitude.shape
         step = torch.arange(N, device=amplitude.device)
         carrier = torch.remainder((step[:, None] + 0.5) * self.turns[None], 1.0).to(amplitude.dtype) * (2 * math.pi)
@@ -158,7 +161,7 @@ class Synth(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latents [B, latent, frame] to audio [B, 1, hop * frame]; `views` predicts the encoder's features from the same trunk."""
+    """Quantised latents [B, latent, frame] to audio [B, 1, hop * frame]; `views` predicts the encoder's features."""
 
     def __init__(self, config: CodecConfig, n_features: int):
         super().__init__()

@@ -1,9 +1,9 @@
 """The embedded model's language model: audiocraft's `LMModel` with a text conditioner of eight slots.
 
-The conditioner reads free text over the caption vocabulary (`captions.parse`). Every attribute owns one slot, one key of the
-cross-attention: the learnt vector of what the text says of it, the mean where it names two ("piano and guitar"), the slot's own
-"unsaid" vector where it says nothing. A tempo in bpm is interpolated between the vectors of anchors 15 bpm apart, so that it is a
-continuous dial. Unconditional means all slots unsaid.
+The conditioner reads free text over the caption vocabulary (`captions.parse`). Every attribute owns one slot, one
+key of the cross-attention: the learnt vector of what the text says of it, the mean where it names two ("piano and
+guitar"), the slot's own "unsaid" vector where it says nothing. A tempo in bpm is interpolated between the vectors
+of anchors 15 bpm apart, so that it is a continuous dial. Unconditional means all slots unsaid.
 """
 
 import warnings
@@ -44,7 +44,7 @@ class LMConfig:
 
 
 class SlotConditioner(TextConditioner):
-    """Text to eight vectors, one per attribute. `tokenize` gives weights [B, item]; `forward` gives ([B, slot, dim], mask [B, slot])."""
+    """Text to a vector per attribute: `tokenize` gives weights [B, item], `forward` [B, slot, dim] and a mask."""
 
     def __init__(self, output_dim: int, dim: int = 64):
         super().__init__(dim, output_dim)
@@ -90,7 +90,7 @@ class SlotConditioner(TextConditioner):
 
 
 def build_lm(config: LMConfig) -> LMModel:
-    """audiocraft's LM with MusicGen's own settings (delay pattern, pre-norm, cross-attention to the text) at our size."""
+    """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to the text), at our size."""
     return LMModel(
         pattern_provider=DelayedPatternProvider(config.n_q, delays=list(range(config.n_q))),
         condition_provider=ConditioningProvider({"description": SlotConditioner(config.dim)}),

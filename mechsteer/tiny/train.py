@@ -2,13 +2,13 @@
 
 Stages, in order; each resumes from its newest checkpoint after a kill at any moment:
 
-    features   encoder and quantiser, to predict the encoder's own features from the codes (all at 25 frames/s, so it is quick)
+    features   encoder and quantiser, to predict the encoder's own features from the codes, all at 25 frames/s
     encode     codes of every clip of the orchestra; the encoder is frozen from here on
     decoder    codes to sound, through multi-resolution spectral losses
     lm         codes given captions
 
-`decoder` and `lm` need only `encode` and can run side by side: `--stage decoder --threads 1 & --stage lm --threads 1`.
-A GPU is used where there is one.
+`decoder` and `lm` need only `encode` and can run side by side (`--stage lm --threads 1`). A GPU is used where there is
+one.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SHARE_UNSAID, SHARE_FULL = 0.12, 0.45  # of LM training rows: no caption at all;
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised (Jordan et al. 2024), for weight matrices; the step has an RMS of `lr` x 0.2.
+    """Momentum whose update is orthogonalised (Jordan et al. 2024), for weight matrices; steps of RMS 0.2 x `lr`.
 
     torch.optim.Muon does the same in bfloat16 only, which CPUs without bf16 multiply units run a hundred times slower.
     """
@@ -73,7 +73,7 @@ def learning_rate(step: int, steps: int, warmup: int = 100, decay: float = 0.45)
 
 
 def loop(name, steps, modules, optimizers, loss_of, work: Path, every: float = 60.0):
-    """Run `loss_of(step) -> (loss, dict of floats to log)` for `steps` steps, with checkpoints and a log; resume where one is."""
+    """Run `loss_of(step) -> (loss, values to log)` up to step `steps`, with a log, from and to checkpoints in `work`."""
     path, log = work / f"{name}.pt", work / f"{name}.log"
     start, seconds = 0, 0.0
     if path.exists():
@@ -135,7 +135,7 @@ class Orchestra:
 
 
 def train_features(codec: Codec, orchestra: Orchestra, work: Path, steps: int, batch: int, warmup: int = 250):
-    """Encoder, quantiser and the decoder's coarse trunk, to predict the encoder's features. Codes are used from step `warmup` on."""
+    """Encoder, quantiser and coarse trunk, to predict the encoder's features; through codes from step `warmup` on."""
     samples = 100 * codec.config.hop
     if not (work / "features.pt").exists():
         clips = np.random.default_rng(0).choice(orchestra.train, 512)
@@ -168,7 +168,7 @@ def train_features(codec: Codec, orchestra: Orchestra, work: Path, steps: int, b
 
 @torch.no_grad()
 def revive(codec: Codec, latent: torch.Tensor, rng, threshold: float = 0.3):
-    """Move codes that nobody uses onto residuals of this batch (audiocraft's own expiry is undone by its next average)."""
+    """Move unused codes onto residuals of this batch (audiocraft's own expiry is undone by its next average)."""
     residual = latent.transpose(1, 2).reshape(-1, latent.shape[1])
     for layer in codec.quantizer.vq.layers:
         book = layer._codebook
@@ -184,18 +184,19 @@ def encode(codec: Codec, orchestra: Orchestra, path: Path, batch: int = 32):
     """Codes [clip, codebook, frame] (uint16) of every clip, as .npy."""
     codec.eval()
     parts = []
-    for first in range(0, len(orchestra.audio), batch):
-        clips = np.arange(first, min(first + batch, len(orchestra.audio)))
+    n_clips = len(orchestra.labels)
+    for first in range(0, n_clips, batch):
+        clips = np.arange(first, min(first + batch, n_clips))
         audio = orchestra.crops(clips, np.zeros(len(clips), int), orchestra.audio.shape[1])
         parts.append(codec.encode(audio)[0].cpu().numpy().astype(np.uint16))
         if first % (batch * 50) == 0:
-            print("encode", first, "of", len(orchestra.audio), flush=True)
+            print("encode", first, "of", n_clips, flush=True)
     np.save(path.with_suffix(".part.npy"), np.concatenate(parts))
     os.replace(path.with_suffix(".part.npy"), path)
 
 
 def spectral_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Multi-resolution STFT distance of audio [B, 1, sample]: log-magnitude L1 plus spectral convergence, mean over five windows."""
+    """Multi-resolution STFT distance of audio [B, 1, sample]: log-magnitude L1 plus spectral convergence."""
     total = x.new_zeros(())
     for n_fft in (256, 512, 1024, 2048, 4096):
         window = torch.hann_window(n_fft, device=x.device)
@@ -228,7 +229,7 @@ def train_decoder(codec: Codec, orchestra: Orchestra, codes, work: Path, steps: 
 
 
 def delayed(codes: torch.Tensor, special: int) -> torch.Tensor:
-    """Codes [B, K, T] in MusicGen's delay pattern [B, K, T + K]: codebook k of frame t at step t + k + 1, `special` elsewhere."""
+    """Codes [B, K, T] in MusicGen's delay pattern [B, K, T + K]: codebook k of frame t at step t + k + 1."""
     B, K, T = codes.shape
     out = codes.new_full((B, K, T + K), special)
     for k in range(K):
@@ -243,7 +244,8 @@ def next_code_loss(lm, codes: torch.Tensor, conditions) -> torch.Tensor:
     return torch.stack(
         [
             F.cross_entropy(
-                logits[:, k, k : k + codes.shape[-1]].flatten(0, 1), sequence[:, k, k + 1 : k + 1 + codes.shape[-1]].flatten()
+                logits[:, k, k : k + codes.shape[-1]].flatten(0, 1),
+                sequence[:, k, k + 1 : k + 1 + codes.shape[-1]].flatten(),
             )
             for k in range(codes.shape[1])
         ]
@@ -251,7 +253,7 @@ def next_code_loss(lm, codes: torch.Tensor, conditions) -> torch.Tensor:
 
 
 def train_lm(lm, labels: pd.DataFrame, codes, work: Path, steps: int, batch: int, device):
-    """The LM on whole clips, with captions drawn anew each time; the validation loss every 250 steps is on scores never trained on."""
+    """The LM on whole clips, captions drawn anew each time; every 250 steps the loss on scores never trained on."""
     conditioner = lm.condition_provider.conditioners["description"]
     rows = labels.to_dict("records")
     train, valid = (np.flatnonzero(labels["split"] == split) for split in ("train", "valid"))
@@ -294,7 +296,7 @@ def main():
     parser.add_argument("--orchestra", type=Path, default=Path("data/runs/orchestra"))
     parser.add_argument("--work", type=Path, default=Path("data/runs/tiny"), help="checkpoints, logs and codes")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
-    parser.add_argument("--feature-steps", type=int, default=1200)
+    parser.add_argument("--feature-steps", type=int, default=900)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--lm-steps", type=int, default=2400)
     args = parser.parse_args()

@@ -1,0 +1,226 @@
+"""Measure the embedded model and write its card: `python -m mechsteer.tiny.card`.
+
+Everything is measured on scores that neither the codec, the LM nor the judges were trained on. Writes
+`data/tiny/card.json` (every measure with n, a 95 % interval, and the command), and with `--figures` the
+spectrograms and short clips to listen to.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from .. import paths
+from ..hearing import chroma_correlation, embedding, hear, pitch_agreement
+from ..model import load
+from . import folder
+from .captions import caption, tempo_class
+from .train import Orchestra
+
+COMMAND = "python -m mechsteer.tiny.card"
+HEARD = ("lead", "style", "drums", "mode")
+JUDGES = ("cnn", "features")
+
+
+def share(hits, **what) -> dict:
+    """A proportion with its Wilson interval."""
+    hits = np.asarray(hits, bool)
+    ci = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return what | {"value": hits.mean(), "n": len(hits), "lo": ci.low, "hi": ci.high}
+
+
+def mean(values, **what) -> dict:
+    """A mean with its bootstrap interval (percentile, 2,000 resamples of clips)."""
+    values = np.asarray(values, float)
+    draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
+    return what | {
+        "value": values.mean(),
+        "n": len(values),
+        "lo": np.quantile(draws, 0.025),
+        "hi": np.quantile(draws, 0.975),
+    }
+
+
+def correlation(x, y, **what) -> dict:
+    """Pearson's r with Fisher's interval."""
+    r = stats.pearsonr(x, y)
+    ci = r.confidence_interval()
+    return what | {"value": r.statistic, "n": len(x), "lo": ci.low, "hi": ci.high}
+
+
+def heard_right(asked: pd.DataFrame, audio, sample_rate: int, measure: str) -> list[dict]:
+    """How often each judge hears the labels asked for; tempo as class and as correlation in bpm."""
+    rows = []
+    for judge in JUDGES:
+        found = hear(audio, sample_rate, judge=judge)
+        what = {"measure": measure, "judge": judge}
+        rows += [share(found[a].to_numpy() == asked[a].to_numpy(), attribute=a, **what) for a in HEARD]
+        classes = asked["tempo"].map(tempo_class).to_numpy()
+        rows.append(share(found["tempo_class"].to_numpy() == classes, attribute="tempo class", **what))
+        rows.append(correlation(asked["tempo"], found["tempo"], attribute="tempo, r", **what))
+    return rows
+
+
+def draw_test(orchestra: Orchestra) -> pd.DataFrame:
+    """One clip per test score and style, its lead drawn: 240 clips of scores never trained on."""
+    test = orchestra.labels[orchestra.labels["split"] == "test"]
+    return test.groupby(["score", "style"]).sample(1, random_state=0).reset_index(drop=True)
+
+
+def prompts_for(asked: pd.DataFrame) -> list[str]:
+    """A full caption in varied words for each row."""
+    rng = np.random.default_rng(1)
+    return [caption(row, rng, full=True) for row in asked.to_dict("records")]
+
+
+def independent_labels(n: int) -> pd.DataFrame:
+    """Attributes drawn anew and independently, as prompts ask for them."""
+    from .compose import LEADS, STYLES, Score
+
+    rng = np.random.default_rng(2)
+    drawn = [Score.draw(11, i).labels() for i in range(n)]
+    return pd.DataFrame(drawn).assign(lead=rng.choice(list(LEADS), n), style=rng.choice(STYLES, n))
+
+
+def layer_rows(model, clips: pd.DataFrame, codes: np.ndarray) -> list[dict]:
+    """Cross-validated logistic accuracy of each label by layer; folds keep the clips of a score together."""
+    import xarray as xr
+
+    from ..scores import accuracy_by_layer
+
+    steps, parts = model.valid_steps(codes.shape[-1]), []
+    for first in range(0, len(codes), 32):
+        with torch.no_grad(), model.trace(torch.from_numpy(codes[first : first + 32].astype(np.int64))):
+            found = [model.resid[i][:, steps].mean(1).save() for i in range(model.n_layers)]
+        parts.append(torch.stack(found, 1).float().cpu().numpy())
+    coords = {name: ("clip", clips[name].to_numpy()) for name in ("lead", "style", "drums", "mode", "tempo")}
+    acts = xr.Dataset({"resid": (("clip", "layer", "d_model"), np.concatenate(parts))}, coords)
+    acts = acts.assign_coords(group=("clip", clips["score"].to_numpy()), layer=np.arange(model.n_layers))
+    acts.attrs |= {"model": model.name, "model_hash": model.hash}
+    table = accuracy_by_layer(acts, list(coords), methods=("logistic", "mse"), progress=False)
+    table = table[table["concept"].isin(("all", "drums", "tempo")) & table["metric"].isin(("accuracy", "r2"))]
+    table = table[(table["method"] == "logistic") | (table["metric"] == "r2")]
+    by = table.groupby(["label", "layer", "metric"])
+    return [
+        {"measure": "readable at layer", "attribute": label, "layer": int(layer), "metric": metric, "n": len(clips)}
+        | {
+            "value": fold["score"].mean(),
+            "lo": fold["score"].min(),
+            "hi": fold["score"].max(),
+            "interval": "range of 5 folds",
+        }
+        for (label, layer, metric), fold in by
+    ]
+
+
+def speed_rows(model, seconds: float = 8.0) -> list[dict]:
+    """Seconds of audio made per second, decoding included; median of three (one at batch 32)."""
+    rows = []
+    for batch, repeats in ((1, 3), (32, 1)):
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            model.generate(["a jazz tune with a flute lead"] * batch, duration=seconds, progress=False)
+            times.append(time.perf_counter() - began)
+        rate = batch * seconds / np.asarray(times)
+        rows.append({"measure": "speed, x real time", "attribute": f"batch {batch}", "n": repeats}
+                    | {"value": np.median(rate), "lo": rate.min(), "hi": rate.max(), "interval": "range"})  # fmt: skip
+    return rows
+
+
+def measure(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
+    """All rows of the card, and the audio that the figures show."""
+    rate, hop = model.sample_rate, int(model.sample_rate / model.frame_rate)
+    test = draw_test(orchestra).iloc[:n]
+    length = orchestra.audio.shape[1]
+    original = orchestra.crops(test["clip"], np.zeros(len(test), int), length)[:, 0].numpy()
+    codes = model.encode(original[:, None], rate)
+    rebuilt = model.decode(codes)[:, 0, :length]
+    rows = heard_right(test, original, rate, "original") + heard_right(test, rebuilt, rate, "reconstruction")
+    what = {"measure": "reconstruction"}
+    rows.append(mean(chroma_correlation(original, rebuilt, rate), attribute="chroma correlation", **what))
+    rows.append(mean(pitch_agreement(original, rebuilt, rate), attribute="pitch within 50 cents", **what))
+    rows.append(mean(model.nll(codes, prompts=prompts_for(test)), measure="nll with caption, nats/token"))
+    rows.append(mean(model.nll(codes), measure="nll without caption, nats/token"))
+    print(pd.DataFrame(rows).round(3).to_string(), flush=True)
+
+    asked = independent_labels(n)
+    seconds = codes.shape[-1] * hop / rate
+    prompted = model.generate(prompts_for(asked), duration=seconds, seed=0, guidance=3.0).audio[:, 0]
+    rows += heard_right(asked, prompted, rate, "full prompt, guidance 3")
+    free = model.generate([None] * n, duration=seconds, seed=10_000).audio[:, 0]
+    leads = hear(free, rate, judge="cnn")["lead"].value_counts().reindex(sorted(asked["lead"].unique()), fill_value=0)
+    rarest = leads.idxmin()
+    rows.append(
+        share(np.arange(n) < leads.min(), measure="unprompted", attribute=f"rarest lead ({rarest})", judge="cnn")
+    )
+    spread = lambda audio: np.sqrt(embedding(audio, rate, judge="features").var(0).mean())
+    rows.append({"measure": "unprompted", "attribute": "embedding spread against real", "judge": "features", "n": n,
+                 "value": spread(free) / spread(original)})  # fmt: skip
+    return rows, {"original": original, "reconstruction": rebuilt, "prompted": prompted, "unprompted": free,
+                  "test": test, "asked": asked}  # fmt: skip
+
+
+def training_facts(work: Path) -> dict:
+    """Steps and hours of each stage, from its log."""
+    facts = {}
+    for stage in ("features", "decoder", "lm"):
+        last = json.loads((work / f"{stage}.log").read_text().strip().splitlines()[-1])
+        facts[stage] = {"steps": last["step"], "hours": round(last["seconds"] / 3600, 2)}
+    return facts
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--orchestra", type=Path, default=Path("data/runs/orchestra"))
+    parser.add_argument("--work", type=Path, default=Path("data/runs/tiny"), help="training logs")
+    parser.add_argument("--n", type=int, default=240, help="clips per measure")
+    parser.add_argument("--figures", action="store_true", help="also write figures/tiny_* and figures/audio/tiny_*")
+    args = parser.parse_args()
+    model, orchestra = load("tiny"), Orchestra(args.orchestra, "cpu")
+    rows, shown = measure(model, orchestra, args.n)
+    clips = pd.read_parquet(paths.data() / "orchestra.parquet")
+    held = (clips["split"] == "test").to_numpy()
+    rows += layer_rows(model, clips[held], np.load(paths.data() / "orchestra_codes.npy")[held])
+    rows += speed_rows(model)
+    plain = lambda v: v.item() if isinstance(v, np.generic) else v
+    rounded = [
+        {k: round(float(v), 4) if k in ("value", "lo", "hi") else plain(v) for k, v in row.items()} for row in rows
+    ]
+    build = json.loads((args.orchestra / "build.json").read_text())
+    card = {
+        "model": "tiny",
+        "model_hash": model.hash,
+        "measured": datetime.date.today().isoformat(),
+        "command": f"{COMMAND} --n {args.n}",
+        "data": build,
+        "sizes_mb": {p.name: round(p.stat().st_size / 1e6, 2) for p in sorted(folder().glob("*.safetensors"))},
+        "parameters": {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("codec", "lm")},
+        "training": training_facts(args.work),
+        "hardware": hardware(),
+        "measures": rounded,
+    }
+    (folder() / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    print(pd.DataFrame(rounded).to_string())
+    if args.figures:
+        from .pictures import draw
+
+        draw(model, shown)
+
+
+if __name__ == "__main__":
+    main()
