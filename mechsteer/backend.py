@@ -5,14 +5,14 @@ things in them: cross-attention to padded text, and positions in half precision.
 """
 
 import contextlib
+import functools
 import importlib.machinery
 import importlib.util
-import io
 import logging
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -40,8 +40,35 @@ def _stand_in_for_xformers() -> None:
     sys.modules.update({"xformers": package, "xformers.ops": ops})
 
 
+class _Later(types.ModuleType):
+    """A module, or a name in one, that is imported when it is first called."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Later(f"{self.__name__}.{name}")
+
+    def __call__(self, *args, **kwargs):
+        top, *path = self.__name__.split(".")
+        return functools.reduce(getattr, path, importlib.import_module(top))(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _imported_later(*names: str) -> Iterator[None]:
+    """Keep heavy modules out while audiocraft is imported, which wants them for functions that few models use."""
+    absent = {name: _Later(name) for name in names if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+_HEAVY = ("transformers", "spacy", "librosa", "audiocraft.solvers", "audiocraft.solvers.compression")
+
 _stand_in_for_xformers()
-with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+with warnings.catch_warnings(), _imported_later(*_HEAVY):
     warnings.simplefilter("ignore")
     logging.getLogger("torch.distributed.elastic.multiprocessing.redirects").setLevel(logging.ERROR)
     from audiocraft.models import CompressionModel, LMModel, MusicGen, builders
@@ -58,7 +85,6 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         TextConditioner,
     )
     from audiocraft.quantization import QuantizedResult, ResidualVectorQuantizer  # noqa: F401
-    from nnsight import NNsight  # noqa: F401
     from omegaconf import OmegaConf
 
 SMALL = 100_000_000  # parameters; float32 is fast enough below
@@ -154,6 +180,13 @@ def adopt(lm: LMModel) -> LMModel:
         layer.cross_attention.__class__ = CrossAttention
         layer.cross_attention.skip_padding = t5
     return lm.eval().requires_grad_(False)
+
+
+def wrapped(lm: LMModel):
+    """nnsight's `NNsight(lm)`."""
+    from nnsight import NNsight
+
+    return NNsight(lm)
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class Model:
         feed-forward output. Layers are 0-based.
     name, hash : str; the hash names the weights, whatever dtype they are held in
     device : torch.device; dtype : torch.dtype, of the language model
-    lm, codec, nn : audiocraft's LMModel and CompressionModel, and nnsight's wrapper around `lm`
+    lm, codec, nn : audiocraft's LMModel and CompressionModel, and `NNsight(lm)`
 
     Notes
     -----
@@ -150,8 +150,9 @@ class Model:
         )
 
     @functools.cached_property
-    def nn(self) -> backend.NNsight:
-        return backend.NNsight(self.lm)
+    def nn(self):
+        """nnsight's wrapper of `lm`, made when first asked for."""
+        return backend.wrapped(self.lm)
 
     def module_of(self, site: str, layer: int) -> torch.nn.Module:
         """The PyTorch module of a site, see `SITE_MODULES` for which of its values it is."""
