@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 # public name -> the module that owns it
 _OWNERS = {
     "load": "model",
+    "hear": "hearing",
+    "embedding": "hearing",
+    "chroma_correlation": "pitch",
+    "pitch_agreement": "pitch",
     "Steering": "steering",
     "clips": "datasets",
     "collect": "activations",
@@ -25,7 +29,19 @@ _OWNERS = {
     "save_direction": "directions",
     "save_figure": "plots",
 }
-_MODULES = ("activations", "datasets", "directions", "geometry", "model", "plots", "probes", "steering", "tiny")
+_MODULES = (
+    "activations",
+    "datasets",
+    "directions",
+    "geometry",
+    "hearing",
+    "model",
+    "pitch",
+    "plots",
+    "probes",
+    "steering",
+    "tiny",
+)
 
 __all__ = sorted({*_OWNERS, *_MODULES})
 
