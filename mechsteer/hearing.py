@@ -64,7 +64,7 @@ def hear(audio: Any, sample_rate: int, judge: str = "both", weights: str | Path 
 def embedding(audio: Any, sample_rate: int, judge: str = "cnn", weights: str | Path | None = None) -> np.ndarray:
     """What one judge listens to before it decides: float32 (clip, dim), for distances between sets of clips.
 
-    `cnn`: the 96 units before the last layer. `features`: the standardised statistics of timbre. A silent clip is NaN.
+    `cnn`: the 96 units before the last layer. `features`: the standardised statistics of texture. A silent clip is NaN.
     Parameters and errors as in `hear`; `judge` is one of the two.
     """
     if judge == "both":

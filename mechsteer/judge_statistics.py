@@ -1,7 +1,7 @@
 """The second judge of `hearing`: hand-made statistics of the spectra and linear models, no neural network.
 
-- timbre: means, spreads, quantiles and movement of mel-frequency cepstral coefficients, with logistic regression for
-  lead, style and drums;
+- texture: statistics of mel-frequency cepstral coefficients, onsets and rates, with logistic regression for lead, style
+  and drums;
 - key: how loud each pitch class is in three registers. One linear template for major and one for minor is held against
   the statistics turned to every tonic;
 - tempo: a Fourier tempogram. One linear template per style is held against it at every tempo in turn.
@@ -23,17 +23,31 @@ _FPS = 16_000 / 256  # frames of the log-mel spectrogram per second
 _COEFFICIENTS = 26
 
 
-def timbre(mel: np.ndarray) -> np.ndarray:
-    """Statistics (clip, 338) of log-mel spectrograms (clip, band, frame)."""
+def texture(mel: np.ndarray) -> np.ndarray:
+    """Statistics of sound and rhythm, (clip, 618), of log-mel spectrograms (clip, band, frame).
+
+    Per cepstral coefficient its mean, spread, skewness, quantiles and movement over 1, 2, 4 and 8 frames; per band of
+    sixteen how strong its onsets are (mean, spread, quantiles); and the tempogram in 50 bands of rate.
+    """
     cepstrum = fft.dct(mel.astype(np.float32), axis=1, norm="ortho")[:, 1 : _COEFFICIENTS + 1]
     steps = np.diff(cepstrum, axis=-1)
     centred = cepstrum - cepstrum.mean(-1, keepdims=True)
     spread = cepstrum.std(-1)
     parts = [cepstrum.mean(-1), spread, np.abs(steps).mean(-1), steps.std(-1), (centred**3).mean(-1) / (spread**3 + 1)]
     parts += list(np.quantile(cepstrum, (0.1, 0.25, 0.5, 0.75, 0.9), axis=-1))
-    for lag in (2, 4, 8):  # how fast each coefficient moves
-        parts.append(np.abs(cepstrum[..., lag:] - cepstrum[..., :-lag]).mean(-1))
+    parts += [np.abs(cepstrum[..., lag:] - cepstrum[..., :-lag]).mean(-1) for lag in (2, 4, 8)]
+    onsets = rises(mel, 16)
+    strengths = [onsets.mean(-1), onsets.std(-1), *np.quantile(onsets, (0.5, 0.9, 0.97), axis=-1)]
+    rates = tempogram(mel)[..., :150].reshape(len(mel), 4, 50, 3).max(-1)
+    parts += [np.log(x + 0.02) for x in strengths] + [np.log(rates + 0.05).reshape(len(mel), -1)]
     return np.concatenate(parts, axis=1)
+
+
+def rises(mel: np.ndarray, bands: int) -> np.ndarray:
+    """How much each band rose over two frames, (clip, band, frame - 2), in nepers of power; 0 where it fell."""
+    mel = mel.astype(np.float32)
+    rise = np.maximum(mel[..., 2:] - mel[..., :-2], 0)
+    return rise.reshape(len(mel), bands, -1, rise.shape[-1]).mean(2)
 
 
 def pitch_classes(notes: np.ndarray) -> np.ndarray:
@@ -52,9 +66,7 @@ def turned(classes: np.ndarray) -> np.ndarray:
 
 def tempogram(mel: np.ndarray) -> np.ndarray:
     """Strength of each rate in the onsets of four bands, (clip, 4, rate); rates around `BPM`, 24 per octave."""
-    mel = mel.astype(np.float32)
-    rise = np.maximum(mel[..., 2:] - mel[..., :-2], 0)
-    onset = rise.reshape(len(mel), 4, -1, rise.shape[-1]).mean(2)
+    onset = rises(mel, 4)
     onset -= onset.mean(-1, keepdims=True)
     onset /= onset.std(-1, keepdims=True) + 1e-3
     frames = onset.shape[-1]
@@ -81,7 +93,7 @@ def linear(x: np.ndarray, weights: dict, name: str) -> np.ndarray:
 
 def judge(mel: np.ndarray, notes: np.ndarray, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Log-probabilities of lead, style, drums, beat (over BPM) and key (mode, tonic from A), and the `embedding`."""
-    x = standardise(timbre(mel), weights, "timbre")
+    x = standardise(texture(mel), weights, "texture")
     out = {name: log_softmax(linear(x, weights, name), axis=1) for name in ("lead", "style", "drums")}
     key = linear(standardise(turned(pitch_classes(notes)), weights, "turned"), weights, "key")
     out["key"] = log_softmax(key.reshape(len(x), -1), axis=1).reshape(len(x), 12, 2).swapaxes(1, 2)

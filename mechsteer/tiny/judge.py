@@ -122,7 +122,7 @@ def train_network(mel, notes, goal, epochs: float = 6, batch: int = 32, rate: fl
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
     steps = int(epochs * len(mel) / batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
-    goal = {name: torch.from_numpy(values) for name, values in goal.items()}
+    goal = {name: torch.tensor(values) for name, values in goal.items()}
     bpm, order, mean, began = beat_bpm().numpy(), np.empty(0, int), {}, time.monotonic()
     for step in range(steps):
         if len(order) < batch:
@@ -158,7 +158,7 @@ def train_network(mel, notes, goal, epochs: float = 6, batch: int = 32, rate: fl
 def train_statistics(mel, notes, goal, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights of `judge_statistics`, fitted on every clip as it is and once more as `augment` and a crop leave it."""
     rng = np.random.default_rng(seed)
-    timbre, turned, around = [], [], []
+    texture, turned, around = [], [], []
     for first in range(0, 2 * len(mel), 100):
         rows = np.arange(first, min(first + 100, 2 * len(mel))) % len(mel)
         again = first >= len(mel)
@@ -167,10 +167,10 @@ def train_statistics(mel, notes, goal, seed: int = 0) -> dict[str, np.ndarray]:
         x, y = crop(mel[rows], notes[rows], 0, length)
         x, y = augment(x, y, rng) if again else (x, y)
         x, y = x.numpy(), y.numpy()
-        timbre.append(statistics.timbre(x))
+        texture.append(statistics.texture(x))
         turned.append(statistics.turned(statistics.pitch_classes(y)))
         around.append(statistics.around(statistics.tempogram(x)))
-    data = {"timbre": np.concatenate(timbre), "turned": np.concatenate(turned), "around": np.concatenate(around)}
+    data = {"texture": np.concatenate(texture), "turned": np.concatenate(turned), "around": np.concatenate(around)}
     weights = {}
     for name, x in data.items():
         flat = x.reshape(-1, x.shape[-1])
@@ -178,7 +178,7 @@ def train_statistics(mel, notes, goal, seed: int = 0) -> dict[str, np.ndarray]:
         data[name] = statistics.standardise(x, weights, name).astype(np.float32)
     goal = {name: np.concatenate([values, values]) for name, values in goal.items()}
     for name in ("lead", "style", "drums"):
-        model = LogisticRegression(C=0.02, max_iter=400).fit(data["timbre"], goal[name])
+        model = LogisticRegression(C=0.1, max_iter=400).fit(data["texture"], goal[name])
         coefficients, bias = model.coef_, model.intercept_
         if len(bias) == 1:  # two classes: the score of the second against the first
             coefficients, bias = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
@@ -211,7 +211,7 @@ def _templates(name, x, hit, allowed, penalty=3e-4):
         return value, np.concatenate([gradient.ravel(), slope.sum(0)])
 
     start = np.zeros(classes * (size + 1))
-    best = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 120}).x
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 60}).x
     return {f"{name}.weight": best[:-classes].reshape(classes, size), f"{name}.bias": best[-classes:]}
 
 
