@@ -31,6 +31,7 @@ _OWNERS = {
 }
 _MODULES = (
     "activations",
+    "checks",
     "datasets",
     "directions",
     "geometry",

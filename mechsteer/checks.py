@@ -1,0 +1,165 @@
+"""Checks of the notebooks' exercises, which say what is wrong and why.
+
+Each takes the reader's answer, tries it on a small case with a known result, prints one sentence and returns whether
+the answer is right. Nothing is raised for a wrong answer, so a notebook with unsolved exercises runs to its end; an
+exception inside the reader's own function is the reader's to see.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+__all__ = ["cosine", "grouped_split", "honest_score", "pattern", "predict", "without"]
+
+EMPTY = "nothing came back. Replace the ... by your code, and return the result"
+
+
+def exercise(right: str) -> Callable:
+    """Turn a generator of problems into a check: print the first problem, or `right`; return whether there was none."""
+
+    def decorate(problems: Callable[..., Iterator[str]]) -> Callable[..., bool]:
+        @functools.wraps(problems)
+        def check(answer) -> bool:
+            problem = next(problems(answer), None)
+            said = f"Right: {right}" if problem is None else f"Not yet: {problem}"
+            print(said if said.endswith("?") else f"{said}.")
+            return problem is None
+
+        return check
+
+    return decorate
+
+
+@exercise("a probe is a dot product, a slope and a threshold, nothing else")
+def predict(answer: Callable) -> Iterator[str]:
+    """02: `answer(direction, x)` says which rows of x [n, d] a probe takes for its concept: bool [n]."""
+    rng = np.random.default_rng(0)
+    x, values = rng.standard_normal((200, 8)) + 1, np.eye(8)[3]
+    direction = xr.DataArray(values, dims="d_model", coords={"slope": 2.0, "bias": -3.0})
+    got, truth = answer(direction, x), 2 * x[:, 3] - 3 > 0
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got)
+    if got.shape != truth.shape:
+        yield f"for 200 rows the result should have shape (200,), not {got.shape}: one dot product per row of x"
+    if got.dtype != bool:
+        yield f"the result should be true or false, not {got.dtype}: the probe says yes where its score is above 0"
+    if (got == (x[:, 3] > 0)).all() or (got == (x[:, 3] - 3 > 0)).all() or (got == (2 * x[:, 3] > 0)).all():
+        yield "did you leave out the slope or the bias? score = slope * (x . direction) + bias"
+    if (got == ~truth).all():
+        yield "every answer is the wrong way round: a direction points towards its concept, so yes is above 0"
+    if (got != truth).any():
+        yield f"{int((got != truth).sum())} of 200 rows differ from slope * (x . direction) + bias > 0"
+
+
+@exercise("no score is on both sides, and another seed draws another split")
+def grouped_split(answer: Callable) -> Iterator[str]:
+    """02: `answer(groups, share, seed)` says which clips are for testing: bool [n], whole groups, about that share."""
+    groups = np.repeat([f"{i:05d}" for i in range(40)], 6)
+    got = answer(groups, 0.25, 0)
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got)
+    if got.shape != groups.shape or got.dtype != bool:
+        yield f"for 240 clips the result should be 240 times true or false, not {got.dtype} of shape {got.shape}"
+    torn = [g for g in np.unique(groups) if len(set(got[groups == g])) > 1]
+    if torn:
+        yield (
+            f"{len(torn)} of 40 scores are on both sides ({torn[0]} is one): a probe could know the tune by heart. "
+            "Draw scores, then take all their clips"
+        )
+    if not 0.15 <= got.mean() <= 0.35:
+        yield f"{got.mean():.0%} of the clips are for testing, and 25 % were asked for: is true training or testing?"
+    if (got == np.asarray(answer(groups, 0.25, 1))).all():
+        yield "seeds 0 and 1 give the same split: make a generator from the seed"
+    if (got != np.asarray(answer(groups, 0.25, 0))).any():
+        yield "the same seed gives another split each time: make a generator from the seed, inside the function"
+
+
+@exercise("the layer was chosen without looking at the fold that is reported")
+def honest_score(answer: Callable) -> Iterator[str]:
+    """02: `answer(table)` is the mean over folds of `score` at the layer that is best on the other folds."""
+    rng = np.random.default_rng(0)
+    grid = pd.DataFrame(rng.normal(0.5, 0.1, (5, 12))).rename_axis(index="fold", columns="layer")
+    table = grid.stack().rename("score").reset_index()
+    got = answer(table)
+    if got is None:
+        yield EMPTY
+    truth = np.mean([grid.loc[f, grid.drop(f).mean().idxmax()] for f in grid.index])
+    if np.isclose(got, grid.mean().max()):
+        yield (
+            "this is the best layer's mean. The layers of this table differ by luck only, and the best of 12 looks "
+            f"like {got:.2f} where the truth is 0.50: choose the layer on the other folds"
+        )
+    if np.isclose(got, grid.max(axis=1).mean()):
+        yield f"this takes the best layer of each fold on that very fold ({got:.2f}, where the truth is 0.50)"
+    if not np.isclose(got, truth):
+        yield f"expected {truth:.4f}, not {float(got):.4f}: for each fold, the layer with the best mean on the others"
+
+
+@exercise("a cosine doesn't change with the lengths of its vectors")
+def cosine(answer: Callable) -> Iterator[str]:
+    """03: `answer(a, b)` is the cosine of two vectors of any length."""
+    a, b = np.random.default_rng(0).standard_normal((2, 16)) * [[3.0], [0.5]]
+    got = answer(a, b)
+    if got is None:
+        yield EMPTY
+    truth = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    if np.isclose(got, a @ b):
+        yield "did you forget to normalise? The dot product grows with both lengths"
+    if np.isclose(got, np.degrees(np.arccos(truth))) or np.isclose(got, np.arccos(truth)):
+        yield "this is the angle; its cosine is asked for"
+    if not np.isclose(got, truth):
+        yield f"expected {truth:.4f} and got {float(got):.4f}: the dot product over the product of both lengths"
+
+
+@exercise("what a read-out reacts to is not what it is made of")
+def pattern(answer: Callable) -> Iterator[str]:
+    """03: `answer(w, x)` is the unit vector along covariance(x) w, the pattern that a read-out w picks up."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + 5
+    w = rng.standard_normal(6)
+    got = answer(w, x)
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got, float)
+    if got.shape != w.shape:
+        yield f"the result should have the shape of w, {w.shape}, not {got.shape}"
+    of = lambda matrix: (matrix @ w) / np.linalg.norm(matrix @ w)
+    truth, close = of(np.cov(x.T)), lambda a, b: np.allclose(a, b, atol=1e-3)
+    if close(got, of(x.T @ x)):
+        yield "did you forget to subtract the mean? A covariance is about deviations from it"
+    if close(got, of(np.linalg.inv(np.cov(x.T)))):
+        yield "this divides by the covariance; the pattern multiplies by it"
+    if close(got / np.linalg.norm(got), truth) and not close(got, truth):
+        yield "the direction is right, its length isn't: make it a unit vector"
+    if not close(got, truth):
+        yield f"its cosine with covariance(x) w is {got @ truth / np.linalg.norm(got):.3f}, not 1"
+
+
+@exercise("what is left is a unit vector that shares nothing with the second")
+def without(answer: Callable) -> Iterator[str]:
+    """03: `answer(a, b)` is a without its part along b, as a unit vector; a and b are unit vectors."""
+    a, b = np.random.default_rng(0).standard_normal((2, 16)) + 1
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    got = answer(a, b)
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got, float)
+    if got.shape != a.shape:
+        yield f"the result should have the shape of a, {a.shape}, not {got.shape}"
+    if np.allclose(got / np.linalg.norm(got), (a - b) / np.linalg.norm(a - b)):
+        yield "this subtracts all of b; take off only as much of b as a holds: (a . b) b"
+    if abs(got @ b) > 1e-6 * np.linalg.norm(got):
+        yield f"its dot product with b is {got @ b:.3f}; nothing along b should be left"
+    if not np.isclose(np.linalg.norm(got), 1):
+        yield f"its length is {np.linalg.norm(got):.3f}; scale it to 1 again"
+    if got @ a < 0:
+        yield "it points away from a: was the sign turned?"
+    if not np.allclose(got, (a - (a @ b) * b) / np.linalg.norm(a - (a @ b) * b)):
+        yield "it is orthogonal to b, but holds something that was not in a"

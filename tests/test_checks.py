@@ -1,0 +1,66 @@
+"""The exercises' checks: each accepts a right answer, and says of the usual wrong ones what is wrong."""
+
+import numpy as np
+import pytest
+
+from mechsteer import checks
+
+unit = lambda v: v / np.linalg.norm(v)
+
+
+def split(groups, share, seed):
+    names = np.unique(groups)
+    return np.isin(groups, np.random.default_rng(seed).choice(names, round(share * len(names)), replace=False))
+
+
+def honest(table):
+    grid = table.pivot(index="fold", columns="layer", values="score")
+    return np.mean([grid.loc[f, grid.drop(f).mean().idxmax()] for f in grid.index])
+
+
+RIGHT = {
+    "predict": lambda d, x: d.slope.item() * (x @ d.values) + d.bias.item() > 0,
+    "grouped_split": split,
+    "honest_score": honest,
+    "cosine": lambda a, b: unit(a) @ unit(b),
+    "pattern": lambda w, x: unit(np.cov(x.T) @ w),
+    "without": lambda a, b: unit(a - (a @ b) * b),
+}
+WRONG = [
+    ("predict", lambda d, x: x @ d.values > 0, "leave out the slope or the bias"),
+    ("predict", lambda d, x: 2 * (x @ d.values) - 3, "true or false, not float64"),
+    ("predict", lambda d, x: ~RIGHT["predict"](d, x), "the wrong way round"),
+    ("predict", lambda d, x: x > 0, "shape (200,), not (200, 8)"),
+    ("grouped_split", lambda g, s, k: np.random.default_rng(k).random(len(g)) < s, "are on both sides"),
+    ("grouped_split", lambda g, s, k: ~split(g, s, k), "is true training or testing?"),
+    ("grouped_split", lambda g, s, k: split(g, s, 0), "seeds 0 and 1 give the same split"),
+    ("honest_score", lambda t: t.groupby("layer").score.mean().max(), "the best of 12 looks like"),
+    ("honest_score", lambda t: t.groupby("fold").score.max().mean(), "on that very fold"),
+    ("honest_score", lambda t: t.score.mean(), "expected"),
+    ("cosine", lambda a, b: a @ b, "forget to normalise"),
+    ("cosine", lambda a, b: np.arccos(unit(a) @ unit(b)), "this is the angle"),
+    ("pattern", lambda w, x: np.cov(x.T) @ w, "its length isn't"),
+    ("pattern", lambda w, x: unit(x.T @ x @ w), "subtract the mean"),
+    ("pattern", lambda w, x: unit(np.linalg.inv(np.cov(x.T)) @ w), "divides by the covariance"),
+    ("pattern", lambda w, x: unit(w), "not 1"),
+    ("without", lambda a, b: unit(a - b), "subtracts all of b"),
+    ("without", lambda a, b: a, "nothing along b should be left"),
+    ("without", lambda a, b: a - (a @ b) * b, "scale it to 1 again"),
+    ("without", lambda a, b: -unit(a - (a @ b) * b), "the sign turned?"),
+]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_answer_is_accepted_and_an_empty_one_is_not(name, capsys):
+    check = getattr(checks, name)
+    assert check(RIGHT[name]) is True
+    assert capsys.readouterr().out.startswith("Right: ")
+    assert check(lambda *arguments: None) is False
+    assert "nothing came back" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "answer", "told"), WRONG, ids=[f"{name}-{told}" for name, _, told in WRONG])
+def test_a_wrong_answer_is_told_why(name, answer, told, capsys):
+    assert getattr(checks, name)(answer) is False
+    said = capsys.readouterr().out
+    assert said.startswith("Not yet: ") and told in said and said.count("\n") == 1
