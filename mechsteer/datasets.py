@@ -89,6 +89,7 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
             raise ValueError(f"no column {group!r} to group by; there are {', '.join(map(str, table))}")
         table["group"] = table[group].astype(str)
     table["group"] = table["group"].where(table["group"].notna(), table["path"]) if "group" in table else table["path"]
+    table["clip"] = table["clip"].astype(str) if "clip" in table else table["path"]
     table["problem"], table["seconds"] = zip(*(_header(root / path) for path in table["path"]), strict=True)
     table["path"] = [str(root / path) for path in table["path"]]
     return _cut(table, segment)
@@ -135,7 +136,7 @@ def _header(path: Path) -> tuple[str, float]:
     try:
         info = soundfile.info(str(path), verbose=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        return "not audio that libsndfile reads (wav, flac, ogg, mp3); convert it, for instance with ffmpeg", 0.0
+        return "not audio that libsndfile reads (wav, flac, ogg, mp3), or damaged", 0.0
     if any(line.startswith("data ") and "should be" in line for line in info.extra_info.splitlines()):
         return f"truncated: {info.duration:.2f} s are there, the header promises more", info.duration
     return ("" if info.frames > 0 else "no samples (empty or truncated)"), info.duration
@@ -150,14 +151,15 @@ def _cut(table: pd.DataFrame, segment: float | None) -> pd.DataFrame:
         length = seconds - begin if pd.isna(row.get("duration")) else float(row["duration"])
         if not row["problem"] and not (begin >= 0 and 0 < length <= seconds - begin + SHORT):
             row["problem"] = f"start {begin:g} s and duration {length:g} s lie outside the file's {seconds:.2f} s"
-        name, pieces = row.get("clip", row["path"]), 1
-        if segment and not row["problem"] and length > segment:
+        name, pieces = row["clip"], 1
+        longer = segment is not None and not row["problem"] and length > segment
+        if longer:
             pieces = int(length // segment)
             pieces += length - pieces * segment >= segment / 2
         for i in range(pieces):
-            start = begin + i * (segment or 0)
-            own = length if pieces == 1 else min(segment, begin + length - start)
-            clip = f"{name}@{start:g}" if pieces > 1 else str(name)
+            start = begin + i * segment if longer else begin
+            own = min(segment, begin + length - start) if longer else length
+            clip = f"{name}@{start:g}" if longer else name
             problem = row["problem"] or (f"the name {clip!r} is taken by an earlier row" if clip in seen else "")
             if clip in seen:
                 seen[clip] += 1

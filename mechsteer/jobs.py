@@ -118,7 +118,7 @@ class Job:
         """Teacher-forced, batches of similar lengths."""
         codes = encode(model, rows, problems)
         good = sorted((i for i, c in enumerate(codes) if c is not None), key=lambda i: codes[i].shape[-1])
-        prompts = rows["prompt"].tolist() if "prompt" in rows else None
+        prompts = _texts(rows["prompt"]) if "prompt" in rows else None
         while good:
             size = auto_batch(model, codes[good[-1]].shape[-1]) if self.batch_size == "auto" else int(self.batch_size)
             some, good = good[:size], good[size:]
@@ -136,13 +136,17 @@ class Job:
             lengths = [self.n_frames] * len(some)
             with Reader(model, self.sites, self.layers, lengths, self.pool) as reader:
                 made = model.generate(
-                    [None if pd.isna(p) else p for p in some["prompt"]],
+                    _texts(some["prompt"]),
                     seed=some["seed"].tolist(),
                     batch_size=len(some),
                     progress=False,
                     **given,
                 )
             yield list(range(at, at + len(some))), lengths, reader.result() | {"codes": made.codes.numpy()}
+
+
+def _texts(column: pd.Series) -> list[str | None]:
+    return [None if pd.isna(text) else text for text in column]
 
 
 def encode(model: Model, rows: pd.DataFrame, problems: list[str]) -> list:

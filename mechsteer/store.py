@@ -84,12 +84,13 @@ class Store:
     def _relabel(self, labels: pd.DataFrame, others: set[str]) -> None:
         """Give the store the labels of this call, where they differ; activations stay."""
         names = set(self.group.array_keys()) - others
-        there = _plain(xr.open_zarr(self.where, consolidated=False, chunks=None)[sorted(names)].reset_coords().load())
-        wanted = xr.Dataset(coords=_coords(labels), attrs=self.group.attrs.asdict())
-        if there.equals(_plain(wanted).reset_coords()):
+        there = xr.open_zarr(self.where, consolidated=False, chunks=None)[sorted(names)].load()
+        wanted = xr.Dataset(coords=_coords(labels), attrs=there.attrs)
+        if _plain(there).reset_coords().equals(_plain(wanted).reset_coords()):
             return
         for name in names:
             del self.group[name]
+        self.group.attrs.pop("coordinates", None)  # xarray's list of the old ones
         wanted.to_zarr(self.where, mode="a", consolidated=False)
 
     def todo(self) -> list[int]:
@@ -146,6 +147,8 @@ def open_activations(path) -> xr.Dataset:
     weight = acts["n_frames"] / max(int(acts["n_frames"].sum()), 1)
     for name in [name for name in acts.data_vars if str(name).endswith("_norm")]:
         acts[name] = (acts[name].astype(float) * weight).sum("clip").astype("float32")
+    order = [*options["sites"], *(f"{site}_norm" for site in options["sites"]), "input"]
+    acts = acts[[*order, *(name for name in acts.data_vars if name not in order)]]
     acts = acts.assign_coords(layer=options["layers"])
     acts.attrs["skipped"] = json.dumps(skipped, ensure_ascii=False)
     return acts
