@@ -63,7 +63,7 @@ def log_mel(audio: np.ndarray, size: int = 1024, hop: int = 256, bands: int = 64
 
 
 def notes(audio: np.ndarray, size: int = 8192, hop: int = 2048) -> np.ndarray:
-    """Magnitude at each semitone from A1 (55 Hz) up five octaves, (clip, note, frame), in units of the clip's RMS."""
+    """Magnitude of each semitone from A1 (55 Hz) up five octaves, (clip, note, frame); a lone steady note reads 1.2."""
     return np.sqrt(power(level(audio), size, hop) @ note_filters(size)).swapaxes(1, 2)
 
 
