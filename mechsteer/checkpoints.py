@@ -11,6 +11,7 @@ import torch
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
+TRAINING_ONLY = ("embed_avg", "cluster_size", "inited")  # a quantiser's running averages
 
 
 def locate(source: str | Path, filename: str) -> Path:
@@ -65,10 +66,12 @@ def read(path: Path) -> dict:
 
 
 def fingerprint(*states: Mapping[str, torch.Tensor]) -> str:
-    """Twelve hex digits that name these weights: names, shapes and up to 1,024 values of every tensor."""
+    """Twelve hex digits that name these weights: names, shapes and up to 1,024 values of every tensor that is used."""
     digest = hashlib.sha256()
     for state in states:
         for name, tensor in sorted(state.items()):
+            if name.endswith(TRAINING_ONLY):
+                continue
             values = tensor.detach().reshape(-1)
             values = values[:: max(1, len(values) // 1024)][:1024].float().cpu().contiguous()
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.numpy().tobytes())

@@ -14,21 +14,7 @@ from torch.nn import functional as F
 
 from . import backend, checkpoints
 from .audio import Generation, to_clips
-from .backend import (  # noqa: F401  (for mechsteer.tiny)
-    AttributeDropout,
-    BaseConditioner,
-    ClassifierFreeGuidanceDropout,
-    CompressionModel,
-    ConditionFuser,
-    ConditioningAttributes,
-    ConditioningProvider,
-    DelayedPatternProvider,
-    LMModel,
-    MusicGen,
-    QuantizedResult,
-    ResidualVectorQuantizer,
-    TextConditioner,
-)
+from .backend import ConditioningAttributes, MusicGen
 from .effects import plan
 from .sampling import SITE_MODULES, Sampler, sampled, steered
 from .steering import Steering, Steerings, to_frames

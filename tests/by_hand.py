@@ -107,6 +107,6 @@ def with_nnsight(model, prompts, seeds, n_frames: int, site: str, layers, change
 
 
 def attributes(prompts):
-    from mechsteer.model import ConditioningAttributes
+    from mechsteer.backend import ConditioningAttributes
 
     return [ConditioningAttributes(text={"description": prompt}) for prompt in prompts]
