@@ -15,6 +15,7 @@ _OWNERS = {
     "embedding": "hearing",
     "chroma_correlation": "pitch",
     "pitch_agreement": "pitch",
+    "Generation": "audio",
     "Steering": "steering",
     "clips": "datasets",
     "collect": "activations",
