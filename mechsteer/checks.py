@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-__all__ = ["cosine", "grouped_split", "honest_score", "pattern", "predict", "without"]
+__all__ = ["cosine", "grouped_split", "honest_score", "mean_over_clip", "pattern", "predict", "step_of", "without"]
 
 EMPTY = "nothing came back. Replace the ... by your code, and return the result"
 
@@ -33,6 +33,40 @@ def exercise(right: str) -> Callable:
         return check
 
     return decorate
+
+
+@exercise("only steps that have heard the clip, and nothing but the clip, count")
+def mean_over_clip(answer: Callable) -> Iterator[str]:
+    """01: `answer(h, n_frames)` is the mean of h [step, d] over steps 1 to n_frames; later steps are padding."""
+    h = np.random.default_rng(0).standard_normal((12, 4)) + np.arange(12)[:, None]
+    got, truth = answer(h, 8), h[1:9].mean(0)
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got)
+    if got.shape != truth.shape:
+        yield f"the result should have shape {truth.shape}, one number per dimension, not {got.shape}"
+    if np.allclose(got, h.mean(0)):
+        yield "this averages over the padding too: a short clip in a batch would be mixed with what stands behind it"
+    if np.allclose(got, h[:9].mean(0)):
+        yield "step 0 holds the special token, before anything was heard: leave it out"
+    if np.allclose(got, h[:8].mean(0)) or np.allclose(got, h[1:8].mean(0)):
+        yield "one step is missing at the end: frame t has just been heard at step t + 1"
+    if not np.allclose(got, truth):
+        yield "expected the mean over steps 1 to n_frames"
+
+
+@exercise("the codes of a frame are spread over as many steps as there are codebooks")
+def step_of(answer: Callable) -> Iterator[str]:
+    """01: `answer(frame, codebook)` is the sequence step at which the code of a frame and codebook stands."""
+    got = [answer(t, k) for t, k in ((0, 0), (0, 3), (10, 0), (10, 3))]
+    if None in got:
+        yield EMPTY
+    if got == [0, 0, 10, 10]:
+        yield "did you forget the delay? Codebook k stands k steps later than codebook 0"
+    if got == [0, 3, 10, 13]:
+        yield "step 0 holds the special token, so everything is one step later"
+    if got != [1, 4, 11, 14]:
+        yield f"frame 10 of codebook 3 stands at step 14, not {got[3]}"
 
 
 @exercise("a probe is a dot product, a slope and a threshold, nothing else")

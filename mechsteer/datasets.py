@@ -181,8 +181,7 @@ def read_clip(row) -> tuple[np.ndarray, int]:
     ValueError  saying what is wrong: damaged, truncated, silent, or not finite.
     """
     if row.get("codes") is not None:
-        tiny = _tiny()
-        return tiny.decode(np.asarray(row["codes"], dtype="int64"))[0], tiny.sample_rate
+        return _decode(np.asarray(row["codes"], dtype="int64"))
     import soundfile
 
     try:
@@ -268,10 +267,18 @@ def _shipped(name: str) -> pd.DataFrame:
 
 
 @functools.cache
-def _tiny():
-    from .model import load
+def _codec():
+    from .tiny import load_codec
 
-    return load("tiny", device="cpu", dtype="float32")
+    return load_codec()
+
+
+def _decode(codes: np.ndarray) -> tuple[np.ndarray, int]:
+    """Audio (channel, sample) of codes of the embedded model's codec, and its rate."""
+    import torch
+
+    with torch.no_grad():
+        return _codec().decode(torch.from_numpy(codes)[None])[0].numpy(), int(_codec().sample_rate)
 
 
 def codes_of(row, model_name: str):

@@ -149,8 +149,12 @@ def _texts(column: pd.Series) -> list[str | None]:
     return [None if pd.isna(text) else text for text in column]
 
 
-def encode(model: Model, rows: pd.DataFrame, problems: list[str]) -> list:
-    """Codes (codebook, frame) of every row, None where `problems`, filled here, says why there are none."""
+def encode(model: Model, rows: pd.DataFrame, problems: list[str] | None = None) -> list:
+    """Codes (codebook, frame) of every row of `ms.clips`; where there are none, None, and why in `problems`.
+
+    Without a list of `problems` to fill, ValueError says what is wrong with the first bad clip.
+    """
+    strict, problems = problems is None, [""] * len(rows) if problems is None else problems
     codes: list = [None] * len(rows)
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {}  # samples -> rows of that length
     for i, row in enumerate(rows.to_dict("records")):
@@ -174,6 +178,9 @@ def encode(model: Model, rows: pd.DataFrame, problems: list[str]) -> list:
     for i, one in enumerate(codes):
         if one is not None and (one.shape[0] != model.n_codebooks or int(one.max()) >= model.lm.card):
             codes[i], problems[i] = None, f"codes {tuple(one.shape)} are not of this model's codec"
+    if strict and any(problems):
+        first = next(i for i, problem in enumerate(problems) if problem)
+        raise ValueError(f"{rows['clip'].iloc[first]}: {problems[first]}")
     return codes
 
 

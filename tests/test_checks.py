@@ -19,6 +19,8 @@ def honest(table):
 
 
 RIGHT = {
+    "mean_over_clip": lambda h, n: h[1 : n + 1].mean(0),
+    "step_of": lambda t, k: t + k + 1,
     "predict": lambda d, x: d.slope.item() * (x @ d.values) + d.bias.item() > 0,
     "grouped_split": split,
     "honest_score": honest,
@@ -27,6 +29,14 @@ RIGHT = {
     "without": lambda a, b: unit(a - (a @ b) * b),
 }
 WRONG = [
+    ("mean_over_clip", lambda h, n: h[1 : n + 1], "one number per dimension"),
+    ("mean_over_clip", lambda h, n: h.mean(0), "over the padding too"),
+    ("mean_over_clip", lambda h, n: h[: n + 1].mean(0), "before anything was heard"),
+    ("mean_over_clip", lambda h, n: h[1:n].mean(0), "one step is missing"),
+    ("mean_over_clip", lambda h, n: h[n], "expected the mean"),
+    ("step_of", lambda t, k: t, "forget the delay"),
+    ("step_of", lambda t, k: t + k, "one step later"),
+    ("step_of", lambda t, k: t - k + 1, "stands at step 14, not 8"),
     ("predict", lambda d, x: x @ d.values > 0, "leave out the slope or the bias"),
     ("predict", lambda d, x: 2 * (x @ d.values) - 3, "true or false, not float64"),
     ("predict", lambda d, x: ~RIGHT["predict"](d, x), "the wrong way round"),
