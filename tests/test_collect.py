@@ -23,6 +23,12 @@ LENGTHS = (13, 9, 9, 2, 12, 5, 6)
 quietly = partial(ms.collect, progress=False)
 
 
+@pytest.fixture(scope="module")
+def small_model(meta_folder):
+    """The checkpoint of Meta's format alone, where the embedded model would show nothing more."""
+    return ms.load(meta_folder, device="cpu", dtype="float32")
+
+
 def coded(model, lengths=LENGTHS, seed: int = 0) -> pd.DataFrame:
     """Clips of random codes, of the given numbers of frames, with labels (one of them with gaps) and groups."""
     rng, n = np.random.default_rng(seed), len(lengths)
@@ -104,7 +110,7 @@ def test_reading_equals_nnsight_and_the_input_is_the_sum_of_the_embeddings(model
 
 
 def test_labels_arrive_as_coords_with_their_gaps_and_probes_read_them(model):
-    table = coded(model)
+    table = coded(model, LENGTHS * 2)
     acts = quietly(model, table)
     assert acts["style"].values.tolist() == table["style"].fillna("").tolist()
     assert acts["drums"].dtype == bool and acts["group"].values.tolist() == list(table["group"])
@@ -311,7 +317,8 @@ def test_an_unfinished_store_opens_with_a_warning(model, tmp_path, monkeypatch):
         ms.open_activations(tmp_path / "nowhere")
 
 
-def test_killed_at_any_moment_the_same_call_finishes_the_rest(model, tmp_path, monkeypatch):
+def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_path, monkeypatch):
+    model = small_model
     monkeypatch.setattr(jobs, "BLOCK", 3)
     table = coded(model, [2 + i % 5 for i in range(24)])
     collect = partial(quietly, model, table, sites=("resid", "heads"), batch_size=2)
@@ -339,12 +346,12 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(model, tmp_path, m
     assert cut_short >= 10, "most kills should come before the end"
 
 
-def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(meta_folder, tmp_path, monkeypatch):
+def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(small_model, tmp_path, monkeypatch):
     import ray
 
     from mechsteer import ray_engine
 
-    model = ms.load(meta_folder, device="cpu", dtype="float32")
+    model = small_model
     monkeypatch.setattr(jobs, "BLOCK", 2)
     table = coded(model, [2 + i % 5 for i in range(24)])
     victim = tmp_path / "victim"
