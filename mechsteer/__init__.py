@@ -32,6 +32,7 @@ _OWNERS = {
 }
 _MODULES = (
     "activations",
+    "audio",
     "checks",
     "datasets",
     "directions",
