@@ -142,7 +142,8 @@ def open_activations(path) -> xr.Dataset:
     skipped = [
         {"clip": str(c), "problem": p} for c, p in zip(raw["clip"].values[done], problem[done], strict=True) if p
     ]
-    acts = raw.drop_vars(["done", "problem"]).isel(clip=np.flatnonzero(done & (problem == "")))
+    acts, good = raw.drop_vars(["done", "problem"]), done & (problem == "")
+    acts = acts if good.all() else acts.isel(clip=np.flatnonzero(good))
     acts = acts.set_coords([name for name in acts.data_vars if name == "n_frames"])
     weight = acts["n_frames"] / max(int(acts["n_frames"].sum()), 1)
     for name in [name for name in acts.data_vars if str(name).endswith("_norm")]:
@@ -195,7 +196,8 @@ def _agree(path: Path, attrs: dict) -> None:
     except (KeyError, OSError, ValueError) as error:
         raise ValueError(f"{path} is there and is not a store of activations; choose another out=") from error
     now = json.loads(attrs["options"])
-    wrong = [f"{k}: {there.get(k)!r} there, {now.get(k)!r} here" for k in now | there if there.get(k) != now.get(k)]
+    keys = [k for k in now | there if there.get(k) != now.get(k) and k != "block"]  # its blocks are kept as they are
+    wrong = [f"{k}: {there.get(k)!r} there, {now.get(k)!r} here" for k in keys]
     if wrong:
         raise ValueError(
             f"{path} was collected otherwise ({'; '.join(wrong)}). Nothing was changed: choose another out=, call with "
