@@ -217,10 +217,10 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
 
 def _orchestra() -> pd.DataFrame:
     table = _shipped("orchestra.parquet").rename(columns={"start": "first_beat"})
-    codes = np.load(_where("orchestra_codes.npy"), mmap_mode="r", allow_pickle=False)
+    codes = np.load(_where("orchestra_codes.npz"), allow_pickle=False)["codes"]
     if len(codes) != len(table):
         raise ValueError(
-            f"orchestra_codes.npy has {len(codes)} clips and orchestra.parquet {len(table)}; fetch both again"
+            f"orchestra_codes.npz has {len(codes)} clips and orchestra.parquet {len(table)}; fetch both again"
         )
     from .tiny.compose import SECONDS
 

@@ -166,12 +166,12 @@ def test_shipped_orchestra_sounds_like_its_labels():
     import pandas as pd
 
     clips = pd.read_parquet(paths.data() / "orchestra.parquet")
-    codes = np.load(paths.data() / "orchestra_codes.npy", mmap_mode="r")
+    codes = np.load(paths.data() / "orchestra_codes.npz")["codes"]
     notes = pd.read_parquet(paths.data() / "orchestra_notes.parquet")
     assert len(clips) == len(codes) >= 2000
     model, hits = load("tiny"), []
     for row in range(0, len(clips), len(clips) // 6):
-        audio = model.decode(np.asarray(codes[row : row + 1]).astype(np.int64))[0, 0]
+        audio = model.decode(codes[row : row + 1].astype(np.int64))[0, 0]
         chroma = librosa.feature.chroma_cqt(y=audio, sr=model.sample_rate).mean(1)
         own = notes[(notes["clip"] == clips["clip"][row]) & (notes["part"] != "drums")]
         weight = np.bincount(own["pitch"] % 12, weights=own["offset"] - own["onset"], minlength=12)

@@ -19,8 +19,9 @@ import torch
 from scipy import stats
 
 from .. import paths
-from ..hearing import chroma_correlation, embedding, hear, pitch_agreement
+from ..hearing import embedding, hear
 from ..model import load
+from ..pitch import chroma_correlation, pitch_agreement
 from . import folder
 from .captions import caption, tempo_class
 from .train import Orchestra
@@ -38,8 +39,9 @@ def share(hits, **what) -> dict:
 
 
 def mean(values, **what) -> dict:
-    """A mean with its bootstrap interval (percentile, 2,000 resamples of clips)."""
+    """A mean with its bootstrap interval (percentile, 2,000 resamples of clips); clips without a value are left out."""
     values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
     draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
     return what | {
         "value": values.mean(),
@@ -141,9 +143,9 @@ def measure(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
     rate, hop = model.sample_rate, int(model.sample_rate / model.frame_rate)
     test = draw_test(orchestra).iloc[:n]
     length = orchestra.audio.shape[1]
-    original = orchestra.crops(test["clip"], np.zeros(len(test), int), length)[:, 0].numpy()
-    codes = model.encode(original[:, None], rate)
-    rebuilt = model.decode(codes)[:, 0, :length]
+    original = orchestra.crops(test["clip"], np.zeros(len(test), int), length).numpy()
+    codes = model.encode(original, rate)
+    rebuilt = model.decode(codes)[..., :length]
     rows = heard_right(test, original, rate, "original") + heard_right(test, rebuilt, rate, "reconstruction")
     what = {"measure": "reconstruction"}
     rows.append(mean(chroma_correlation(original, rebuilt, rate), attribute="chroma correlation", **what))
@@ -154,9 +156,9 @@ def measure(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
 
     asked = independent_labels(n)
     seconds = codes.shape[-1] * hop / rate
-    prompted = model.generate(prompts_for(asked), duration=seconds, seed=0, guidance=3.0).audio[:, 0]
+    prompted = model.generate(prompts_for(asked), duration=seconds, seed=0, guidance=3.0).audio
     rows += heard_right(asked, prompted, rate, "full prompt, guidance 3")
-    free = model.generate([None] * n, duration=seconds, seed=10_000).audio[:, 0]
+    free = model.generate([None] * n, duration=seconds, seed=10_000).audio
     leads = hear(free, rate, judge="cnn")["lead"].value_counts().reindex(sorted(asked["lead"].unique()), fill_value=0)
     rarest = leads.idxmin()
     rows.append(
@@ -184,6 +186,48 @@ def hardware() -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
 
 
+TABLE = (  # what README shows of the card: (row, measure, attribute, judge)
+    ("codec: lead heard", "reconstruction", "lead", "cnn"),
+    ("codec: style heard", "reconstruction", "style", "cnn"),
+    ("codec: drums heard", "reconstruction", "drums", "cnn"),
+    ("codec: chroma correlation", "reconstruction", "chroma correlation", None),
+    ("codec: pitch within 50 cents", "reconstruction", "pitch within 50 cents", None),
+    ("full prompt: lead heard", "full prompt, guidance 3", "lead", "cnn"),
+    ("full prompt: style heard", "full prompt, guidance 3", "style", "cnn"),
+    ("full prompt: drums heard", "full prompt, guidance 3", "drums", "cnn"),
+    ("full prompt: mode heard (chance .5)", "full prompt, guidance 3", "mode", "cnn"),
+    ("full prompt: tempo class (chance .33)", "full prompt, guidance 3", "tempo class", "cnn"),
+    ("full prompt: tempo asked and heard, r", "full prompt, guidance 3", "tempo, r", "cnn"),
+    ("unprompted: share of the rarest lead", "unprompted", None, "cnn"),
+    ("unprompted: embedding spread against real", "unprompted", "embedding spread against real", "features"),
+    ("audio per second, batch 1", "speed, x real time", "batch 1", None),
+    ("audio per second, batch 32", "speed, x real time", "batch 32", None),
+)
+
+
+def readme_table(card: dict) -> str:
+    """The card's main measures as a Markdown table; the second judge's figure stands beside the first's."""
+
+    def find(measure, attribute, judge):
+        rows = [r for r in card["measures"] if r["measure"] == measure and attribute in (None, r.get("attribute"))]
+        return next((r for r in rows if r.get("judge") == judge), None)
+
+    lines = ["| measure | value | 95 % interval | n | second judge |", "|---|---|---|---|---|"]
+    for name, measure, attribute, judge in TABLE:
+        row, second = find(measure, attribute, judge), find(measure, attribute, "features") if judge == "cnn" else None
+        interval = f"{row['lo']:.2f} to {row['hi']:.2f}" if "lo" in row else ""
+        lines.append(f"| {name} | {row['value']:.2f} | {interval} | {row['n']} | {second['value']:.2f} |" if second
+                     else f"| {name} | {row['value']:.2f} | {interval} | {row['n']} | |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def write_readme(card: dict, path: Path):
+    """Put the table between README's two `card` marks."""
+    before, rest = path.read_text().split("<!-- card -->\n")
+    after = rest.split("<!-- /card -->")[1]
+    path.write_text(f"{before}<!-- card -->\n{readme_table(card)}\n<!-- /card -->{after}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--orchestra", type=Path, default=Path("data/runs/orchestra"))
@@ -195,7 +239,7 @@ def main():
     rows, shown = measure(model, orchestra, args.n)
     clips = pd.read_parquet(paths.data() / "orchestra.parquet")
     held = (clips["split"] == "test").to_numpy()
-    rows += layer_rows(model, clips[held], np.load(paths.data() / "orchestra_codes.npy")[held])
+    rows += layer_rows(model, clips[held], np.load(paths.data() / "orchestra_codes.npz")["codes"][held])
     rows += speed_rows(model)
     plain = lambda v: v.item() if isinstance(v, np.generic) else v
     rounded = [
@@ -216,6 +260,7 @@ def main():
     }
     (folder() / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(pd.DataFrame(rounded).to_string())
+    write_readme(card, paths.project() / "README.md")
     if args.figures:
         from .pictures import draw
 

@@ -15,7 +15,7 @@ Vocos' (Siuzdak 2023).
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -242,6 +242,3 @@ class Codec(CompressionModel):
     cardinality = property(lambda self: self.config.bins)
     num_codebooks = property(lambda self: self.quantizer.num_codebooks)
     total_codebooks = property(lambda self: self.quantizer.total_codebooks)
-
-    def card(self) -> dict:
-        return asdict(self.config)

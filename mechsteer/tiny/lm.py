@@ -7,7 +7,7 @@ of anchors 15 bpm apart, so that it is a continuous dial. Unconditional means al
 """
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,16 +15,14 @@ from torch import nn
 
 from ..backend import ConditionFuser, ConditioningProvider, DelayedPatternProvider, LMModel, TextConditioner
 from .captions import parse
+from .compose import LEADS, MODES, STYLES
 
-LEADS = ("piano", "guitar", "violin", "flute", "trumpet", "organ")
-STYLES = ("classical", "jazz", "rock", "electronic")
-TONICS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 SLOTS = {
-    "lead": LEADS,
+    "lead": tuple(LEADS),
     "style": STYLES,
     "drums": (True, False),
     "tempo": ("slow", "medium", "fast", *np.arange(60.0, 181.0, 15.0).tolist()),
-    "mode": ("major", "minor"),
+    "mode": MODES,
     "tonic": tuple(range(12)),
     "register": ("low", "mid", "high"),
     "loudness": ("soft", "medium", "loud"),
@@ -116,7 +114,3 @@ def build_lm(config: LMConfig) -> LMModel:
         depthwise_init="current",
         zero_bias_init=True,
     )
-
-
-def config_card(config: LMConfig) -> dict:
-    return asdict(config)

@@ -19,7 +19,7 @@ def draw(model, shown: dict, rows: int = 4, step: int = 4) -> None:
 
     Parameters
     ----------
-    shown : audio [clip, sample] under each of `COLUMNS`; `test` and `asked`, the labels of originals and of prompts.
+    shown : audio [clip, 1, sample] under each of `COLUMNS`; `test` and `asked`, the labels of originals and of prompts.
     rows : clips shown of each kind; `step` thins the spectrogram's frames.
     """
     rate = model.sample_rate
@@ -46,7 +46,7 @@ def draw(model, shown: dict, rows: int = 4, step: int = 4) -> None:
                         horizontal_spacing=0.02, vertical_spacing=0.06)  # fmt: skip
     for i in range(rows):
         for j, kind in enumerate(COLUMNS):
-            levels, seconds, hz = mel_levels(shown[kind][picks[kind][i]], rate)
+            levels, seconds, hz = mel_levels(shown[kind][picks[kind][i], 0], rate)
             heat = go.Heatmap(
                 z=np.round(levels[:, ::step], 1), x=np.round(seconds[::step], 3), y=np.round(hz), coloraxis="coloraxis"
             )
@@ -66,10 +66,11 @@ def draw(model, shown: dict, rows: int = 4, step: int = 4) -> None:
     for lead in LEADS:  # the first prompt that asks for it
         clip = int(np.flatnonzero(asked["lead"] == lead)[0])
         name = "tiny_prompted_{lead}_{style}_{tempo:.0f}bpm.mp3".format(**asked.iloc[clip])
-        _mp3(folder / name, shown["prompted"][clip], rate)
+        (folder / name).write_bytes(encode_file(shown["prompted"][clip], rate, "mp3"))
     for i in range(2):
         for kind in ("original", "reconstruction", "unprompted"):
-            _mp3(folder / f"tiny_{kind}_{i + 1}.mp3", shown[kind][picks[kind][i]], rate)
+            clip = shown[kind][picks[kind][i]]
+            (folder / f"tiny_{kind}_{i + 1}.mp3").write_bytes(encode_file(clip, rate, "mp3"))
 
 
 def mel_levels(clip: np.ndarray, rate: int, bands: int = 64, hop: int = 256):
@@ -79,7 +80,3 @@ def mel_levels(clip: np.ndarray, rate: int, bands: int = 64, hop: int = 256):
     mel = librosa.feature.melspectrogram(y=clip, sr=rate, n_fft=1024, hop_length=hop, n_mels=bands)
     hz = librosa.mel_frequencies(bands + 2, fmax=rate / 2)[1:-1]
     return librosa.power_to_db(mel, ref=np.max, top_db=70), np.arange(mel.shape[1]) * hop / rate, hz
-
-
-def _mp3(path, clip, rate):
-    path.write_bytes(encode_file(clip[None], rate, "mp3"))

@@ -2,7 +2,7 @@
 
 - `data/tiny/codec.safetensors`, `lm.safetensors`: float16 weights of the newest checkpoints, configurations in the
   metadata;
-- `data/orchestra.parquet`: a row per shipped clip; `data/orchestra_codes.npy`: uint16 [clip, codebook, frame] in the
+- `data/orchestra.parquet`: a row per shipped clip; `data/orchestra_codes.npz`: uint16 [clip, codebook, frame] in the
   same order; `data/orchestra_notes.parquet`, `data/orchestra_chords.parquet`: what sounds when.
 
 Shipped clips are the paired ones: every test score under six leads and four styles, every paired training score
@@ -55,7 +55,7 @@ def ship_orchestra(orchestra: Path, codes: Path, out: Path):
     clips = clips[clips["paired"]]
     codes = np.load(codes, mmap_mode="r")[clips["clip"].to_numpy()]
     clips.reset_index(drop=True).to_parquet(out / "orchestra.parquet", index=False, compression="zstd")
-    np.save(out / "orchestra_codes.npy", codes.astype(np.uint16))
+    np.savez_compressed(out / "orchestra_codes.npz", codes=codes.astype(np.uint16))
     for table in ("notes", "chords"):
         rows = pd.read_parquet(orchestra / f"{table}.parquet")
         rows = rows[rows["clip"].isin(clips["clip"])]

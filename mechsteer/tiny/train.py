@@ -67,13 +67,13 @@ def save_atomically(value, path: Path):
     os.replace(path.with_suffix(".part"), path)
 
 
-def learning_rate(step: int, steps: int, warmup: int = 100, decay: float = 0.45) -> float:
+def learning_rate(step: int, steps: int, warmup: int = 40, decay: float = 0.45) -> float:
     """Share of the peak rate: a linear start, a plateau, and a linear fall over the last `decay` of the run."""
     return max(0.0, min((step + 1) / warmup, (steps - step) / (decay * steps), 1.0))
 
 
 def loop(name, steps, modules, optimizers, loss_of, work: Path, every: float = 60.0):
-    """Run `loss_of(step) -> (loss, values to log)` up to step `steps`, with a log, from and to checkpoints in `work`."""
+    """Run `loss_of(step) -> (loss, values to log)` up to step `steps`; the log and the checkpoints lie in `work`."""
     path, log = work / f"{name}.pt", work / f"{name}.log"
     start, seconds = 0, 0.0
     if path.exists():
@@ -297,8 +297,8 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("data/runs/tiny"), help="checkpoints, logs and codes")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--feature-steps", type=int, default=900)
-    parser.add_argument("--decoder-steps", type=int, default=3000)
-    parser.add_argument("--lm-steps", type=int, default=2400)
+    parser.add_argument("--decoder-steps", type=int, default=700)
+    parser.add_argument("--lm-steps", type=int, default=720)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
