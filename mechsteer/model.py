@@ -5,6 +5,7 @@ Everything else in the package talks to `Model`, which is the same for the embed
 
 import functools
 import operator
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def load(name: str | Path = "tiny", device: str | None = None, dtype: torch.dtyp
         musicgen, weights = tiny.load(device="cpu", dtype=torch.float32), None
     else:
         musicgen, weights = backend.build(name)
-    return Model(musicgen, Path(name).name, weights, device or "auto", dtype or "auto")
+    return Model(
+        musicgen, Path(name).name if Path(name).is_dir() else str(name), weights, device or "auto", dtype or "auto"
+    )
 
 
 class Site:
@@ -249,6 +252,9 @@ class Model:
         return torch.cat(found).cpu().numpy()
 
     def _plan(self, rows, n_steps: int, halves: Sequence[str]):
+        foreign = {part.direction.attrs.get("model_hash") for row in rows if row is not None for part in row.parts}
+        if foreign - {None, "", self.hash}:
+            warnings.warn(f"a direction found in model {foreign} steers model {self.hash}", stacklevel=4)
         shape = dict(n_layers=self.n_layers, d_model=self.d_model, n_heads=self.n_heads)
         return plan(rows, n_steps, self.frame_rate, **shape, halves=halves, device=self.device)
 

@@ -47,11 +47,11 @@ class Sampler:
     def draw(self, logits: torch.Tensor, n_steps: int) -> torch.Tensor:
         """The uniform numbers for the step after `n_steps` more steps."""
         if self.uniform is None:
-            self.uniform = torch.empty(logits.shape, pin_memory=logits.is_cuda)
+            self.uniform = torch.empty(logits.shape)
         for row, generator in zip(self.uniform, self.generators, strict=True):
             for _ in range(n_steps):
                 torch.rand(row.shape, generator=generator, out=row)
-        return self.uniform.to(logits.device, non_blocking=True)
+        return self.uniform.to(logits.device)
 
     def choose(self, logits: torch.Tensor, n_steps: int) -> torch.Tensor:
         """(clip, codebook, card) guided logits to (clip, codebook, 1) tokens."""

@@ -52,8 +52,9 @@ class Steering:
         Halves of classifier-free guidance to act on: `both`, `cond` or `uncond`.
     weights : mapping or xr.DataArray, optional
         A factor per layer, {layer: weight} or (layer,), or per head, (layer, head). See `top` and `soft`.
-    norm : float or sequence, optional
-        Mean L2 norm of the activations, one for all or one per layer; default: the direction's `norm` coordinate.
+    norm : float or array, optional
+        Mean L2 norm of the activations: one for all, (layer,) or (layer, head), for the steered layers or for all the
+        model's, as `model.norms` gives it. Default: the direction's `norm` coordinate.
 
     Raises
     ------
@@ -80,7 +81,7 @@ class Steering:
     ramp: float = 0.0
     branch: str = "both"
     weights: Mapping | xr.DataArray | None = None
-    norm: float | Sequence[float] | None = None
+    norm: float | Sequence[float] | np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (("mode", self.mode, MODES), ("branch", self.branch, BRANCHES)):
@@ -114,6 +115,8 @@ class Steering:
             weight=weight * (length > 0).variable,
         )
         direction.attrs = dict(array.attrs)
+        if "concept" in array.coords and array.coords["concept"].ndim == 0:
+            direction.attrs.setdefault("concept", str(array.coords["concept"].item()))
         direction.attrs["site"] = site
         set_ = lambda name, value: object.__setattr__(self, name, value)
         set_("direction", direction)
@@ -275,4 +278,9 @@ def _per_layer(value: Any, direction: xr.DataArray) -> xr.Variable:
             value.reset_coords(drop=True).reindex(layer=layers, fill_value=0.0) if "layer" in value.coords else value
         )
         return value.transpose("layer", ...).variable.astype("float64")
-    return xr.Variable("layer", np.broadcast_to(np.asarray(value, dtype="float64"), layers.shape).copy())
+    value = np.asarray(value, dtype="float64")
+    if value.ndim and len(value) != len(layers):  # one per layer of the model, as model.norms gives them
+        if len(value) <= layers.max():
+            raise ValueError(f"{len(value)} norms or weights for layers {[int(i) for i in layers]}")
+        value = value[layers]
+    return xr.Variable(("layer", "head")[: max(1, value.ndim)], np.broadcast_to(value, (len(layers), *value.shape[1:])))

@@ -1,5 +1,7 @@
 """Steering: its algebra, and its effect on generation against PyTorch hooks and nnsight written by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,23 @@ def test_plain_arrays_need_layers_and_norm():
         Steering(v, layers=2)
 
 
+def test_norms_of_all_layers_serve_a_few():
+    s = Steering(torch.randn(8), layers=[1, 3], norm=np.arange(6.0))
+    np.testing.assert_allclose(np.linalg.norm(s.vectors(), axis=1), [1, 3])
+    per_head = Steering(
+        direction(6, heads=2).drop_vars("norm"), site="heads", layers=[4], norm=np.arange(12.0).reshape(6, 2)
+    )
+    np.testing.assert_allclose(np.linalg.norm(per_head.vectors(), axis=2), [[8, 9]])
+    with pytest.raises(ValueError, match="2 norms"):
+        Steering(torch.randn(8), layers=[1, 3, 5], norm=[1.0, 2.0])
+
+
+def test_it_is_named_after_its_concept():
+    several = xr.concat([direction(seed=i) for i in range(2)], "concept").assign_coords(concept=["jazz", "rock"])
+    jazz, rock = (Steering(several.sel(concept=c), layers=3) for c in ("jazz", "rock"))
+    assert "jazz at resid[3]" in repr(jazz) and "jazz + rock" in repr(0.5 * jazz + rock)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -147,6 +166,15 @@ def test_a_plan_refuses_a_direction_of_another_model():
         plan([Steering(direction(width=9))], 4, 25, **facts)
     with pytest.raises(ValueError, match="layers 0 to 2"):
         plan([Steering(direction())], 4, 25, **(facts | {"n_layers": 3}))
+
+
+def test_a_direction_of_another_model_warns(model):
+    found_here = for_model(model).assign_attrs(model_hash=model.hash)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens(model, Steering(found_here), frames=2)
+    with pytest.warns(UserWarning, match="0123"):
+        tokens(model, Steering(found_here.assign_attrs(model_hash="0123")), frames=2)
 
 
 # Its effect on generation
