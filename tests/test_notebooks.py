@@ -15,6 +15,7 @@ from mechsteer.notebook_text import contents, cost, navigation, normalise, title
 STORED = notebooks.find()
 # Values for the cell tagged `parameters` that let a notebook run in seconds; every stored notebook has an entry.
 SMALL: dict[str, dict] = {
+    "01_collect_activations": {"SCORES": 2},
     "02_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "03_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
 }
