@@ -4,6 +4,7 @@
 (`judge_statistics`). They share the spectra and the training clips (original recordings of the labelled orchestra,
 never anything generated or decoded) and nothing else: report both, so that what pleases one judge only is seen. Their
 accuracy on scores that neither was trained on is in `data/tiny/judge.json`.
+Low-rate coding adds noise that both can take for soft drums: read `p_drums` of decoded clips against decoded originals.
 """
 
 from __future__ import annotations

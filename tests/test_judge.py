@@ -50,6 +50,17 @@ def test_a_judge_hears_what_was_composed(music, judge, seconds):
     assert (heard.tempo_class == hearing.tempo_class(heard.tempo)).all()
 
 
+def test_the_judges_hear_through_the_codec():
+    from mechsteer.datasets import read_clip
+
+    clips = ms.clips("orchestra").query("split == 'test'").sample(16, random_state=0).reset_index(drop=True)
+    decoded = [read_clip(row) for _, row in clips.iterrows()]
+    heard = ms.hear(np.stack([audio for audio, _ in decoded]), decoded[0][1], "cnn")
+    right = {name: (heard[name] == clips[name]).sum() for name in ("lead", "style", "mode", "tonic")}
+    right["tempo"] = ((heard.tempo / clips.tempo - 1).abs() < 0.04).sum()
+    assert all(n >= 12 for n in right.values()), right
+
+
 def test_both_judges_give_a_row_per_clip_and_probabilities_that_sum_to_one(noise):
     table = ms.hear(noise, RATE)
     assert table[["judge", "clip"]].values.tolist() == [["cnn", 0], ["cnn", 1], ["features", 0], ["features", 1]]
