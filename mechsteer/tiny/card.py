@@ -18,10 +18,12 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from .. import paths
+from .. import datasets, paths
+from ..activations import collect
 from ..hearing import embedding, hear
 from ..model import load
 from ..pitch import chroma_correlation, pitch_agreement
+from ..scores import accuracy_by_layer
 from . import folder
 from .captions import caption, tempo_class
 from .train import Orchestra
@@ -92,34 +94,18 @@ def independent_labels(n: int) -> pd.DataFrame:
     return pd.DataFrame(drawn).assign(lead=rng.choice(list(LEADS), n), style=rng.choice(STYLES, n))
 
 
-def layer_rows(model, clips: pd.DataFrame, codes: np.ndarray) -> list[dict]:
-    """Cross-validated logistic accuracy of each label by layer; folds keep the clips of a score together."""
-    import xarray as xr
-
-    from ..scores import accuracy_by_layer
-
-    steps, parts = model.valid_steps(codes.shape[-1]), []
-    for first in range(0, len(codes), 32):
-        with torch.no_grad(), model.trace(torch.from_numpy(codes[first : first + 32].astype(np.int64))):
-            found = [model.resid[i][:, steps].mean(1).save() for i in range(model.n_layers)]
-        parts.append(torch.stack(found, 1).float().cpu().numpy())
-    coords = {name: ("clip", clips[name].to_numpy()) for name in ("lead", "style", "drums", "mode", "tempo")}
-    acts = xr.Dataset({"resid": (("clip", "layer", "d_model"), np.concatenate(parts))}, coords)
-    acts = acts.assign_coords(group=("clip", clips["score"].to_numpy()), layer=np.arange(model.n_layers))
-    acts.attrs |= {"model": model.name, "model_hash": model.hash}
-    table = accuracy_by_layer(acts, list(coords), methods=("logistic", "mse"), progress=False)
-    table = table[table["concept"].isin(("all", "drums", "tempo")) & table["metric"].isin(("accuracy", "r2"))]
-    table = table[(table["method"] == "logistic") | (table["metric"] == "r2")]
-    by = table.groupby(["label", "layer", "metric"])
+def layer_rows(model) -> list[dict]:
+    """Cross-validated accuracy (tempo: R2) of each label by layer; -1 is the input. Folds keep scores together."""
+    clips = datasets.clips("orchestra")
+    acts = collect(model, clips[clips["split"] == "test"], progress=False)
+    table = accuracy_by_layer(acts, [*HEARD, "tempo"], methods=("logistic", "mse"), progress=False)
+    table = table[table["concept"].isin(("all", "drums", "mode", "tempo")) & table["metric"].isin(("accuracy", "r2"))]
+    table = table[table["method"] == table["metric"].map({"accuracy": "logistic", "r2": "mse"})]
     return [
-        {"measure": "readable at layer", "attribute": label, "layer": int(layer), "metric": metric, "n": len(clips)}
-        | {
-            "value": fold["score"].mean(),
-            "lo": fold["score"].min(),
-            "hi": fold["score"].max(),
-            "interval": "range of 5 folds",
-        }
-        for (label, layer, metric), fold in by
+        {"measure": "readable at layer", "attribute": label, "layer": int(layer), "metric": metric}
+        | {"value": fold["score"].mean(), "lo": fold["score"].min(), "hi": fold["score"].max()}
+        | {"n": acts.sizes["clip"], "interval": f"range of {len(fold)} folds"}
+        for (label, layer, metric), fold in table.groupby(["label", "layer", "metric"])
     ]
 
 
@@ -156,9 +142,9 @@ def measure(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
 
     asked = independent_labels(n)
     seconds = codes.shape[-1] * hop / rate
-    prompted = model.generate(prompts_for(asked), duration=seconds, seed=0, guidance=3.0).audio
+    prompted = model.generate(prompts_for(asked), duration=seconds, seed=0, guidance=3.0, progress=False).audio
     rows += heard_right(asked, prompted, rate, "full prompt, guidance 3")
-    free = model.generate([None] * n, duration=seconds, seed=10_000).audio
+    free = model.generate([None] * n, duration=seconds, seed=10_000, progress=False).audio
     leads = hear(free, rate, judge="cnn")["lead"].value_counts().reindex(sorted(asked["lead"].unique()), fill_value=0)
     rarest = leads.idxmin()
     rows.append(
@@ -214,10 +200,11 @@ def readme_table(card: dict) -> str:
 
     lines = ["| measure | value | 95 % interval | n | second judge |", "|---|---|---|---|---|"]
     for name, measure, attribute, judge in TABLE:
-        row, second = find(measure, attribute, judge), find(measure, attribute, "features") if judge == "cnn" else None
+        row = find(measure, attribute, judge)
+        second = find(measure, attribute, "features") if judge == "cnn" and attribute else None
         interval = f"{row['lo']:.2f} to {row['hi']:.2f}" if "lo" in row else ""
-        lines.append(f"| {name} | {row['value']:.2f} | {interval} | {row['n']} | {second['value']:.2f} |" if second
-                     else f"| {name} | {row['value']:.2f} | {interval} | {row['n']} | |")  # fmt: skip
+        other = f"{second['value']:.2f}" if second else ""
+        lines.append(f"| {name} | {row['value']:.2f} | {interval} | {row['n']} | {other} |")
     return "\n".join(lines)
 
 
@@ -236,11 +223,10 @@ def main():
     parser.add_argument("--figures", action="store_true", help="also write figures/tiny_* and figures/audio/tiny_*")
     args = parser.parse_args()
     model, orchestra = load("tiny"), Orchestra(args.orchestra, "cpu")
-    rows, shown = measure(model, orchestra, args.n)
-    clips = pd.read_parquet(paths.data() / "orchestra.parquet")
-    held = (clips["split"] == "test").to_numpy()
-    rows += layer_rows(model, clips[held], np.load(paths.data() / "orchestra_codes.npz")["codes"][held])
-    rows += speed_rows(model)
+    rows = layer_rows(model) + speed_rows(model)
+    print(pd.DataFrame(rows).round(3).to_string(), flush=True)
+    heard, shown = measure(model, orchestra, args.n)
+    rows = heard + rows
     plain = lambda v: v.item() if isinstance(v, np.generic) else v
     rounded = [
         {k: round(float(v), 4) if k in ("value", "lo", "hi") else plain(v) for k, v in row.items()} for row in rows
