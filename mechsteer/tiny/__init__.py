@@ -49,7 +49,8 @@ def load_codec(source: Path | None = None, device="cpu"):
 
     weights, config = _read(Path(source or folder()) / "codec.safetensors")
     codec = Codec(CodecConfig(**config))
-    codec.load_state_dict(weights, strict=False)  # the quantiser's training averages are not shipped
+    del codec.decoder.views  # only training needs it, and the quantiser's averages, so they are not shipped
+    codec.load_state_dict(weights, strict=False)
     return codec.to(device).eval()
 
 
