@@ -369,7 +369,7 @@ def test_a_sounding_audio_prompt_serves_all_rows(model):
 
 def test_late_steering_of_a_continuation_changes_only_what_is_late(model):
     given = model.generate("jazz", seconds(model, 12), progress=False).codes
-    late = Steering(somewhere(model), layers=0, norm=5.0, start=seconds(model, 20))
+    late = Steering(somewhere(model), layers=0, norm=model.norms(given), strength=2.0, start=seconds(model, 20))
     plain, steered = (
         model.generate("jazz", seconds(model, 30), 1, s, audio_prompt=given, progress=False).codes for s in (None, late)
     )
