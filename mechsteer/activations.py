@@ -97,7 +97,7 @@ def collect(
     if engine == "ray":
         from .ray_engine import run
 
-        run(source, job, model, table, store, workers, progress)
+        run(source, model, job, table, store, workers, progress)
     else:
         _run(model, job, table, store, progress)
     acts = open_activations(store.where)

@@ -31,6 +31,20 @@ class Worker:
         return len(rows)
 
 
+def begin(tries: int = 4, **options) -> None:
+    """`ray.init`, again where a busy machine doesn't get Ray's processes up within the 30 s that Ray waits for them."""
+    import ray
+
+    for left in range(tries - 1, -1, -1):
+        try:
+            ray.init(log_to_driver=False, logging_level="error", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if left == 0 or "timed out during startup" not in str(error):
+                raise
+
+
 def run(source: str, model, job: Job, table: pd.DataFrame, store: Store, workers: int, progress: bool) -> None:
     """Collect all blocks that aren't done with `workers` actors; one that dies is replaced, its block done again.
 
@@ -47,7 +61,7 @@ def run(source: str, model, job: Job, table: pd.DataFrame, store: Store, workers
 
     began_here = not ray.is_initialized()
     if began_here:
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        begin()
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     dtype = str(model.dtype).removeprefix("torch.")
     actor = ray.remote(num_gpus=gpus)(Worker)

@@ -372,7 +372,7 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(smal
             return super().process(block, rows)
 
     monkeypatch.setattr(ray_engine, "Worker", Mortal)
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray_engine.begin(num_cpus=2, num_gpus=0)
     try:
         spread = quietly(model, table, out=tmp_path / "ray", engine="ray", workers=2).load()
     finally:
