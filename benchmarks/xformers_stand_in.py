@@ -1,8 +1,8 @@
 """The stand-in for xformers gives what the real one gives: logits of one fixed model, as a digest.
 
-uv pip install --target /tmp/xformers --no-deps xformers==0.0.35
+uv pip install --no-config --target build/xformers --no-deps xformers==0.0.35
 python benchmarks/xformers_stand_in.py
-PYTHONPATH=/tmp/xformers python benchmarks/xformers_stand_in.py
+PYTHONPATH=build/xformers python benchmarks/xformers_stand_in.py
 """
 
 import hashlib
