@@ -3,7 +3,7 @@
     python -m mechsteer.tiny.judge --orchestra data/runs/orchestra --out data/tiny
 
 writes `judge.safetensors` (the network), `ears.safetensors` (the linear models) and `judge.json`, a table of accuracies
-with 95 % intervals. Only original recordings of `train` scores are used. About 8 minutes of one core; the spectra are
+with 95 % intervals. Only original recordings of `train` scores are used. Minutes of one core; the spectra are
 kept in the work folder, so a second run is quicker.
 """
 
