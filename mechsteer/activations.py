@@ -11,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from . import datasets, jobs
+from .checkpoints import codec_fingerprint
 from .model import Model, load
 from .store import Store, open_activations
 
@@ -73,7 +74,8 @@ def collect(
     ------
     ValueError
         For unknown options; clips without names, twice the same, or (strict) unusable; `out` holding activations of
-        another model, other clips or options (names both); frames that exceed the free disk.
+        another model, other clips or options (names both); codes of a codec that isn't here; frames that exceed the
+        free disk.
 
     Taught in 01_collect_activations.
     """
@@ -103,6 +105,31 @@ def collect(
     acts = open_activations(store.where)
     _report(acts, table)
     return acts
+
+
+def codes(model: Model, clips: pd.DataFrame):
+    """The codes of clips of one length, as `model.trace`, `model.nll` or an audio prompt take them.
+
+    Parameters
+    ----------
+    clips : pd.DataFrame
+        From `ms.clips`. Codes that the model's own codec made are taken as they are; all else is read and encoded.
+
+    Returns
+    -------
+    torch.Tensor, int64 (clip, codebook, frame)
+
+    Raises
+    ------
+    ValueError  when a clip can't be used, or the clips differ in length (cut them with `ms.clips(..., segment=...)`).
+    """
+    import torch
+
+    rows = [torch.as_tensor(np.asarray(row, "int64")) for row in jobs.encode(model, _clips(clips, model, None))]
+    lengths = sorted({row.shape[-1] for row in rows})
+    if len(lengths) > 1:
+        raise ValueError(f"clips of {lengths[0]} to {lengths[-1]} frames don't fit one array: cut them to one length")
+    return torch.stack(rows)
 
 
 def _run(model: Model, job: jobs.Job, table: pd.DataFrame, store: Store, progress: bool) -> None:
@@ -163,9 +190,11 @@ def _longest(table: pd.DataFrame, model: Model, generate: dict | None) -> int:
     """Frames of the longest usable clip."""
     if generate is not None:
         return model.seconds_to_frames(generate["duration"])
-    longest = 1
+    longest, codec = 1, codec_fingerprint(model.codec.state_dict())
+    for made_by in set(table["codec"].dropna()) - {codec} if "codec" in table else ():
+        datasets.codec_of(made_by)  # an error now rather than one per clip
     for row in table.to_dict("records"):
-        codes = datasets.codes_of(row, model.name)
+        codes = datasets.codes_of(row, codec)
         if not row["problem"]:
             frames = np.ceil(row["duration"] * model.frame_rate - 1e-6) if codes is None else codes.shape[-1]
             longest = max(longest, int(frames))

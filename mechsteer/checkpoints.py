@@ -76,3 +76,8 @@ def fingerprint(*states: Mapping[str, torch.Tensor]) -> str:
             values = values[:: max(1, len(values) // 1024)][:1024].float().cpu().contiguous()
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def codec_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """The `fingerprint` of what a codec's codes depend on: all but its decoder, which may be trained on by itself."""
+    return fingerprint({name: tensor for name, tensor in state.items() if "decoder" not in name.split(".")})

@@ -65,8 +65,9 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
     -------
     pd.DataFrame with columns clip, path or codes, start, duration (s), group, the labels, and `problem` for files: ""
     or why the file can't be used. `collect` skips those rows and lists them. For the orchestra, codes are uint16 arrays
-    [codebook, frame]; labels are score, split, paired, lead, style, tempo (bpm), tonic, mode, register, loudness,
-    drums, first_beat (s), chords_program, bass_program, lead_program, caption; the group is the score.
+    [codebook, frame] and `codec` is the hash of the codec that made them; labels are score, split, paired, lead, style,
+    tempo (bpm), tonic, mode, register, loudness, drums, first_beat (s), chords_program, bass_program, lead_program,
+    caption; the group is the score.
 
     Raises
     ------
@@ -178,10 +179,10 @@ def read_clip(row) -> tuple[np.ndarray, int]:
 
     Raises
     ------
-    ValueError  saying what is wrong: damaged, truncated, silent, or not finite.
+    ValueError  saying what is wrong: damaged, truncated, silent, or not finite; codes of a codec that isn't here.
     """
     if row.get("codes") is not None:
-        return _decode(np.asarray(row["codes"], dtype="int64"))
+        return _decode(np.asarray(row["codes"], dtype="int64"), row.get("codec"))
     import soundfile
 
     try:
@@ -217,14 +218,13 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
 
 def _orchestra() -> pd.DataFrame:
     table = _shipped("orchestra.parquet").rename(columns={"start": "first_beat"})
-    codes = np.load(_where("orchestra_codes.npz"), allow_pickle=False)["codes"]
-    if len(codes) != len(table):
-        raise ValueError(
-            f"orchestra_codes.npz has {len(codes)} clips and orchestra.parquet {len(table)}; fetch both again"
-        )
+    with np.load(_where("orchestra_codes.npz"), allow_pickle=False) as held:
+        codes, codec = held["codes"], held.get("codec")
+    if codec is None or len(codes) != len(table):
+        raise ValueError("orchestra_codes.npz and orchestra.parquet are not of one version; fetch both again")
     from .tiny.compose import SECONDS
 
-    own = {"clip": _names(table), "codes": list(codes), "codec": "tiny", "start": 0.0, "duration": SECONDS}
+    own = {"clip": _names(table), "codes": list(codes), "codec": str(codec), "start": 0.0, "duration": SECONDS}
     own["group"] = [f"{score:05d}" for score in table["score"]]
     return pd.DataFrame(own).join(table.drop(columns="clip"))
 
@@ -267,20 +267,45 @@ def _shipped(name: str) -> pd.DataFrame:
 
 
 @functools.cache
-def _codec():
+def _embedded():
+    """The embedded model's codec, and the hash of what its codes depend on."""
+    from .checkpoints import codec_fingerprint
     from .tiny import load_codec
 
-    return load_codec()
+    codec = load_codec()
+    return codec, codec_fingerprint(codec.state_dict())
 
 
-def _decode(codes: np.ndarray) -> tuple[np.ndarray, int]:
+def codec_of(made_by: str | None):
+    """The codec that decodes codes made by `made_by`, which is the embedded one or nobody's; None is taken for it.
+
+    Raises
+    ------
+    ValueError  for codes of another codec, naming both.
+    """
+    codec, own = _embedded()
+    if not pd.isna(made_by) and made_by != own:
+        raise ValueError(
+            f"codes of codec {made_by} can be neither read nor decoded here, where the embedded codec is {own}: fetch "
+            "data/tiny and data/orchestra_codes.npz of one version, or `python -m mechsteer.tiny.ship` both"
+        )
+    return codec
+
+
+def _decode(codes: np.ndarray, made_by: str | None) -> tuple[np.ndarray, int]:
     """Audio (channel, sample) of codes of the embedded model's codec, and its rate."""
     import torch
 
+    codec = codec_of(made_by)
     with torch.no_grad():
-        return _codec().decode(torch.from_numpy(codes)[None])[0].numpy(), int(_codec().sample_rate)
+        return codec.decode(torch.from_numpy(codes)[None])[0].numpy(), int(codec.sample_rate)
 
 
-def codes_of(row, model_name: str):
-    """The codes a model can take as they are, uint16 or int [codebook, frame], or None where audio must be encoded."""
-    return row.get("codes") if row.get("codec", model_name) == model_name else None
+def codes_of(row, codec: str):
+    """The codes that the model with codec `codec` (its `checkpoints.codec_fingerprint`) can take as they are.
+
+    uint16 or int [codebook, frame]; None where audio must be encoded. Codes that don't say whose they are count as the
+    model's own.
+    """
+    made_by = row.get("codec")
+    return row.get("codes") if pd.isna(made_by) or made_by == codec else None

@@ -15,6 +15,7 @@ import pandas as pd
 
 from . import datasets
 from .audio import to_clips
+from .checkpoints import codec_fingerprint
 from .model import Model
 from .reading import POOLS, Reader, auto_batch, read
 from .sampling import SITE_MODULES
@@ -156,12 +157,13 @@ def encode(model: Model, rows: pd.DataFrame, problems: list[str] | None = None) 
     """
     strict, problems = problems is None, [""] * len(rows) if problems is None else problems
     codes: list = [None] * len(rows)
+    codec = codec_fingerprint(model.codec.state_dict())
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {}  # samples -> rows of that length
     for i, row in enumerate(rows.to_dict("records")):
         try:
             if row.get("problem"):
                 raise ValueError(row["problem"])
-            codes[i] = datasets.codes_of(row, model.name)
+            codes[i] = datasets.codes_of(row, codec)
             if codes[i] is None:
                 audio, rate = datasets.read_clip(row)
                 audio = to_clips(audio, rate, model.sample_rate, model.codec.channels)[0]

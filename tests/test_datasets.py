@@ -4,10 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 import xarray as xr
 
 import mechsteer as ms
-from mechsteer import datasets, paths, truth
+from mechsteer import datasets, jobs, paths, truth
+from mechsteer.checkpoints import codec_fingerprint
+from mechsteer.tiny import load_codec
+from mechsteer.tiny.ship import ship_orchestra
 
 RATE = 16_000
 
@@ -236,3 +240,40 @@ if (paths.data() / "orchestra.parquet").exists():
             for clip in pair["clip"]
         ]
         np.testing.assert_allclose(*melody, err_msg="clips of one score play one melody")
+
+    def test_codes_are_known_by_the_codec_that_made_them_and_only_read_or_decoded_as_such(tmp_path):
+        own, table = ms.load("tiny", device="cpu"), ms.clips("orchestra").iloc[:2]
+        codec = codec_fingerprint(own.codec.state_dict())
+        assert set(table["codec"]) == {codec}, "the shipped codes are the shipped codec's"
+        for part, name in (("decoder", codec), ("encoder", None), ("quantizer", None)):
+            with torch.no_grad():
+                parameter = next(t for t in getattr(own.codec, part).state_dict().values() if t.ndim > 1)
+                parameter *= 1.5
+                assert (codec_fingerprint(own.codec.state_dict()) == name) == (part == "decoder"), part
+                if part == "encoder":  # another codec: what the embedded one decodes is encoded again
+                    again = jobs.encode(own, table)
+                    sound = [datasets.read_clip(row) for row in table.to_dict("records")]
+                    wanted = own.encode(np.stack([audio for audio, _ in sound]), sound[0][1])
+                    assert all(np.array_equal(a, b) for a, b in zip(again, wanted, strict=True))
+                    assert not np.array_equal(again[0], table["codes"].iloc[0])
+                parameter /= 1.5
+        foreign = table.assign(codec=["0123456789ab", codec])
+        for read in (lambda: datasets.read_clip(foreign.iloc[0]), lambda: ms.collect(own, foreign, progress=False)):
+            with pytest.raises(ValueError, match=f"codec 0123456789ab can be neither.*embedded codec is {codec}"):
+                read()
+
+    def test_shipping_writes_the_hash_of_the_codec_that_made_the_codes(tmp_path):
+        state = load_codec().state_dict()
+        (work := tmp_path / "work").mkdir()
+        torch.save({"modules": state, "step": 1}, work / "features.pt")
+        made = np.random.default_rng(0).integers(0, 512, (4, 6, 5)).astype(np.uint16)
+        np.save(work / "codes.npy", made)
+        events = pd.DataFrame({"clip": [0, 2], "onset": 0.0, "offset": 1.0})
+        pd.DataFrame({"clip": range(4), "paired": [True, False, True, True]}).to_parquet(tmp_path / "clips.parquet")
+        events.assign(pitch=60, velocity=90).to_parquet(tmp_path / "notes.parquet")
+        events.to_parquet(tmp_path / "chords.parquet")
+        (out := tmp_path / "out").mkdir()
+        ship_orchestra(tmp_path, work, out)
+        with np.load(out / "orchestra_codes.npz", allow_pickle=False) as shipped:
+            assert shipped["codec"] == codec_fingerprint(state)
+            np.testing.assert_array_equal(shipped["codes"], made[[0, 2, 3]])

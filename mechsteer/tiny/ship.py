@@ -3,7 +3,8 @@
 - `data/tiny/codec.safetensors`, `lm.safetensors`: float16 weights of the newest checkpoints, configurations in the
   metadata;
 - `data/orchestra.parquet`: a row per shipped clip; `data/orchestra_codes.npz`: uint16 [clip, codebook, frame] in the
-  same order; `data/orchestra_notes.parquet`, `data/orchestra_chords.parquet`: what sounds when.
+  same order, and `codec`, the hash of the codec that made them; `data/orchestra_notes.parquet`,
+  `data/orchestra_chords.parquet`: what sounds when.
 
 Shipped clips are the paired ones: every test score under six leads and four styles, every paired training score
 under six leads.
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from .. import paths
+from ..checkpoints import codec_fingerprint
 from .codec import CodecConfig
 from .lm import LMConfig
 
@@ -42,20 +44,29 @@ def ship_weights(work: Path, out: Path):
 
 
 def _save(weights: dict, config: dict, steps: dict, path: Path):
-    half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
+    half = _half(weights)
     partial = path.with_suffix(".part")
     save_file(half, partial, metadata={"config": json.dumps(config), "steps": json.dumps(steps)})
     os.replace(partial, path)
     print(path.name, f"{path.stat().st_size / 1e6:.1f} MB,", sum(v.numel() for v in weights.values()), "numbers", steps)
 
 
-def ship_orchestra(orchestra: Path, codes: Path, out: Path):
-    """Write the paired clips' codes, labels, notes and chords into `out`."""
+def _half(weights: dict) -> dict:
+    return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
+
+
+def ship_orchestra(orchestra: Path, work: Path, out: Path):
+    """Write the paired clips' codes, labels, notes and chords into `out`.
+
+    `work` holds `codes.npy` and the codec that made them, `features.pt`: its hash goes with the codes, rounded as it
+    ships, so that a model loaded from what is shipped knows them as its own.
+    """
+    codec = torch.load(work / "features.pt", weights_only=True, map_location="cpu")["modules"]
     clips = pd.read_parquet(orchestra / "clips.parquet")
     clips = clips[clips["paired"]]
-    codes = np.load(codes, mmap_mode="r")[clips["clip"].to_numpy()]
+    codes = np.load(work / "codes.npy", mmap_mode="r")[clips["clip"].to_numpy()].astype(np.uint16)
     clips.reset_index(drop=True).to_parquet(out / "orchestra.parquet", index=False, compression="zstd")
-    np.savez_compressed(out / "orchestra_codes.npz", codes=codes.astype(np.uint16))
+    np.savez_compressed(out / "orchestra_codes.npz", codes=codes, codec=codec_fingerprint(_half(codec)))
     for table in ("notes", "chords"):
         rows = pd.read_parquet(orchestra / f"{table}.parquet")
         rows = rows[rows["clip"].isin(clips["clip"])]
@@ -74,7 +85,7 @@ def main():
     if "weights" in args.what or not args.what:
         ship_weights(args.work, paths.data() / "tiny")
     if "orchestra" in args.what or not args.what:
-        ship_orchestra(args.orchestra, args.work / "codes.npy", paths.data())
+        ship_orchestra(args.orchestra, args.work, paths.data())
 
 
 if __name__ == "__main__":
