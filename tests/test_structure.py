@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mechsteer"
 FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
-WITHOUT_TORCH = {"directions", "measures", "notebooks", "paths", "plots", "probes"}
+WITHOUT_TORCH = {"directions", "distances", "measures", "notebooks", "paths", "plots", "probes"}
 
 
 def imports(name: str, deep: bool) -> set[str]:
