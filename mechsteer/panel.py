@@ -33,7 +33,7 @@ def steering_panel(
     ----------
     model : Model
     directions : xr.DataArray or several
-        Dims (concept, layer, d_model) or (concept, layer, head, d_head): what `find_directions` gives, one finder of it.
+        Dims (concept, layer, d_model) or (concept, layer, head, d_head): one finder of what `find_directions` gives.
     prompt : str or None
         What the model is told; None is unconditional. The reader can change prompt and seed.
     duration : float
