@@ -6,15 +6,18 @@ UV  = $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 PY  = .venv/bin/python
 ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help notebooks test lab lint format bench orchestra tiny clean
+.PHONY: help notebooks figures test lab lint format bench orchestra tiny clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | \
 	awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  Options: MODEL=facebook/musicgen-small or a folder of Meta's format (notebooks), ONLY=\"01 02\" (notebooks), ARGS=... (test)"
+	@echo "  Options: MODEL=facebook/musicgen-small or a folder of Meta's format (notebooks), ONLY=\"01 02\" (notebooks, figures), ARGS=... (test)"
 
 notebooks: .venv/ready  ## run the numbered notebooks, in order, and write their outputs and figures
 	$(PY) -m mechsteer.notebooks $(if $(MODEL),--model "$(MODEL)") $(ONLY)
+
+figures: .venv/ready  ## draw the stored figures again, and say which numbers changed since the last commit
+	$(PY) -m mechsteer.figures $(ONLY)
 
 test: .venv/ready  ## run every test, the notebooks' too
 	$(PY) -m pytest $(ARGS)

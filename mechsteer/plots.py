@@ -31,6 +31,7 @@ __all__ = [
     "interval",
     "read_figure",
     "save_figure",
+    "write_picture",
 ]
 
 # Okabe & Ito 2008: told apart in every common form of colour blindness, and in grey.
@@ -289,23 +290,30 @@ def save_figure(fig: go.Figure, data: pd.DataFrame, name: str, folder: Path | No
         raise ValueError(f"The table behind figure {name!r} has no rows.")
     folder = Path(folder or paths.figures())
     folder.mkdir(parents=True, exist_ok=True)
-    png, html, csv = (folder / f"{name}.{kind}" for kind in ("png", "html", "csv"))
     from . import __version__
 
     facts = {"mechsteer": __version__, **data.attrs, **provenance}
     line = json.dumps(facts, sort_keys=True, default=lambda v: v.item() if hasattr(v, "item") else str(v))
     table = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    csv = folder / f"{name}.csv"
     _replace(csv, f"# {line}\n{table}".encode())
-    fig.write_html(html, include_plotlyjs="directory", div_id=name)
+    return [*write_picture(fig, name, folder), csv]
+
+
+def write_picture(fig: go.Figure, name: str, folder: Path, page: bool = True) -> list[Path]:
+    """The part of `save_figure` that a reader looks at: `name`.png, where there is a Chrome, and `name`.html."""
+    png, html = (folder / f"{name}.{kind}" for kind in ("png", "html"))
+    if page:
+        fig.write_html(html, include_plotlyjs="directory", div_id=name)
     try:
         if chrome() is None:
             raise RuntimeError("there is no Chrome or Chromium (Debian: apt install chromium)")
         _replace(png, _picture(fig))
     except Exception as error:  # whatever stops a browser, the numbers and the page are written
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"{png.name} was not written, {html.name} and {csv.name} were: {reason}.", stacklevel=2)
-        return [html, csv]
-    return [png, html, csv]
+        warnings.warn(f"{png.name} was not written, its numbers and {html.name} are there: {reason}.", stacklevel=3)
+        return [html]
+    return [png, html]
 
 
 def _replace(path: Path, content: bytes) -> None:
