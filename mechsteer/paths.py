@@ -6,7 +6,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["data", "figures", "project", "runs"]
+__all__ = ["data", "figures", "listening", "project", "runs"]
 
 
 def project() -> Path:
@@ -28,3 +28,8 @@ def figures() -> Path:
 def runs() -> Path:
     """Where users' own runs go (git-ignored): `$MECHSTEER_RUNS`, else `data/runs/`."""
     return Path(os.environ.get("MECHSTEER_RUNS") or data() / "runs")
+
+
+def listening() -> Path:
+    """Where listening tests keep stimuli and answers: `data/listening/`; below the runs where those are redirected."""
+    return (runs() if os.environ.get("MECHSTEER_RUNS") else data()) / "listening"

@@ -1,0 +1,193 @@
+"""Blind listening tests in a notebook: set up, take, analyse, hand on.
+
+    test = ms.ListeningTest({"steered": steered, "unsteered": plain}, "Which sounds more like guitar?", name="guitar")
+    test.take()        # the page, in JupyterLab; `voila` shows the notebook take.ipynb in the test's folder
+    test.analyse()     # tables and figures, by the screening rule that was written down before anyone answered
+
+A test is a folder: `design.json` (the plan and which sound is which), `stimuli/` (loudness-matched, under random names),
+`answers.jsonl` (append-only) and `take.ipynb` (the page).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import paths
+from .listening_analysis import Analysis, analyse, tidy
+from .listening_design import KINDS, Screening, fingerprint, gather, load_design, save_design
+from .listening_session import Session
+from .listening_simulation import simulate
+from .listening_store import AnswerStore
+
+__all__ = ["ListeningTest"]
+
+
+class ListeningTest:
+    """A blind listening test over clips matched by position: the same seeds, or the same source, in each condition.
+
+    Parameters
+    ----------
+    conditions : mapping
+        Name -> Generation, or a sequence of (audio, sample_rate). Row k of every condition makes item k.
+    question : str
+        What listeners are asked, such as "Which sounds more like guitar?".
+    name : str
+        The folder's name under `data/listening/`: a-z, 0-9, - and _.
+    kind : str
+        `preference`: two clips, choose one. `abx`: is X the same as A or as B? `rating`: all conditions of an item on
+        one page, a slider from 0 to 100 each.
+    pairs : sequence of (name, name), optional
+        What is compared in forced choice; default every pair.
+    reference, anchor : str, optional
+        For `rating`: the hidden reference, from which differences are taken (default the first condition), and a
+        condition that should come out lowest or highest, by which one sees whether the scale was used. It is *like*
+        MUSHRA (ITU-R BS.1534) only: that asks for impairment against an open reference of known best quality, and
+        for "sounds like guitar" no clip is known to be best.
+    seed : int
+        Order, sides and repeats of every listener.
+    loudness : float
+        LUFS (BS.1770) that all clips are brought to; lower for all if one would clip (`loudness.match_loudness`).
+    listen : float
+        Seconds that each sound must have been heard before an answer counts; at most 0.8 of the longest clip.
+    practice, headphones, repeats : int
+        Practice trials (clips of the test itself; not analysed), trials of the headphone check (0: none), and trials
+        asked a second time with the sides exchanged.
+    screening : Screening
+        Whose answers count. It is stored with the plan, before the first answer.
+    folder : path, optional
+        Default `data/listening/<name>`.
+
+    Raises
+    ------
+    ValueError  for clips that don't match, a silent clip, an unknown option, or a folder that holds answers to another
+        test. The same call again finds its folder and goes on.
+    """
+
+    def __init__(
+        self,
+        conditions: Mapping[str, Any],
+        question: str,
+        name: str,
+        kind: str = "preference",
+        pairs: Sequence[tuple[str, str]] | None = None,
+        reference: str | None = None,
+        anchor: str | None = None,
+        seed: int = 0,
+        loudness: float = -23.0,
+        listen: float = 2.0,
+        practice: int = 1,
+        headphones: int = 6,
+        repeats: int = 0,
+        screening: Screening | None = None,
+        folder: str | Path | None = None,
+    ):
+        if kind not in KINDS or not re.fullmatch(r"[a-z0-9_-]+", name) or not question.strip():
+            raise ValueError(f"a test needs a kind of {', '.join(KINDS)}, a name of a-z, 0-9, - and _, and a question")
+        clips, items, rate = gather(conditions)
+        named = [tuple(pair) for pair in pairs or itertools.combinations(clips, 2)]
+        unknown = {c for pair in named for c in pair} | {reference, anchor} - {None}
+        unknown -= set(clips)
+        if unknown or any(a == b for a, b in named):
+            raise ValueError(f"pairs, reference and anchor must be of {', '.join(clips)}; not {sorted(unknown)}")
+        longest = max(clip.shape[-1] for part in clips.values() for clip in part) / rate
+        options = {
+            "name": name,
+            "kind": kind,
+            "question": question,
+            "conditions": list(clips),
+            "items": items,
+            "pairs": [] if kind == "rating" else [list(pair) for pair in named],
+            "reference": (reference or next(iter(clips))) if kind == "rating" else reference,
+            "anchor": anchor,
+            "seed": seed,
+            "repeats": repeats,
+            "practice": practice,
+            "headphones": headphones,
+            "listen": round(min(listen, 0.8 * longest), 3),
+            "loudness": loudness,
+            "screening": dataclasses.asdict(screening or Screening()),
+        }
+        self.folder = Path(folder) if folder else paths.listening() / name
+        if (self.folder / "design.json").exists():
+            self.design = load_design(self.folder)
+            if self.design.fingerprint == fingerprint(clips, options):
+                return
+            if AnswerStore(self.folder / "answers.jsonl").lines():
+                raise ValueError(
+                    f"{self.folder} holds answers to a test with other clips or options: choose another name, or take "
+                    "that test up with ListeningTest.open(folder)"
+                )
+            shutil.rmtree(self.folder / "stimuli")
+        self.design = save_design(self.folder, clips, rate, options)
+        _write_page(self.folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ListeningTest:
+        """The test in a folder, with its answers; FileNotFoundError if there is none."""
+        test = cls.__new__(cls)
+        test.folder, test.design = Path(folder), load_design(Path(folder))
+        return test
+
+    def __repr__(self) -> str:
+        d, store = self.design, AnswerStore(self.folder / "answers.jsonl")
+        return (
+            f"<ListeningTest {d.name}: {d.kind}, {len(d.conditions)} conditions x {len(d.items)} items, "
+            f"{len(store.answers())} answers of {len(store.listeners())} listeners>"
+        )
+
+    def take(self):
+        """The page for one listener at a time, as a widget; show it as a cell's last line."""
+        from .listening_widget import ListeningPage
+
+        return ListeningPage(Session(self.design, self.folder))
+
+    def answers(self):
+        """The answers so far as a tidy DataFrame; see `listening_analysis.tidy`."""
+        store = AnswerStore(self.folder / "answers.jsonl")
+        return tidy(store.lines(), self.design)
+
+    def simulate(self, listeners: int = 20, **options):
+        """Answers of simulated listeners, for trying out an analysis; never written to the test's answers.
+
+        The options are those of `listening_simulation.simulate`.
+        """
+        return tidy(simulate(self.design, listeners, **options), self.design)
+
+    def analyse(self, answers=None, **options) -> Analysis:
+        """Screen and analyse the answers of this test, or others of the same form (those of `simulate`)."""
+        return analyse(self.answers() if answers is None else answers, self.design, **options)
+
+    def export(self, folder: str | Path, answers=None, names: bool = False) -> Path:
+        """Write stimuli, plan, answers, tables and figures to a new folder that anyone can analyse again.
+
+        Parameters
+        ----------
+        answers : DataFrame, optional
+            Default: the real ones.
+        names : bool
+            Whether listeners' names go along; otherwise they are numbers only.
+
+        Raises
+        ------
+        FileExistsError  if the folder exists.
+        """
+        from .listening_export import export
+
+        return export(self, Path(folder), answers, names)
+
+
+def _write_page(folder: Path) -> None:
+    """The notebook that voila shows as a page."""
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    source = 'import mechsteer as ms\n\nms.ListeningTest.open(".").take()'
+    book = new_notebook(cells=[new_code_cell(source, id="page")])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (folder / "take.ipynb").write_text(nbformat.writes(book) + "\n", encoding="utf-8")

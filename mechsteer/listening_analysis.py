@@ -1,0 +1,214 @@
+"""From answers to tables: made tidy, screened by the rule of the plan, and analysed; one call for all three."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from . import listening_stats as stats
+from .listening_design import Design, Screening, trials
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["Analysis", "analyse", "screen", "tidy"]
+
+
+def tidy(lines: Sequence[dict], design: Design) -> pd.DataFrame:
+    """Answers as a table, in the order given.
+
+    Returns
+    -------
+    pd.DataFrame with the columns listener (L01, or S01 for a simulated one), name, simulated, stage, trial, item, repeat,
+    time, seconds, switches, and
+    for forced choice, one row per answer: left, right (conditions heard as A and B), choice (the letter), chosen (the
+    condition), x and correct (ABX and headphone check);
+    for ratings, one row per slider: position (0 is A), condition, rating.
+    """
+    names = {line["listener"]: line for line in lines if line["kind"] == "listener"}
+    rows = []
+    for line in lines:
+        if line["kind"] != "answer":
+            continue
+        made = bool(line.get("simulated", False))
+        slots, check = line["slots"], line["stage"] == "headphones"
+        row = {
+            "listener": f"{'S' if made else 'L'}{line['listener']:02d}",
+            "name": names[line["listener"]]["name"],
+            "simulated": made,
+            "stage": line["stage"],
+            "trial": line["trial"],
+            "item": f"tone {line['item']}" if check else design.items[line["item"]],
+            "repeat": line["repeat"],
+            **{key: line.get(key) for key in ("time", "seconds", "switches")},
+        }
+        if "ratings" in line:
+            for position, slot in enumerate(slots):
+                rows.append({**row, "position": position, "condition": slot, "rating": line["ratings"][slot]})
+            continue
+        right = "quiet" if check else line.get("x")
+        row |= {
+            "left": slots[0],
+            "right": slots[1],
+            "choice": line["choice"],
+            "chosen": line["chosen"],
+            "x": line.get("x"),
+        }
+        rows.append(row | {"correct": line["chosen"] == right if right else None})
+    return pd.DataFrame(rows)
+
+
+def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None) -> pd.DataFrame:
+    """Apply a screening rule (default: the plan's); one row per listener.
+
+    Returns
+    -------
+    pd.DataFrame: listener, answered (share of the test), headphones_wrong, one_side, repeats_agree (NaN where too few
+    answers tell), kept, and why not.
+    """
+    rule = rule or design.screening
+    asked = [trial.key for trial in trials(design, 1) if trial.stage == "main"]
+    rows = []
+    for listener, own in answers.groupby("listener", sort=True):
+        main = own[own["stage"] == "main"]
+        once, check = main.drop_duplicates("trial"), own[own["stage"] == "headphones"]
+        row = {
+            "listener": listener,
+            "answered": len(once) / len(asked),
+            "headphones_wrong": int((check["correct"] != True).sum()) if len(check) else np.nan,  # noqa: E712
+            "one_side": np.nan,
+            "repeats_agree": np.nan,
+        }
+        if design.kind != "rating":
+            if len(once) >= 8:
+                row["one_side"] = once["choice"].value_counts(normalize=True).max()
+            again = once[once["repeat"]].assign(trial=lambda t: t["trial"].str.removesuffix(":again"))
+            both = again.merge(once[~once["repeat"]], on="trial")
+            if len(both) >= 2:
+                row["repeats_agree"] = (both["chosen_x"] == both["chosen_y"]).mean()
+        why = [
+            text
+            for limit, bad, text in (
+                (rule.headphones_wrong, lambda m: row["headphones_wrong"] > m, "headphone check"),
+                (rule.one_side, lambda m: row["one_side"] > m, "nearly always the same side"),
+                (rule.repeats_agree, lambda m: row["repeats_agree"] < m, "repeats disagree"),
+                (rule.answered, lambda m: row["answered"] < m, "too few answers"),
+            )
+            if limit is not None and bad(limit)
+        ]
+        rows.append(row | {"kept": not why, "why": ", ".join(why)})
+    return pd.DataFrame(rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Analysis:
+    """What a test says: tables, and the figures drawn from them.
+
+    Attributes
+    ----------
+    results : `stats.preferences`, `stats.discrimination` or `stats.ratings` over the kept listeners
+    strengths : `stats.bradley_terry` for preferences over three or more conditions, else None
+    agreement : Krippendorff's alpha between the kept listeners
+    listeners : `screen`, one row per listener
+    answers : the tidy answers, all of them
+    simulated : whether any answer is a simulated listener's; then every table, figure and text says so
+    rule_changed : whether another screening rule than the plan's was used
+    """
+
+    design: Design
+    results: pd.DataFrame
+    strengths: pd.DataFrame | None
+    agreement: float
+    listeners: pd.DataFrame
+    answers: pd.DataFrame
+    simulated: bool
+    rule_changed: bool
+
+    @property
+    def who(self) -> str:
+        """How many listeners count, and of which sort: "19 of 20 simulated listeners"."""
+        kept, every = int(self.listeners["kept"].sum()), len(self.listeners)
+        sort = "simulated listener" if self.simulated else "listener"
+        return f"{kept} of {every} {sort}{'s' * (every != 1)}"
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Name -> Plotly figure: `results`, and `strengths` where there are any."""
+        from . import listening_plots as draw
+
+        found = {"results": draw.results(self.results, self.design, self.who)}
+        if self.strengths is not None:
+            found["strengths"] = draw.strengths(self.strengths, self.design, self.who)
+        return found
+
+    def save(self, folder: str | Path, prefix: str = "listening", **provenance) -> list[Path]:
+        """Write every figure as picture, page and numbers, and the screening as CSV (see `plots.save_figure`)."""
+        from .plots import save_figure
+
+        facts = {"test": self.design.name, "fingerprint": self.design.fingerprint, "listeners": self.who} | provenance
+        written = []
+        for name, fig in self.figures().items():
+            written += save_figure(fig, getattr(self, name), f"{prefix}_{name}", Path(folder), **facts)
+        path = Path(folder) / f"{prefix}_screening.csv"
+        self.listeners.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+        return [*written, path]
+
+    def __repr__(self) -> str:
+        note = "; by another screening rule than the plan's" if self.rule_changed else ""
+        text = f"{self.design.question}\n{self.who}, agreement (alpha) {self.agreement:.2f}{note}\n"
+        tables = [self.results, *([self.strengths] if self.strengths is not None else [])]
+        return text + "\n".join(table.round(3).to_string(index=False) for table in tables)
+
+    def _repr_html_(self) -> str:
+        import html
+
+        note = "; by another screening rule than the plan's" if self.rule_changed else ""
+        head = f"<p><b>{html.escape(self.design.question)}</b> {self.who}, agreement {self.agreement:.2f}{note}</p>"
+        tables = [self.results, *([self.strengths] if self.strengths is not None else [])]
+        return head + "".join(table.round(3).to_html(index=False) for table in tables)
+
+
+def analyse(
+    answers: pd.DataFrame, design: Design, screening: Screening | None = None, boots: int = 1000, seed: int = 0
+) -> Analysis:
+    """Screen and analyse tidy answers; practice, headphone check and repeats are left out of the results.
+
+    Parameters
+    ----------
+    screening : another rule than the plan's; the result then says that the rule was changed.
+    boots, seed : bootstrap draws by listener and item.
+
+    Raises
+    ------
+    ValueError  if there are no answers, real and simulated ones are mixed, or the rule keeps nobody.
+    """
+    if answers.empty or not (answers["stage"] == "main").any():
+        raise ValueError("there are no answers to the test yet (practice and headphone check don't count)")
+    if answers["simulated"].nunique() > 1:
+        raise ValueError("simulated and real answers can't be analysed together")
+    listeners = screen(answers, design, screening)
+    kept = listeners.loc[listeners["kept"], "listener"]
+    if kept.empty:
+        raise ValueError(f"the screening rule keeps none of {len(listeners)} listeners: {listeners['why'].unique()}")
+    chosen = answers[answers["listener"].isin(kept) & (answers["stage"] == "main") & ~answers["repeat"].astype(bool)]
+    strengths, options = None, {"boots": boots, "seed": seed}
+    if design.kind == "rating":
+        results = stats.ratings(chosen, design.reference, **options)
+        alpha = stats.agreement(
+            chosen.pivot_table(index="listener", columns=["item", "condition"], values="rating"), "interval"
+        )
+    else:
+        results = (stats.discrimination if design.kind == "abx" else stats.preferences)(chosen, **options)
+        if design.kind == "preference" and len(design.conditions) > 2:
+            strengths = stats.bradley_terry(chosen, **options)
+        alpha = stats.agreement(chosen.pivot(index="listener", columns="trial", values="chosen"))
+    made = bool(answers["simulated"].iloc[0])
+    for table in (results, strengths):
+        if table is not None:
+            table.insert(len(table.columns), "simulated", made)
+    changed = screening is not None and screening != design.screening
+    return Analysis(design, results, strengths, alpha, listeners.assign(simulated=made), answers, made, changed)

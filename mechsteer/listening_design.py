@@ -1,0 +1,219 @@
+"""The plan of a listening test: what is heard, by whom, in which order and on which side, all from one seed.
+
+Two listeners in a row share their draw with the sides exchanged, so sides are balanced within each listener (to one
+trial) and exactly over each such couple. Conditions have names here and in `design.json`, and nowhere on the page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import audio, loudness
+
+__all__ = ["KINDS", "Design", "Screening", "Trial", "gather", "load_design", "save_design", "trials"]
+
+KINDS = ("preference", "abx", "rating")
+
+
+@dataclasses.dataclass(frozen=True)
+class Screening:
+    """Whose answers count, decided before anyone has answered; None switches a rule off.
+
+    Attributes
+    ----------
+    headphones_wrong : at most so many wrong answers in the headphone check
+    one_side : at most this share of forced choices on the same side (from 8 answers on)
+    repeats_agree : at least this share of repeated trials answered alike (from 2 repeats on)
+    answered : at least this share of the test answered
+    """
+
+    headphones_wrong: int | None = 1
+    one_side: float | None = 0.9
+    repeats_agree: float | None = 0.5
+    answered: float | None = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One page: `slots` are the conditions heard as A, B, C ...; `x` is the condition heard as X in ABX."""
+
+    key: str
+    stage: str  # "headphones", "practice" or "main"
+    kind: str
+    item: int
+    slots: tuple[str, ...]
+    x: str | None = None
+    repeat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """Everything fixed before the first answer; `ListeningTest` says what its options mean."""
+
+    name: str
+    kind: str
+    question: str
+    conditions: tuple[str, ...]
+    items: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    reference: str | None
+    anchor: str | None
+    seed: int
+    repeats: int
+    practice: int
+    headphones: int
+    listen: float
+    loudness: float
+    sample_rate: int
+    duration: float
+    screening: Screening
+    fingerprint: str
+    stimuli: Mapping[str, Mapping[str, str]]  # condition -> item number as text -> file name without suffix
+
+
+HEADPHONES = ("full", "antiphase", "quiet")  # Woods et al. 2017: the quiet one is right; speakers cancel the antiphase
+
+
+def trials(design: Design, listener: int) -> list[Trial]:
+    """The trials of a listener (numbered from 1), in order: headphone check, practice, test, repeats.
+
+    A repeated trial has the sides exchanged.
+    """
+    couple, mirrored = divmod(listener - 1, 2)
+    sides, order = (np.random.default_rng([design.seed, couple, k]) for k in (0, 1 + mirrored))
+    main = _rating(design, sides, listener) if design.kind == "rating" else _forced(design, sides, mirrored)
+    main = [main[k] for k in order.permutation(len(main))]
+    again = [main[k] for k in order.permutation(len(main))[: design.repeats]]
+    again = [dataclasses.replace(t, key=f"{t.key}:again", slots=t.slots[::-1], repeat=True) for t in again]
+    practice = [
+        dataclasses.replace(main[k % len(main)], key=f"practice:{n}", stage="practice")
+        for n, k in enumerate(order.permutation(len(main))[: design.practice])
+    ]
+    check = [
+        Trial(f"headphones:{n}", "headphones", "headphones", n, tuple(str(s) for s in order.permutation(HEADPHONES)))
+        for n in range(design.headphones)
+    ]
+    return [*check, *practice, *main, *again]
+
+
+def _forced(design: Design, rng: np.random.Generator, mirrored: int) -> list[Trial]:
+    found, count = [], len(design.items)
+    for number, (a, b) in enumerate(design.pairs):
+        start, draw = rng.integers(4), rng.permutation(count)
+        cells = (draw + start) % 4  # two bits, each balanced over the items: which side, and which one is X
+        for item, cell in enumerate(cells):
+            slots = (b, a) if (cell % 2) ^ mirrored else (a, b)
+            x = ((a, b)[cell // 2]) if design.kind == "abx" else None
+            found.append(Trial(f"{number}:{item}", "main", design.kind, item, slots, x))
+    return found
+
+
+def _rating(design: Design, rng: np.random.Generator, listener: int) -> list[Trial]:
+    base, rows = rng.permutation(design.conditions), rng.permutation(len(design.items))
+    slots = [tuple(str(s) for s in np.roll(base, row + listener)) for row in rows]  # rows of a Latin square
+    return [Trial(f"{item}", "main", "rating", item, row) for item, row in enumerate(slots)]
+
+
+def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], list[str], int]:
+    """Clips of every condition, matched by position, at one rate, one number of channels and one length per item.
+
+    Parameters
+    ----------
+    conditions : name -> Generation, or a sequence of (audio, sample_rate)
+
+    Returns
+    -------
+    clips (name -> list of (channel, sample)), item names, sample rate in Hz. Shorter clips of an item end in silence,
+    so that no length gives them away.
+
+    Raises
+    ------
+    ValueError  for fewer than two conditions, unequal numbers of clips, or generations whose seeds don't match.
+    """
+    if len(conditions) < 2 or not all(isinstance(name, str) and name.strip() for name in conditions):
+        raise ValueError("a listening test compares at least two conditions: {name: clips, other name: clips}")
+    counts = {name: len(clips) for name, clips in conditions.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(f"conditions are matched by position, so all need the same number of clips: {counts}")
+    made = {name: clips for name, clips in conditions.items() if isinstance(clips, audio.Generation)}
+    seeds = {name: list(clips.seeds) for name, clips in made.items()}
+    if any(given != next(iter(seeds.values())) for given in seeds.values()):
+        raise ValueError(f"clips compared with each other should come from the same seeds: {seeds}")
+    first = next(iter(made.values()), None)
+    count = next(iter(counts.values()))
+    names = first.labels() if first is not None else [f"item {k}" for k in range(count)]
+    names = [name.split(", <")[0].split(", Steering")[0] for name in names]
+    names = [name if names.count(name) == 1 else f"{name}, {k}" for k, name in enumerate(names)]
+    pairs = {
+        name: [(a, clips.sample_rate) for a in clips.audio] if name in made else [tuple(pair) for pair in clips]
+        for name, clips in conditions.items()
+    }
+    rate = int(max(r for clips in pairs.values() for _, r in clips))
+    channels = 1 + any(np.ndim(a) > 1 and np.shape(a)[-2] > 1 for clips in pairs.values() for a, _ in clips)
+    found = {n: [audio.to_clips(a, int(r), rate, channels)[0] for a, r in clips] for n, clips in pairs.items()}
+    for k in range(count):
+        longest = max(found[name][k].shape[-1] for name in found)
+        for name in found:
+            clip = found[name][k]
+            found[name][k] = np.pad(clip, ((0, 0), (0, longest - clip.shape[-1])))
+    return found, names, rate
+
+
+def fingerprint(clips: Mapping[str, Sequence[np.ndarray]], options: Mapping) -> str:
+    """Sixteen hex digits over audio and options: whether a folder holds this very test."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for name in clips:
+        for clip in clips[name]:
+            digest.update(f"{name}{clip.shape}".encode() + np.ascontiguousarray(clip).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_design(folder: Path, clips: Mapping[str, Sequence[np.ndarray]], rate: int, options: Mapping) -> Design:
+    """Match the loudness of all clips, write them under random names, then the plan; returns it."""
+    names = list(clips)
+    flat = [clip for name in names for clip in clips[name]]
+    matched, reached = loudness.match_loudness(flat, rate, options["loudness"])
+    stimuli: dict[str, dict[str, str]] = {name: {} for name in names}
+    (folder / "stimuli").mkdir(parents=True, exist_ok=True)
+    count = len(flat) // len(names)
+    for k, clip in enumerate(matched):
+        token = secrets.token_hex(12)
+        stimuli[names[k // count]][str(k % count)] = token
+        (folder / "stimuli" / f"{token}.flac").write_bytes(audio.encode_file(clip, rate, "flac"))
+    facts = {
+        **options,
+        "loudness": round(reached, 2),
+        "sample_rate": rate,
+        "duration": round(max(clip.shape[-1] for clip in flat) / rate, 3),
+        "fingerprint": fingerprint(clips, options),
+        "stimuli": stimuli,
+    }
+    scratch = folder / "design.json.part"
+    scratch.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(folder / "design.json")
+    return load_design(folder)
+
+
+def load_design(folder: Path) -> Design:
+    """Read the plan of a test.
+
+    Raises
+    ------
+    FileNotFoundError  if the folder holds no test.
+    """
+    path = Path(folder) / "design.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no listening test (no design.json)")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["screening"] = Screening(**facts["screening"])
+    facts["pairs"] = tuple(tuple(pair) for pair in facts["pairs"])
+    facts |= {key: tuple(facts[key]) for key in ("conditions", "items")}
+    return Design(**facts)

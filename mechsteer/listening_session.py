@@ -1,0 +1,170 @@
+"""One listener's way through a test, as messages: what the page sends in, what it may know comes out.
+
+No browser and no widget here, so the same code serves JupyterLab, voila and the tests. A page never learns a
+condition: it gets letters, a random token per trial, and sound that is dithered afresh each time it is served, so that
+neither names nor sizes nor bytes tell which clips are the same.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import numpy as np
+
+from .audio import encode_file
+from .listening_design import Design, Trial, trials
+from .listening_store import AnswerStore, clean_name
+
+__all__ = ["Session"]
+
+LETTERS = "ABCDEFGHIJKLMNOP"
+FADE = 0.01  # s, at both ends of a clip, so that loops don't click
+
+
+class Session:
+    """State of one page. `handle(message)` returns (what to show, sounds as wav bytes); it never raises for bad input."""
+
+    def __init__(self, design: Design, folder: Path):
+        self.design, self.folder = design, Path(folder)
+        self.store = AnswerStore(self.folder / "answers.jsonl")
+        self.name: str | None = None
+        self.listener: int | None = None
+        self._introduced: set[str] = set()
+        self._served: tuple[str, str, dict, list[bytes]] | None = None  # trial key, token, page, sounds
+
+    def handle(self, message: dict) -> tuple[dict, list[bytes]]:
+        """Answer one message: `hello`, `name`, `someone else`, `next` or `answer` (key `do`)."""
+        done = message.get("do")
+        if done == "name":
+            return self._enter(str(message.get("name", "")), bool(message.get("again")))
+        if done == "someone else":
+            self.name = self.listener = self._served = None
+            self._introduced.clear()
+        if self.listener is None:
+            return self._welcome()
+        if done == "next":
+            self._introduced.add(str(message.get("stage")))
+        error = self._record(message) if done == "answer" else ""
+        page, sounds = self._current()
+        return {**page, "error": error}, sounds
+
+    def _welcome(self, error: str = "") -> tuple[dict, list[bytes]]:
+        d = self.design
+        number = len(trials(d, 1))
+        seconds = number * (
+            1.5 * (3 if d.kind == "abx" else len(d.conditions) if d.kind == "rating" else 2) * d.listen + 6
+        )
+        page = {"page": "welcome", "question": d.question, "kind": d.kind, "trials": number, "error": error}
+        return {**page, "minutes": max(1, round(seconds / 60)), "test": d.fingerprint}, []
+
+    def _enter(self, name: str, again: bool) -> tuple[dict, list[bytes]]:
+        try:
+            name = clean_name(name)
+        except ValueError as error:
+            return self._welcome(str(error))
+        known = self.store.listeners()
+        if name in known and not again:
+            total = len(trials(self.design, known[name]))
+            return {"page": "resume", "name": name, "done": len(self.store.answers(known[name])), "total": total}, []
+        self.name, self.listener = name, self.store.register(name)
+        self._served = None
+        return self._current()
+
+    def _current(self) -> tuple[dict, list[bytes]]:
+        plan = trials(self.design, self.listener)
+        answered = {line["trial"] for line in self.store.answers(self.listener)}
+        left = [trial for trial in plan if trial.key not in answered]
+        if not left:
+            return {"page": "done", "answered": len(answered)}, []
+        trial = left[0]
+        stage = [t for t in plan if t.stage == trial.stage]
+        number = stage.index(trial) + 1
+        if number == 1 and trial.stage not in self._introduced:
+            return {"page": "intro", "stage": trial.stage, "kind": self.design.kind, "trials": len(stage)}, []
+        if self._served is None or self._served[0] != trial.key:
+            sounds = [self._sound(trial, condition) for condition in self._heard(trial)]
+            token = secrets.token_urlsafe(12)
+            page = {
+                "page": "trial",
+                "token": token,
+                "stage": trial.stage,
+                "kind": trial.kind,
+                "question": self._question(trial),
+                "letters": [*LETTERS[: len(trial.slots)], *(["X"] if trial.x else [])],
+                "number": number,
+                "total": len(stage),
+                "listen": 0.5 if trial.kind == "headphones" else self.design.listen,
+            }
+            self._served = (trial.key, token, page, sounds)
+        return self._served[2], self._served[3]
+
+    def _question(self, trial: Trial) -> str:
+        if trial.kind == "headphones":
+            return "Which tone is the quietest?"
+        return self.design.question
+
+    @staticmethod
+    def _heard(trial: Trial) -> list[str]:
+        return [*trial.slots, *([trial.x] if trial.x else [])]
+
+    def _record(self, message: dict) -> str:
+        """Store an answer to the trial being shown; returns what is wrong with it, if anything is."""
+        if self._served is None or message.get("token") != self._served[1]:
+            return ""  # sent twice, or from a page that is out of date: what is current is shown again
+        key, _, page, _ = self._served
+        trial = next(t for t in trials(self.design, self.listener) if t.key == key)
+        heard = [float(s) for s in message.get("heard", [])]
+        if len(heard) != len(page["letters"]) or min(heard) < page["listen"] - 0.05:
+            return f"Please listen to each sound for at least {page['listen']:.0f} s first."
+        facts = {
+            "stage": trial.stage,
+            "design": trial.kind,
+            "item": trial.item,
+            "slots": list(trial.slots),
+            "repeat": trial.repeat,
+            "heard": [round(s, 2) for s in heard],
+            "switches": int(message.get("switches", 0)),
+            "seconds": round(float(message.get("seconds", 0)), 2),
+        }
+        if trial.kind == "rating":
+            given = [float(v) for v in message.get("ratings", [])]
+            if len(given) != len(trial.slots) or not all(0 <= v <= 100 for v in given):
+                return "Please rate every sound."
+            facts["ratings"] = dict(zip(trial.slots, given, strict=True))
+        else:
+            letters = page["letters"][: len(trial.slots)]
+            if message.get("choice") not in letters:
+                return "Please choose an answer."
+            facts |= {"choice": message["choice"], "chosen": trial.slots[letters.index(message["choice"])]}
+            if trial.x:
+                facts["x"] = trial.x
+        self.store.add(self.listener, key, facts)
+        return ""
+
+    def _sound(self, trial: Trial, condition: str) -> bytes:
+        if trial.kind == "headphones":
+            return encode_file(headphone_tone(condition), 44100, "wav")
+        import soundfile
+
+        path = self.folder / "stimuli" / f"{self.design.stimuli[condition][str(trial.item)]}.flac"
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        ramp = min(int(FADE * rate), len(samples) // 2)
+        samples[:ramp] *= np.linspace(0, 1, ramp)[:, None]
+        samples[len(samples) - ramp :] *= np.linspace(1, 0, ramp)[:, None]
+        noise = np.random.default_rng().random((2, *samples.shape), dtype="float32")
+        return encode_file((samples + (noise[0] - noise[1]) / 2**15).T, rate, "wav")  # triangular dither, one bit
+
+
+def headphone_tone(condition: str, rate: int = 44100) -> np.ndarray:
+    """One second of 200 Hz as (channel, sample): `full`, `quiet` (6 dB less) or `antiphase` (right channel turned over).
+
+    Over loudspeakers the antiphase tone nearly cancels and seems the quietest; over headphones `quiet` is.
+
+    Source: Woods et al. 2017, "Headphone screening to facilitate web-based auditory experiments".
+    """
+    t = np.arange(rate) / rate
+    ramp = np.clip(np.minimum(t, 1 - t) / 0.1, 0, 1)
+    tone = 0.1 * np.sin(2 * np.pi * 200 * t) * ramp * (0.5 if condition == "quiet" else 1)
+    noise = np.random.default_rng().random((2, 2, rate)) / 2**15
+    return np.stack([tone, -tone if condition == "antiphase" else tone]) + noise[0] - noise[1]

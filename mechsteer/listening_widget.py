@@ -1,0 +1,31 @@
+"""The page of a listening test in JupyterLab and voila: an anywidget that passes messages to a `Session`.
+
+Sounds travel as binary messages and live in the page's memory only: nothing of a trial is in the widget's state, in a
+saved notebook, or behind an address.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anywidget
+
+from .listening_session import Session
+
+__all__ = ["ListeningPage"]
+
+
+class ListeningPage(anywidget.AnyWidget):
+    """Shows a `Session`; every message from the page gets one answer."""
+
+    _esm = Path(__file__).with_name("listening.js")
+    _css = Path(__file__).with_name("listening.css")
+
+    def __init__(self, session: Session):
+        super().__init__()
+        self._session = session
+        self.on_msg(self._on_page)
+
+    def _on_page(self, _, message: dict, __) -> None:
+        page, sounds = self._session.handle(message)
+        self.send({**page, "reply": message.get("id")}, sounds)
