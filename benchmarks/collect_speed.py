@@ -4,14 +4,13 @@
 
 Four routes on the same codes and batches, in turn, `--rounds` times; the median of each: audiocraft's forward pass and
 nothing else; `reading.read` of every layer; `collect` into a store on disk; nnsight's trace with pooled saves of every
-layer. Then the memory that `collect` adds to the process, at its highest, and the size of the store. `small` is random
-weights in musicgen-small's shape (24 layers of 1,024, 50 frames a second). Aim: collect at least 0.8 of bare.
+layer. Then the size of the store. `small` is random weights in musicgen-small's shape (24 layers of 1,024, 50 frames a
+second). On a CPU it counts processor time, which other work on the machine doesn't change. Aim: collect at least 0.8 of
+bare. Memory: `collect_memory.py`.
 """
 
 import argparse
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,25 +18,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from steering_speed import SHAPES, musicgen
 
 import mechsteer as ms
+from mechsteer.model import Model
 from mechsteer.reading import auto_batch, conditions, read
 
 
-def small(folder: Path):
-    """A Model of musicgen-small's shape with random weights, and the tests' small codec and text encoder."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    import meta_checkpoint
-
-    meta_checkpoint.DIM, meta_checkpoint.HEADS, meta_checkpoint.LAYERS, meta_checkpoint.CARD = 1024, 16, 24, 2048
-    from huggingface_hub import constants
-
-    return ms.load(meta_checkpoint.write(folder, Path(constants.HF_HUB_CACHE)), dtype="float32")
-
-
-def peak() -> float:
-    """Highest resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+def small() -> Model:
+    """A Model in musicgen-small's shape with random weights and a very small codec."""
+    torch.manual_seed(0)
+    return Model(musicgen(*SHAPES["musicgen-small"][:4], "cpu"), "random musicgen-small", dtype="float32")
 
 
 @torch.no_grad()
@@ -51,7 +42,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        model = ms.load("tiny") if given.shape == "tiny" else small(Path(scratch, "small"))
+        model = ms.load("tiny") if given.shape == "tiny" else small()
         frames = model.seconds_to_frames(given.seconds)
         codes = np.random.default_rng(0).integers(0, model.lm.card, (given.clips, model.n_codebooks, frames))
         names = [f"{i:05d}" for i in range(given.clips)]
@@ -83,13 +74,12 @@ def main() -> None:
         stores = iter(range(given.rounds + 1))
         collect = lambda: ms.collect(model, clips, out=Path(scratch, f"{next(stores)}.zarr"), progress=False)
         routes = {"bare": bare, "read": reading, "collect": collect, "nnsight": traced}
-        before, times, peaks = peak(), {name: [] for name in routes}, {}
+        times = {name: [] for name in routes}
         for turn in range(given.rounds + 1):  # the first warms up
             for name, route in routes.items():
                 began = time.process_time() if model.device.type == "cpu" else time.perf_counter()
                 route()
                 took = (time.process_time() if model.device.type == "cpu" else time.perf_counter()) - began
-                peaks.setdefault(name, peak())
                 if turn:
                     times[name].append(took)
         clock = "CPU time" if model.device.type == "cpu" else "wall time"
@@ -99,8 +89,7 @@ def main() -> None:
             middle = statistics.median(values)
             print(f"{name:8s} {given.clips / middle:8.2f} clips/s   {fastest / middle:5.2f} of bare")
         held = sum(p.stat().st_size for p in Path(scratch, "0.zarr").rglob("*") if p.is_file()) / 1e6
-        print(f"store: {held:.1f} MB; memory beyond the loaded model: bare {peaks['bare'] - before:.0f} MB, ", end="")
-        print(f"collect {max(peaks['collect'] - before, 0):.0f} MB at the highest")
+        print(f"store: {held:.1f} MB")
 
 
 if __name__ == "__main__":

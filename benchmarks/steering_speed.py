@@ -50,15 +50,15 @@ class Words(TextConditioner):
         return self.output_proj(self.words(tokens)), torch.ones(tokens.shape, device=tokens.device)
 
 
-def musicgen(dim: int, layers: int, heads: int, card: int, device: str) -> MusicGen:
-    """audiocraft's classes with MusicGen's settings, random weights, and a very small codec."""
+def musicgen(dim: int, layers: int, heads: int, card: int, device: str, codec: dict | None = None) -> MusicGen:
+    """audiocraft's classes with MusicGen's settings and random weights; the codec is very small but for `codec`."""
     import audiocraft
     from audiocraft.models import EncodecModel
 
-    sizes = {"n_filters": 4, "n_residual_layers": 1, "dimension": 32, "ratios": [8, 5, 4, 4]}
+    sizes = {"n_filters": 4, "n_residual_layers": 1, "dimension": 32, "ratios": [8, 5, 4, 4]} | (codec or {})
     modules = audiocraft.modules
-    quantizer = ResidualVectorQuantizer(dimension=32, bins=card, n_q=4, kmeans_init=False)
-    codec = EncodecModel(
+    quantizer = ResidualVectorQuantizer(dimension=sizes["dimension"], bins=card, n_q=4, kmeans_init=False)
+    compression = EncodecModel(
         modules.SEANetEncoder(**sizes),
         modules.SEANetDecoder(**sizes),
         quantizer,
@@ -86,7 +86,7 @@ def musicgen(dim: int, layers: int, heads: int, card: int, device: str) -> Music
             bias_attn=False,
             bias_proj=False,
         )
-    return MusicGen("random", codec.eval(), lm.eval(), max_duration=30)
+    return MusicGen("random", compression.eval(), lm.eval(), max_duration=30)
 
 
 @contextlib.contextmanager

@@ -164,19 +164,18 @@ def encode(model: Model, rows: pd.DataFrame, problems: list[str] | None = None) 
             if row.get("problem"):
                 raise ValueError(row["problem"])
             codes[i] = datasets.codes_of(row, codec)
-            if codes[i] is None:
-                audio, rate = datasets.read_clip(row)
-                audio = to_clips(audio, rate, model.sample_rate, model.codec.channels)[0]
-                if audio.shape[-1] * model.frame_rate < model.sample_rate:
-                    raise ValueError(f"shorter than one frame of the model ({1 / model.frame_rate:g} s)")
-                waiting.setdefault(audio.shape[-1], []).append((i, audio))
+            if codes[i] is not None:
+                continue
+            audio = _sound(model, row)
         except ValueError as error:
             problems[i] = str(error)
-    for samples, clips in waiting.items():
-        batch = max(1, ENCODED_AT_ONCE // samples)
-        made = model.encode(np.stack([audio for _, audio in clips]), model.sample_rate, batch)
-        for (i, _), one in zip(clips, made, strict=True):
-            codes[i] = one
+            continue
+        samples = audio.shape[-1]
+        waiting.setdefault(samples, []).append((i, audio))
+        if (len(waiting[samples]) + 1) * samples > ENCODED_AT_ONCE:
+            _encode_together(model, waiting.pop(samples), codes)
+    for clips in waiting.values():
+        _encode_together(model, clips, codes)
     for i, one in enumerate(codes):
         if one is not None and (one.shape[0] != model.n_codebooks or int(one.max()) >= model.lm.card):
             codes[i], problems[i] = None, f"codes {tuple(one.shape)} are not of this model's codec"
@@ -184,6 +183,22 @@ def encode(model: Model, rows: pd.DataFrame, problems: list[str] | None = None) 
         first = next(i for i, problem in enumerate(problems) if problem)
         raise ValueError(f"{rows['clip'].iloc[first]}: {problems[first]}")
     return codes
+
+
+def _sound(model: Model, row) -> np.ndarray:
+    """The audio of a row as the model's codec takes it, (channel, sample)."""
+    audio, rate = datasets.read_clip(row)
+    audio = to_clips(audio, rate, model.sample_rate, model.codec.channels)[0]
+    if audio.shape[-1] * model.frame_rate < model.sample_rate:
+        raise ValueError(f"shorter than one frame of the model ({1 / model.frame_rate:g} s)")
+    return audio
+
+
+def _encode_together(model: Model, clips: list[tuple[int, np.ndarray]], codes: list) -> None:
+    """Put the codes of (row, audio) of one length into `codes`."""
+    made = model.encode(np.stack([audio for _, audio in clips]), model.sample_rate, len(clips))
+    for (i, _), one in zip(clips, made, strict=True):
+        codes[i] = one
 
 
 def check_options(model: Model, sites, layers, pool, generate) -> tuple[tuple[str, ...], tuple[int, ...]]:
