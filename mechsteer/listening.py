@@ -4,8 +4,8 @@
     test.take()        # the page, in JupyterLab; `voila` shows the notebook take.ipynb in the test's folder
     test.analyse()     # tables and figures, by the screening rule that was written down before anyone answered
 
-A test is a folder: `design.json` (the plan and which sound is which), `stimuli/` (loudness-matched, under random names),
-`answers.jsonl` (append-only) and `take.ipynb` (the page).
+A test is a folder: `design.json` (the plan and which sound is which), `stimuli/` (loudness-matched, under random
+names), `answers.jsonl` (append-only) and `take.ipynb` (the page).
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def tidy(lines: Sequence[dict], design: Design) -> pd.DataFrame:
 
     Returns
     -------
-    pd.DataFrame with the columns listener (L01, or S01 for a simulated one), name, simulated, stage, trial, item, repeat,
-    time, seconds, switches, and
+    pd.DataFrame with the columns listener (L01, or S01 for a simulated one), name, simulated, stage, trial, item,
+    repeat, time, seconds, switches, and
     for forced choice, one row per answer: left, right (conditions heard as A and B), choice (the letter), chosen (the
     condition), x and correct (ABX and headphone check);
     for ratings, one row per slider: position (0 is A), condition, rating.
@@ -72,6 +72,7 @@ def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None)
     answers tell), kept, and why not.
     """
     rule = rule or design.screening
+    exceeds = lambda a, b: a is not None and b is not None and a > b
     asked = [trial.key for trial in trials(design, 1) if trial.stage == "main"]
     rows = []
     for listener, own in answers.groupby("listener", sort=True):
@@ -80,7 +81,7 @@ def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None)
         row = {
             "listener": listener,
             "answered": len(once) / len(asked),
-            "headphones_wrong": int((check["correct"] != True).sum()) if len(check) else np.nan,  # noqa: E712
+            "headphones_wrong": int((~check["correct"].astype(bool)).sum()) if len(check) else np.nan,
             "one_side": np.nan,
             "repeats_agree": np.nan,
         }
@@ -91,16 +92,13 @@ def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None)
             both = again.merge(once[~once["repeat"]], on="trial")
             if len(both) >= 2:
                 row["repeats_agree"] = (both["chosen_x"] == both["chosen_y"]).mean()
-        why = [
-            text
-            for limit, bad, text in (
-                (rule.headphones_wrong, lambda m: row["headphones_wrong"] > m, "headphone check"),
-                (rule.one_side, lambda m: row["one_side"] > m, "nearly always the same side"),
-                (rule.repeats_agree, lambda m: row["repeats_agree"] < m, "repeats disagree"),
-                (rule.answered, lambda m: row["answered"] < m, "too few answers"),
-            )
-            if limit is not None and bad(limit)
-        ]
+        broken = {
+            "headphone check": exceeds(row["headphones_wrong"], rule.headphones_wrong),
+            "nearly always the same side": exceeds(row["one_side"], rule.one_side),
+            "repeats disagree": exceeds(rule.repeats_agree, row["repeats_agree"]),
+            "too few answers": exceeds(rule.answered, row["answered"]),
+        }
+        why = [text for text, is_so in broken.items() if is_so]
         rows.append(row | {"kept": not why, "why": ", ".join(why)})
     return pd.DataFrame(rows)
 
@@ -198,9 +196,8 @@ def analyse(
     strengths, options = None, {"boots": boots, "seed": seed}
     if design.kind == "rating":
         results = stats.ratings(chosen, design.reference, **options)
-        alpha = stats.agreement(
-            chosen.pivot_table(index="listener", columns=["item", "condition"], values="rating"), "interval"
-        )
+        grid = chosen.pivot_table(index="listener", columns=["item", "condition"], values="rating")
+        alpha = stats.agreement(grid, "interval")
     else:
         results = (stats.discrimination if design.kind == "abx" else stats.preferences)(chosen, **options)
         if design.kind == "preference" and len(design.conditions) > 2:

@@ -23,7 +23,7 @@ FADE = 0.01  # s, at both ends of a clip, so that loops don't click
 
 
 class Session:
-    """State of one page. `handle(message)` returns (what to show, sounds as wav bytes); it never raises for bad input."""
+    """State of one page; `handle(message)` returns what to show and the sounds for it, as the bytes of wav files."""
 
     def __init__(self, design: Design, folder: Path):
         self.design, self.folder = design, Path(folder)
@@ -52,9 +52,8 @@ class Session:
     def _welcome(self, error: str = "") -> tuple[dict, list[bytes]]:
         d = self.design
         number = len(trials(d, 1))
-        seconds = number * (
-            1.5 * (3 if d.kind == "abx" else len(d.conditions) if d.kind == "rating" else 2) * d.listen + 6
-        )
+        sounds = {"preference": 2, "abx": 3, "rating": len(d.conditions)}[d.kind]
+        seconds = number * (1.5 * sounds * d.listen + 6)
         page = {"page": "welcome", "question": d.question, "kind": d.kind, "trials": number, "error": error}
         return {**page, "minutes": max(1, round(seconds / 60)), "test": d.fingerprint}, []
 
@@ -157,7 +156,7 @@ class Session:
 
 
 def headphone_tone(condition: str, rate: int = 44100) -> np.ndarray:
-    """One second of 200 Hz as (channel, sample): `full`, `quiet` (6 dB less) or `antiphase` (right channel turned over).
+    """One second of 200 Hz as (channel, sample): `full`, `quiet` (6 dB less) or `antiphase` (right channel inverted).
 
     Over loudspeakers the antiphase tone nearly cancels and seems the quietest; over headphones `quiet` is.
 

@@ -13,8 +13,8 @@ def tone(seconds: float = 2.0, rate: int = 48000, hertz: float = 997.0, peak: fl
 @pytest.mark.parametrize("rate", [16000, 32000, 48000])
 def test_a_full_scale_sine_in_one_channel_reads_minus_three(rate):
     """ITU-R BS.1770-4, annex 1: 0 dBFS at 997 Hz in one front channel is -3.01 LKFS."""
-    assert lo.loudness(tone(rate=rate), rate) == pytest.approx(-3.01, abs=0.05)
-    assert lo.loudness(np.repeat(tone(rate=rate), 2, 0), rate) == pytest.approx(0.0, abs=0.05)
+    assert lo.loudness(tone(rate=rate), rate) == pytest.approx(-3.01, abs=0.1)
+    assert lo.loudness(np.repeat(tone(rate=rate), 2, 0), rate) == pytest.approx(0.0, abs=0.1)
 
 
 def test_true_peak_sees_between_the_samples():
