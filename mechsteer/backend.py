@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from . import checkpoints
+from .errors import MissingWeights, NoSuchDevice, TooLittleMemory
 from .sampling import SITE_MODULES
 
 
@@ -95,6 +96,7 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
     package, codec_package = (
         checkpoints.read(checkpoints.locate(source, file)) for file in (checkpoints.LM_FILE, checkpoints.CODEC_FILE)
     )
+    check_memory(str(source), 4 * sum(t.numel() for t in package["best_state"].values()))
     cfg = OmegaConf.create(package["xp.cfg"])
     cfg.device, cfg.dtype = "cpu", "float32"
     cfg.transformer_lm.update(weight_init=None, depthwise_init=None, zero_bias_init=False)  # loaded just below
@@ -108,7 +110,7 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
         lm = builders.get_lm_model(cfg)
     except OSError as error:  # transformers' own error is a page of guesses
         encoders = [c.t5.name for c in cfg.conditioners.values() if c.get("model") == "t5"]
-        raise FileNotFoundError(
+        raise MissingWeights(
             f"no text encoder {', '.join(encoders)!r}, which {source} listens through: looked in the hub cache and on "
             "huggingface.co. Load it once with a connection: "
             f"`huggingface-cli download {' '.join(encoders)}`, or use the embedded model: ms.load('tiny')."
@@ -231,6 +233,44 @@ def move(musicgen: MusicGen, device: torch.device, dtype: torch.dtype) -> None:
         if isinstance(conditioner, T5Conditioner):
             conditioner.device = "cpu" if device.type == "mps" else str(device)
             conditioner.t5.to(conditioner.device)
+
+
+def check_device(name: str) -> None:
+    """NoSuchDevice, in a sentence, unless PyTorch has this device."""
+    advice = "leave device out to use what there is, or give device='cpu'"
+    kind, _, number = str(name).partition(":")
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in found:
+        raise NoSuchDevice(f"device={str(name)!r} isn't one of cpu, cuda, cuda:1, mps; {advice}")
+    if found[kind] <= int(number or 0):
+        seen = {"cuda": "no NVIDIA GPU with a working driver", "mps": "no Apple GPU"}.get(kind, "one processor")
+        seen = seen if not found[kind] or kind == "cpu" else f"{found[kind]} of that kind, counted from 0"
+        raise NoSuchDevice(f"device={str(name)!r}, but PyTorch sees {seen} on this machine; {advice}")
+
+
+def check_memory(name: str, needed: float) -> None:
+    """TooLittleMemory if a model of `needed` bytes doesn't fit into what is free, of the machine or its container."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used, stat = (Path("/sys/fs/cgroup", f"memory.{k}") for k in ("max", "current", "stat"))
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        cached = dict(line.split() for line in stat.read_text().splitlines()).get("inactive_file", 0)
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + int(cached))
+    if needed > free:
+        raise TooLittleMemory(
+            f"{name} takes {needed / 1e9:.1f} GB of memory while it loads and {max(free, 0) / 1e9:.1f} GB are free: "
+            "close other kernels, or take a smaller model (facebook/musicgen-small 2 GB, tiny 0.1 GB)"
+        )
+
+
+@contextlib.contextmanager
+def memory_told(advice: str) -> Iterator[None]:
+    """Turn PyTorch's page about a full GPU into TooLittleMemory with what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TooLittleMemory(f"the GPU's memory is full: {advice} ({str(error).split('. ')[0]})") from error
 
 
 def pick_dtype(device: str, size: int) -> torch.dtype:

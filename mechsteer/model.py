@@ -37,10 +37,13 @@ def load(name: str | Path = "tiny", device: str | None = None, dtype: torch.dtyp
 
     Raises
     ------
-    FileNotFoundError  when weights are missing: what was looked for, where, and what to do.
+    MissingWeights  (a FileNotFoundError) when weights are missing: what was looked for, where, and what to do.
+    NoSuchDevice, TooLittleMemory  (a ValueError, a MemoryError) before anything is loaded.
     ValueError  when a file is damaged or holds code (files are read with `weights_only=True`), the model needs more
         than text, or audiocraft's modules aren't where this package expects them.
     """
+    if device is not None:
+        backend.check_device(device)
     if str(name) == "tiny":
         from . import tiny
 
@@ -195,7 +198,7 @@ class Model:
             )
         if codes.min() < 0 or codes.max() >= self.lm.card:
             raise ValueError(f"codes lie in [0, {self.lm.card}), these in [{codes.min()}, {codes.max()}]")
-        return codes.long().to(self.device)
+        return codes.long().to(self.device).contiguous()
 
     def _prompts(self, prompts, rows: int) -> list[str | None]:
         given = [prompts] * rows if prompts is None or isinstance(prompts, str) else list(prompts)
@@ -216,10 +219,17 @@ class Model:
             For nnsight. Everything it offers works on `model.nn`; `model.nn.output` are the logits
             (clip, codebook, step, card). Parameters are frozen, so gradients reach only what you add.
         """
+        sequence = self.sequence(codes)
+        return self.nn.trace(sequence, [], self.conditions(self._prompts(prompts, len(sequence))), **options)
+
+    def sequence(self, codes) -> torch.Tensor:
+        """What a trace reads, int64 (clip, codebook, frame + 1): the delay pattern, `lm.special_token_id` in its gaps.
+
+        The logits at step s predict the sequence at step s + 1.
+        """
         codes = self._codes(codes)
         pattern = self.lm.pattern_provider.get_pattern(codes.shape[-1])
-        sequence, _, _ = pattern.build_pattern_sequence(codes, self.lm.special_token_id, keep_only_valid_steps=True)
-        return self.nn.trace(sequence, [], self.conditions(self._prompts(prompts, len(codes))), **options)
+        return pattern.build_pattern_sequence(codes, self.lm.special_token_id, keep_only_valid_steps=True)[0]
 
     def norms(self, codes, site: str = "resid", prompts=None) -> np.ndarray:
         """Mean L2 norm of the activations over clips and frames: (layer,), for `heads` (layer, head).
@@ -347,6 +357,7 @@ class Model:
         name = f"{self.name} {self.hash}"
         return Generation(self.decode(codes), codes, self.sample_rate, prompts, seeds, rows, name, settings)
 
+    @backend.memory_told("give a smaller batch_size or a shorter duration")
     def _generate(self, prompts, rows, start, sampler: Sampler, n_frames: int, n_steps: int, bar) -> torch.Tensor:
         """One batch through audiocraft's own loop; codes (clip, codebook, frame) on the CPU."""
         halved = any(part.branch != "both" for row in rows if row is not None for part in row.parts)

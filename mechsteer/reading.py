@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .backend import memory_told
 from .model import Model
 from .sampling import SITE_MODULES
 
@@ -128,6 +129,7 @@ def _enough(module, args, out):
 
 
 @torch.no_grad()
+@memory_told("give a smaller batch_size")
 def read(model: Model, codes: Sequence, sites=("resid",), layers=None, pool: str = "mean", prompts=None) -> dict:
     """Teacher-forced activations of clips of any lengths in one forward pass; see `Reader` for what comes back.
 

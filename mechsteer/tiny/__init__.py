@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from .. import paths
+from ..errors import MissingWeights
 
 
 def folder() -> Path:
@@ -25,7 +26,7 @@ def load(device="cpu", dtype=None, source: Path | None = None):
 
     Raises
     ------
-    FileNotFoundError  if the weights are absent, with the command that trains them.
+    MissingWeights  if the weights are absent, with the command that trains them.
     """
     import torch
 
@@ -59,7 +60,7 @@ def _read(path: Path):
     from safetensors import safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingWeights(
             f"no embedded model: {path} is missing. It is part of the repository (data/tiny); `make orchestra` and "
             "`make tiny` train it anew, in about two hours on two cores"
         )
