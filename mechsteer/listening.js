@@ -1,0 +1,405 @@
+// The page of a listening test: shows what the kernel's Session sends, and sends back what the listener does.
+// It knows letters and sounds, never a condition. Every text from outside goes through textContent.
+
+let counter = 0;
+let context = null; // one AudioContext for all trials, made at the first click
+
+function h(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+// All sounds of a trial run together from one clock, and all but one are mute: switching keeps the place.
+class Player {
+  constructor(onchange) {
+    this.onchange = onchange;
+    this.playing = false;
+    this.loop = true;
+    this.selected = 0;
+    this.offset = 0;
+    this.switches = 0;
+    this.sources = [];
+    this.buffers = [];
+    this.heard = [];
+  }
+
+  async load(sounds) {
+    const decoder = new OfflineAudioContext(2, 1, 48000);
+    const bytes = sounds.map((v) => v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength));
+    this.buffers = await Promise.all(bytes.map((b) => decoder.decodeAudioData(b)));
+    this.duration = Math.max(...this.buffers.map((b) => b.duration));
+    this.heard = this.buffers.map(() => 0);
+  }
+
+  get position() {
+    if (!this.playing) return this.offset;
+    const at = context.currentTime - this.origin;
+    return this.loop ? at % this.duration : Math.min(at, this.duration);
+  }
+
+  async play() {
+    if (this.playing || !this.buffers.length) return;
+    context = context || new AudioContext();
+    await context.resume();
+    if (this.offset >= this.duration - 0.02) this.offset = 0;
+    const start = context.currentTime + 0.02;
+    this.origin = start - this.offset;
+    this.last = start;
+    this.sources = this.buffers.map((buffer, k) => {
+      const source = new AudioBufferSourceNode(context, { buffer, loop: this.loop, loopEnd: this.duration });
+      const gain = new GainNode(context, { gain: k === this.selected ? 1 : 0 });
+      source.connect(gain).connect(context.destination);
+      source.start(start, this.offset);
+      return { source, gain };
+    });
+    this.playing = true;
+    this.timer = setInterval(() => this.tick(), 50);
+    this.onchange();
+  }
+
+  pause() {
+    if (!this.playing) return;
+    this.tick(false);
+    this.offset = this.position;
+    this.playing = false;
+    clearInterval(this.timer);
+    for (const { source, gain } of this.sources) {
+      gain.gain.setTargetAtTime(0, context.currentTime, 0.005);
+      source.stop(context.currentTime + 0.05);
+    }
+    this.sources = [];
+    this.onchange();
+  }
+
+  tick(stopAtEnd = true) {
+    const now = context.currentTime;
+    if (now > this.last) {
+      this.heard[this.selected] += now - this.last;
+      this.last = now;
+    }
+    if (stopAtEnd && !this.loop && now - this.origin >= this.duration) {
+      this.pause();
+      this.offset = 0;
+    }
+    this.onchange();
+  }
+
+  select(k, restart = false) {
+    if (this.playing) this.tick();
+    if (k !== this.selected) this.switches += 1;
+    this.selected = k;
+    this.sources.forEach(({ gain }, j) => gain.gain.setTargetAtTime(j === k ? 1 : 0, context.currentTime, 0.008));
+    if (restart) this.seek(0);
+    this.onchange();
+  }
+
+  seek(seconds) {
+    const going = this.playing;
+    this.pause();
+    this.offset = seconds;
+    return going ? this.play() : this.onchange();
+  }
+
+  setLoop(loop) {
+    const going = this.playing;
+    this.pause();
+    this.loop = loop;
+    return going ? this.play() : this.onchange();
+  }
+}
+
+const ABOUT = {
+  preference: "Two sounds, A and B. Switch between them as often as you like, then choose one. There is no wrong answer.",
+  abx: "Three sounds: A, B and X. X is the same as A or the same as B. Listen for which; if you can't tell, guess.",
+  rating: "Several sounds on one page. Listen to all of them, and give each a number from 0 to 100.",
+};
+
+function render({ model, el }) {
+  const uid = `listening-${++counter}`;
+  const root = h("section", { class: "mechsteer-listening", "data-lm-suppress-shortcuts": "true", "aria-label": "Listening test" });
+  const body = h("div", { class: "body" });
+  const banner = h("div", { class: "banner", role: "alert", hidden: true });
+  const live = h("div", { class: "only-spoken", role: "status", "aria-live": "polite" });
+  root.append(banner, body, live);
+  el.append(root);
+
+  let player = null;
+  let keys = () => false;
+  let waiting = null;
+  let loop = true;
+  let test = "";
+
+  const theme = () => {
+    const host = getComputedStyle(document.body);
+    const colour = host.getPropertyValue("--jp-layout-color0").trim() || host.backgroundColor;
+    const probe = h("span", { style: `color: ${colour}` });
+    root.append(probe);
+    const [red, green, blue, alpha] = (getComputedStyle(probe).color.match(/[\d.]+/g) || []).map(Number);
+    probe.remove();
+    const known = red !== undefined && alpha !== 0;
+    const dark = known ? 0.299 * red + 0.587 * green + 0.114 * blue < 128 : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "dark" : "light";
+  };
+  theme();
+  const watch = new MutationObserver(theme);
+  watch.observe(document.body, { attributes: true });
+
+  function trouble(text, retry) {
+    banner.replaceChildren(h("span", {}, text), h("button", { type: "button", onclick: retry }, "Try again"));
+    banner.hidden = false;
+  }
+
+  function ask(message) {
+    clearTimeout(waiting);
+    root.setAttribute("aria-busy", "true");
+    const again = () => ask(message);
+    waiting = setTimeout(() => trouble("No reply yet. The kernel is busy or has stopped; run the notebook again or reload "
+      + "this page. What was saved stays saved.", again), 8000);
+    try {
+      model.send({ ...message, id: ++counter });
+    } catch (error) {
+      trouble(`The kernel can't be reached (${error.message}). Run the notebook again or reload this page.`, again);
+    }
+  }
+
+  function show(heading, ...children) {
+    const title = h("h2", { tabindex: "-1" }, heading);
+    body.replaceChildren(title, ...children.filter((child) => child));
+    title.focus({ preventScroll: true });
+  }
+
+  const button = (text, onclick, kind = "main") => h("button", { type: "button", class: kind, onclick }, text);
+  const facts = (...lines) => h("ul", {}, ...lines.map((line) => h("li", {}, line)));
+  const note = (text) => (text ? h("p", { class: "error", role: "alert" }, text) : null);
+
+  function welcome(page) {
+    test = `mechsteer-listening-${page.test}`;
+    const field = h("input", { type: "text", id: `${uid}-name`, maxlength: "200", autocomplete: "off", spellcheck: "false" });
+    field.value = sessionStorage.getItem(test) || "";
+    const form = h("form", { onsubmit: (event) => {
+      event.preventDefault();
+      ask({ do: "name", name: field.value });
+    } },
+    h("label", { for: field.id }, "Your name, or any name you will use again"),
+    h("div", { class: "row" }, field, h("button", { type: "submit", class: "main" }, "Begin")), note(page.error));
+    show(page.question,
+      h("p", {}, ABOUT[page.kind]),
+      facts(`${page.trials} pages, about ${page.minutes} minute${page.minutes > 1 ? "s" : ""}`,
+        "Headphones and a quiet place, please",
+        "Each answer is saved as you give it, and can't be changed. You can stop at any time and come back under the same name"),
+      form);
+    field.focus({ preventScroll: true });
+  }
+
+  function resume(page) {
+    show(`Is that you, ${page.name}?`,
+      h("p", {}, `There is a listener of that name, who has answered ${page.done} of ${page.total} pages.`),
+      h("div", { class: "row" }, button("Yes, go on", () => ask({ do: "name", name: page.name, again: true })),
+        button("No, I'm someone else", () => {
+          sessionStorage.removeItem(test);
+          ask({ do: "someone else" });
+        }, "quiet")));
+    keys = () => false;
+  }
+
+  function intro(page) {
+    const several = page.trials > 1;
+    const text = {
+      headphones: ["Put on your headphones", h("p", {}, "You will hear three tones at a time and say which is the quietest. "
+        + "That tells whether headphones are on, the right way."),
+      facts("Set a comfortable volume with the first tones, and leave it there for the whole test",
+        `${page.trials} short page${several ? "s" : ""}`)],
+      practice: [several ? "First, some practice" : "First, one page for practice",
+        h("p", {}, "Try everything out: switching, looping, answering. This answer doesn't count.")],
+      main: ["Now the test", h("p", {}, `${page.trials} page${several ? "s" : ""}. Take the time you need. ${ABOUT[page.kind]}`)],
+    }[page.stage];
+    show(text[0], ...text.slice(1), button("Go on", () => ask({ do: "next", stage: page.stage })));
+    keys = (event) => event.key === "Enter" && (ask({ do: "next", stage: page.stage }), true);
+  }
+
+  function done(page) {
+    show("Thank you!", h("p", { class: "big" }, "✓"), h("p", {}, `All your answers (${page.answered}) are saved. You can close this page.`));
+    keys = () => false;
+  }
+
+  async function trial(page, sounds) {
+    const { letters, kind, listen } = page;
+    const choices = letters.filter((letter) => letter !== "X");
+    const check = kind === "headphones";
+    const began = performance.now();
+    let choice = null;
+    const rated = choices.map(() => null);
+
+    player = new Player(() => update());
+    player.loop = check ? false : loop;
+
+    const tiles = letters.map((letter, k) => h("button", { type: "button", class: "tile", onclick: () => hear(k) },
+      h("span", { class: "letter" }, letter), h("span", { class: "state" }, ""), h("span", { class: "fill" })));
+    const playButton = button("", () => (player.playing ? player.pause() : player.play()), "play");
+    const seek = h("input", { type: "range", min: "0", max: "1000", value: "0", "aria-label": "Position", class: "seek",
+      oninput: () => player.seek((seek.value / 1000) * player.duration) });
+    const clock = h("span", { class: "clock", "aria-hidden": "true" });
+    const looping = h("input", { type: "checkbox", id: `${uid}-loop`, onchange: () => {
+      loop = looping.checked;
+      player.setLoop(loop);
+    } });
+    looping.checked = player.loop;
+    const hint = h("p", { class: "hint", id: `${uid}-hint` });
+    const next = button("Save and go on", save);
+
+    const sliders = kind !== "rating" ? [] : choices.map((letter, k) => h("input", { type: "range", min: "0", max: "100",
+      value: "50", class: "vertical", "aria-label": `Rating of ${letter}`, "aria-describedby": hint.id, "data-untouched": "true",
+      onfocus: () => player.selected !== k && player.playing && hear(k),
+      oninput: (event) => rate(k, Number(event.target.value)) }));
+    const numbers = sliders.map(() => h("output", {}, "–"));
+    const radios = kind === "rating" ? [] : choices.map((letter) => h("input", { type: "radio", name: `${uid}-answer`,
+      value: letter, id: `${uid}-${letter}`, "aria-describedby": hint.id, onchange: () => choose(letter) }));
+    const say = (letter) => (kind === "abx" ? `X is ${letter}` : letter);
+
+    function hear(k) {
+      player.select(k, check);
+      player.play();
+      live.textContent = `Playing ${letters[k]}`;
+    }
+    const ready = () => player.heard.length === letters.length && player.heard.every((s) => s >= listen);
+    const answered = () => (kind === "rating" ? rated.every((v) => v !== null) : choice !== null);
+    function choose(letter) {
+      if (!ready()) return;
+      choice = letter;
+      radios.forEach((radio) => { radio.checked = radio.value === letter; });
+      update();
+    }
+    function rate(k, value) {
+      rated[k] = value;
+      sliders[k].removeAttribute("data-untouched");
+      numbers[k].textContent = value;
+      update();
+    }
+    function save() {
+      if (!ready() || !answered() || root.getAttribute("aria-busy") === "true") return;
+      player.pause();
+      ask({ do: "answer", token: page.token, choice, ratings: rated, heard: player.heard, switches: player.switches,
+        seconds: (performance.now() - began) / 1000 });
+    }
+
+    let was = null;
+    function update() {
+      tiles.forEach((tile, k) => {
+        const share = Math.min(1, (player.heard[k] || 0) / listen);
+        const current = player.selected === k;
+        tile.classList.toggle("current", current);
+        tile.classList.toggle("sounding", current && player.playing);
+        tile.setAttribute("aria-pressed", String(current && player.playing));
+        tile.setAttribute("aria-label", `Listen to ${letters[k]}, ${share < 1 ? "not heard yet" : "heard"}`);
+        tile.children[1].textContent = current && player.playing ? "playing" : share < 1 ? "listen" : "heard ✓";
+        tile.children[2].style.width = `${100 * share}%`;
+      });
+      playButton.textContent = player.playing ? "❚❚ Pause" : "▶ Play";
+      const at = player.position;
+      if (document.activeElement !== seek || player.playing) seek.value = (1000 * at) / (player.duration || 1);
+      seek.setAttribute("aria-valuetext", `${at.toFixed(0)} of ${(player.duration || 0).toFixed(0)} seconds`);
+      clock.textContent = `${at.toFixed(1)} / ${(player.duration || 0).toFixed(1)} s`;
+      const open = ready();
+      [...radios, ...sliders].forEach((input) => { input.disabled = !open; });
+      next.disabled = !(open && answered());
+      const state = !open ? "listen" : !answered() ? "answer" : "save";
+      if (state !== was) {
+        const least = listen < 1 ? "briefly" : `for at least ${listen.toFixed(0)} second${listen >= 1.5 ? "s" : ""}`;
+        hint.textContent = {
+          listen: `Listen to each sound ${least}; then you can answer.`,
+          answer: kind === "rating" ? "Move every slider." : "Choose your answer.",
+          save: "You can still change your answer until you save it.",
+        }[state];
+        if (was === "listen") live.textContent = hint.textContent;
+        was = state;
+      }
+    }
+
+    const label = { headphones: "Headphone check", practice: "Practice", main: "Page" }[page.stage];
+    const answers = kind === "rating"
+      ? h("div", { class: "sliders", role: "group", "aria-label": "Ratings" },
+        h("div", { class: "scale", "aria-hidden": "true" }, ...["100", "75", "50", "25", "0"].map((t) => h("span", {}, t))),
+        ...choices.map((letter, k) => h("div", { class: "strip" }, tiles[k], sliders[k], numbers[k])))
+      : h("fieldset", { class: "answers" }, h("legend", {}, kind === "abx" ? "Your answer" : check ? "The quietest is" : "Your choice"),
+        ...choices.map((letter, k) => h("span", { class: "answer" }, radios[k], h("label", { for: radios[k].id }, say(letter)))));
+    show(page.question,
+      h("div", { class: "progress" }, h("span", {}, `${label} ${page.number} of ${page.total}`),
+        h("progress", { max: page.total, value: page.number - 1, "aria-hidden": "true" })),
+      kind === "rating" ? answers : h("div", { class: "tiles" }, ...tiles),
+      h("div", { class: "transport" }, playButton, seek, clock, check ? null
+        : h("span", { class: "loop" }, looping, h("label", { for: looping.id }, "Loop"))),
+      kind === "rating" ? null : answers,
+      hint, note(page.error), h("div", { class: "row" }, next),
+      h("p", { class: "keys" }, h("kbd", {}, letters.join(" ")), " listen  ", h("kbd", {}, "P"), " or ", h("kbd", {}, "Space"), " play, pause  ",
+        check ? "" : h("kbd", {}, "L"), check ? "" : " loop  ",
+        ...(kind === "rating" ? [h("kbd", {}, choices.map((_, k) => k + 1).join(" ")), " slider, then ", h("kbd", {}, "↑ ↓"), "  "]
+          : [h("kbd", {}, choices.map((_, k) => k + 1).join(" ")), " choose  "]), h("kbd", {}, "Enter"), " save"));
+
+    keys = (event) => {
+      const key = event.key.length === 1 ? event.key.toUpperCase() : event.key;
+      const control = event.target.closest("button, input[type=checkbox]");
+      if (letters.includes(key)) hear(letters.indexOf(key));
+      else if (key === "P" || (key === " " && !control)) player.playing ? player.pause() : player.play();
+      else if (key === "L" && !check) looping.click();
+      else if (/^[1-9]$/.test(key) && Number(key) <= choices.length) {
+        if (kind !== "rating") choose(choices[key - 1]);
+        else {
+          hear(key - 1);
+          sliders[key - 1].focus();
+        }
+      } else if (key === "Enter" && !control) save();
+      else return false;
+      return true;
+    };
+    update();
+    await player.load(sounds);
+    update();
+    live.textContent = `${label} ${page.number} of ${page.total}. ${page.question}`;
+  }
+
+  const PAGES = { welcome, resume, intro, trial, done };
+
+  function receive(page, sounds) {
+    if (!page || !PAGES[page.page]) return;
+    clearTimeout(waiting);
+    banner.hidden = true;
+    root.removeAttribute("aria-busy");
+    if (player) player.pause();
+    player = null;
+    keys = () => false;
+    const field = body.querySelector("input[type=text]");
+    if (field && page.page !== "welcome" && page.page !== "resume") sessionStorage.setItem(test, field.value);
+    root.dataset.page = page.page === "trial" ? `trial-${page.kind}` : page.page;
+    PAGES[page.page](page, sounds || []);
+  }
+  model.on("msg:custom", receive);
+
+  // In JupyterLab keys count while the test has the focus; on a page of its own, always.
+  const scope = el.closest(".jp-Notebook, .jp-OutputArea-output.jp-OutputArea-executeResult") && document.querySelector("#jp-main-dock-panel, .jp-LabShell") ? root : document;
+  const press = (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=text]")) return;
+    if (root.isConnected && keys(event)) {
+      event.preventDefault();
+      event.stopPropagation();
+    }
+  };
+  scope.addEventListener("keydown", press);
+  root.addEventListener("keydown", (event) => event.stopPropagation());
+
+  ask({ do: "hello" });
+  return () => {
+    clearTimeout(waiting);
+    if (player) player.pause();
+    watch.disconnect();
+    model.off("msg:custom", receive);
+    scope.removeEventListener("keydown", press);
+  };
+}
+
+export default { render };

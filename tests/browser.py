@@ -1,0 +1,206 @@
+"""A real browser before a real JupyterLab or voila, for tests: both on loopback only, both closed when the block ends.
+
+    with jupyterlab(folder) as address, browser() as chrome, page(chrome) as tab:
+        open_notebook(tab, address, "take.ipynb")
+        run_all(tab)
+
+`page` lets nothing leave the machine and keeps what was tried, along with page errors, in `tab.seen`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 90  # s, for a server or a kernel on a busy machine
+
+
+@dataclasses.dataclass
+class Seen:
+    """What a page asked for and complained of: requested addresses, refused ones, websocket frames, page errors."""
+
+    requests: list[str] = dataclasses.field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
+    sent: list[str | bytes] = dataclasses.field(default_factory=list)
+    received: list[str | bytes] = dataclasses.field(default_factory=list)
+    errors: list[str] = dataclasses.field(default_factory=list)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _server(arguments: list[str], folder: Path, port: int, probe: str) -> Iterator[None]:
+    """Run a Jupyter server with settings of its own until the block ends; its log is shown if it doesn't start."""
+    home = folder / ".jupyter-test"
+    env = {
+        **os.environ,
+        **{f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")},
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    home.mkdir(exist_ok=True)
+    with open(home / "server.log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=folder,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            end = time.monotonic() + PATIENCE
+            while not _answers(f"http://127.0.0.1:{port}{probe}"):
+                if server.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(f"no server:\n{(home / 'server.log').read_text(errors='replace')[-3000:]}")
+                time.sleep(0.2)
+            yield
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=2):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def jupyterlab(folder: Path) -> Iterator[str]:
+    """JupyterLab on a folder; yields its address with `{}` where a notebook's path goes."""
+    port, token = free_port(), secrets.token_hex(8)
+    root = ["--allow-root"] if os.geteuid() == 0 else []
+    arguments = [
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        f"--IdentityProvider.token={token}",
+    ]
+    arguments += [
+        "--LabApp.expose_app_in_browser=True",
+        "--ServerApp.use_redirect_file=False",
+        "--LabApp.news_url=",
+        *root,
+    ]
+    with _server(arguments, folder, port, f"/api?token={token}"):
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+
+
+@contextlib.contextmanager
+def voila(notebook: Path, *options: str) -> Iterator[str]:
+    """One notebook as a page by voila; yields its address. Each visit starts a kernel of its own."""
+    port = free_port()
+    arguments = ["voila", notebook.name, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", *options]
+    with _server(arguments, notebook.parent, port, "/voila/static/main.js"):
+        yield f"http://127.0.0.1:{port}/"
+
+
+@contextlib.contextmanager
+def browser() -> Iterator:
+    """Headless Chromium of the system, by playwright; nothing is downloaded."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chrome = play.chromium.launch(executable_path=CHROME, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        try:
+            yield chrome
+        finally:
+            chrome.close()
+
+
+@contextlib.contextmanager
+def page(chrome, **options) -> Iterator:
+    """A fresh page with cookies of its own; `tab.seen` is a `Seen`. What would leave the machine is refused."""
+    context = chrome.new_context(**{"viewport": {"width": 1000, "height": 900}, **options})
+    tab, seen = context.new_page(), Seen()
+
+    def route(call):
+        address = call.request.url
+        seen.requests.append(address)
+        if address.startswith(("http://127.0.0.1", "data:", "blob:")):
+            call.continue_()
+        else:
+            seen.refused.append(address)
+            call.abort()
+
+    def socket_opened(link):
+        link.on("framesent", lambda frame: seen.sent.append(frame))  # playwright takes no bound builtins
+        link.on("framereceived", lambda frame: seen.received.append(frame))
+
+    context.route("**/*", route)
+    tab.on("websocket", socket_opened)
+    tab.on("pageerror", lambda error: seen.errors.append(str(error)))
+    tab.set_default_timeout(PATIENCE * 1000)
+    tab.seen = seen
+    try:
+        yield tab
+    finally:
+        context.close()
+
+
+_READY = """async () => {
+    const app = window.jupyterapp;
+    if (!app || !app.shell.currentWidget || !app.shell.currentWidget.context) return false;
+    const session = app.shell.currentWidget.context.sessionContext;
+    return session.isReady && session.session?.kernel?.status === 'idle';
+}"""
+
+
+def open_notebook(tab, address: str, name: str) -> None:
+    """Open a notebook of a running JupyterLab and wait until its kernel is idle."""
+    tab.goto(address.format(name))
+    tab.wait_for_function(_READY)
+
+
+def command(tab, name: str) -> None:
+    """Run one of JupyterLab's commands, such as `docmanager:save`, and wait for it."""
+    tab.evaluate("name => window.jupyterapp.commands.execute(name)", name)
+
+
+def run_all(tab) -> None:
+    """Run every cell of the open notebook and wait until the kernel is idle again."""
+    command(tab, "notebook:run-all-cells")
+    tab.wait_for_function(_READY)
+
+
+def restart_kernel(tab) -> None:
+    """Restart the open notebook's kernel without asking."""
+    tab.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart()")
+    tab.wait_for_function(_READY)
+
+
+def kernel_processes(tab) -> list[int]:
+    """Process numbers of the kernels that this very test process started, through its servers."""
+    import psutil
+
+    below = psutil.Process().children(recursive=True)
+    return [p.pid for p in below if any("ipykernel_launcher" in part for part in p.cmdline())]
