@@ -137,18 +137,23 @@ def kad_interval(
     n: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """`kad` with its percentile bootstrap interval: clips and reference are both drawn anew `n` times.
+    """`kad` with its bootstrap interval: clips and reference are both drawn anew `n` times.
 
-    Pairs of a clip with its own copy are left out of every resample, which keeps it unbiased. The bandwidth stays that
-    of the whole reference. Close to 0 the interval is wider than it need be. Parameters and errors as in `kad`.
+    Parameters and errors as in `kad`; the bandwidth stays that of the whole reference. Pairs of a clip with its own
+    copy are left out of every resample. A plain bootstrap counts the variance of the pairs' interaction three times
+    over, which near 0 makes intervals 1.7 times too wide; two of the three are taken away here.
+
+    Source: Arcones & Gine 1992 on the bootstrap of U-statistics.
     """
     rng = np.random.default_rng(seed)
-    kernels = _kernels(clips, reference, bandwidth)
-    counts = [rng.multinomial(len(k), np.full(len(k), 1 / len(k)), size=n).astype(float) for k in kernels[:2]]
-    usable = np.logical_and(*((c > 0).sum(1) > 1 for c in counts))
-    drawn = _mmd(*(c[usable] for c in counts), *kernels)
-    lo, hi = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(kad(clips, reference, bandwidth), float(lo), float(hi))
+    kernels, value = _kernels(clips, reference, bandwidth), kad(clips, reference, bandwidth)
+    v, w = (rng.multinomial(len(k), np.full(len(k), 1 / len(k)), size=n) for k in kernels[:2])
+    usable = ((v > 0).sum(1) > 1) & ((w > 0).sum(1) > 1)  # a resample of one clip only has no pairs
+    v, w = v[usable].astype(float), w[usable].astype(float)
+    drawn, interaction = _mmd(v, w, *kernels), _interaction(v - 1, w - 1, *kernels).var()
+    spread = np.sqrt(max(drawn.var() - 2 * interaction, interaction) / max(drawn.var(), 1e-30))
+    lo, hi = value + spread * (np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) - drawn.mean())
+    return Interval(value, float(lo), float(hi))
 
 
 def _kernels(clips, reference, bandwidth):
@@ -170,6 +175,18 @@ def _mmd(v, w, within, inside, between):
     own = lambda u, k: ((u @ k) * u).sum(1) / (np.square(u.sum(1)) - np.square(u).sum(1))
     across = ((v @ between) * w).sum(1) / (v.sum(1) * w.sum(1))
     return KAD_SCALE * (own(v, within) + own(w, inside) - 2 * across)
+
+
+def _interaction(d, e, within, inside, between):
+    """The part of `_mmd` that is quadratic in the weights' deviations from 1, d and e, for each draw."""
+    parts = []
+    for left, right, kernel in ((d, d, within), (e, e, inside), (d, e, between)):
+        centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+        if left is right:
+            np.fill_diagonal(centred, 0)
+        pairs = kernel.size - (len(kernel) if left is right else 0)
+        parts.append(((left @ centred) * right).sum(1) / pairs)
+    return KAD_SCALE * (parts[0] + parts[1] - 2 * parts[2])
 
 
 def _pair(clips, reference):
