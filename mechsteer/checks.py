@@ -14,7 +14,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-__all__ = ["cosine", "grouped_split", "honest_score", "mean_over_clip", "pattern", "predict", "step_of", "without"]
+__all__ = [
+    "cosine",
+    "follows",
+    "grouped_split",
+    "honest_score",
+    "mean_over_clip",
+    "paired_error",
+    "pattern",
+    "predict",
+    "push",
+    "song_of",
+    "step_of",
+    "without",
+]
 
 EMPTY = "nothing came back. Replace the ... by your code, and return the result"
 
@@ -33,6 +46,46 @@ def exercise(right: str) -> Callable:
         return check
 
     return decorate
+
+
+@exercise("the push is as long as you say, whatever the length of the direction")
+def push(answer: Callable) -> Iterator[str]:
+    """00: `answer(h, direction, norm, strength)` is h [d] pushed: strength x norm along the unit direction."""
+    h, d = np.random.default_rng(0).standard_normal((2, 8)) * 3
+    got, unit = answer(h, d, 5.0, 0.5), d / np.linalg.norm(d)
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got, float)
+    if got.shape != h.shape:
+        yield f"the result should have the shape of h, {h.shape}, not {got.shape}"
+    if np.allclose(got, h + 0.5 * 5 * d) or np.allclose(got, h + 0.5 * d):
+        yield "did you forget to normalise? Divide the direction by its length first"
+    if np.allclose(got, h + 0.5 * unit):
+        yield "a strength is a multiple of norm, the mean length of activations there"
+    if np.allclose(got, 2.5 * unit):
+        yield "add to h what you computed; h itself should stay in the sum"
+    if not np.allclose(got, h + 2.5 * unit):
+        yield f"h moved by {np.linalg.norm(got - h):.2f}; 0.5 at norm 5 is a step of 2.50 along the direction"
+
+
+@exercise("a correlation compares shapes, whatever their means and units")
+def follows(answer: Callable) -> Iterator[str]:
+    """00: `answer(moved, onsets)` is the correlation of every row of moved [layer, frame] with onsets [frame]."""
+    rng = np.random.default_rng(0)
+    onsets = rng.random(50) + 1
+    moved = rng.random((3, 50)) + [[0.0], [0.5], [-0.5]] * onsets
+    got, truth = answer(moved, onsets), [np.corrcoef(row, onsets)[0, 1] for row in moved]
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got, float)
+    if got.shape != (3,):
+        yield f"for 3 layers the result should have shape (3,), one number each, not {got.shape}"
+    if np.allclose(got, moved @ onsets) or np.allclose(got, (moved * onsets).mean(1)):
+        yield "this grows with the size of both; subtract the means and divide by both spreads"
+    if np.allclose(got, [np.cov(row, onsets)[0, 1] for row in moved]):
+        yield "this is the covariance; divide it by both spreads"
+    if not np.allclose(got, truth):
+        yield f"expected {np.round(truth, 2)}, not {np.round(got, 2)}: np.corrcoef of row and onsets, off the diagonal"
 
 
 @exercise("only steps that have heard the clip, and nothing but the clip, count")
@@ -197,3 +250,39 @@ def without(answer: Callable) -> Iterator[str]:
         yield "it points away from a: was the sign turned?"
     if not np.allclose(got, (a - (a @ b) * b) / np.linalg.norm(a - (a @ b) * b)):
         yield "it is orthogonal to b, but holds something that was not in a"
+
+
+@exercise("what was cut from one song stays together")
+def song_of(answer: Callable) -> Iterator[str]:
+    """06: `answer(path)` names the song of a file called `artist - title (take 2).wav`, in whatever folder it lies."""
+    takes = ("rock/Ada - Rain (take 1).wav", "live/rock/Ada - Rain (take 12).flac")
+    one, two = (answer(path) for path in takes)
+    if one is None:
+        yield EMPTY
+    if one != two:
+        yield f"two takes of Ada's Rain are called {one!r} and {two!r}: leave out folder, take and suffix"
+    if one == answer("rock/Ada - Snow (take 1).wav"):
+        yield f"Ada's Rain and Ada's Snow are both called {one!r}: they are two songs"
+    if one == answer("rock/Bo - Rain (take 1).wav"):
+        yield f"Ada's Rain and Bo's Rain are both called {one!r}: a title alone isn't a song"
+
+
+@exercise("pairs share their random numbers, and what they share drops out")
+def paired_error(answer: Callable) -> Iterator[str]:
+    """06: `answer(steered, twin)` is the standard error of the mean difference; row i of both has the same seed."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 3, 12)
+    a, b = shared + rng.normal(1, 0.3, 12), shared + rng.normal(0, 0.3, 12)
+    got = answer(a, b)
+    if got is None:
+        yield EMPTY
+    apart = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 12)
+    difference = (a - b).std(ddof=1)
+    if np.isclose(got, apart, rtol=0.06):
+        yield f"this forgets that the rows are pairs: {apart:.2f}, where the differences alone give a tenth of it"
+    if np.isclose(got, difference, rtol=0.06):
+        yield "this is the spread of one difference; the mean of n is known better by the square root of n"
+    if np.isclose(got, (a - b).mean()):
+        yield "this is the mean difference itself; how far may it be off?"
+    if not np.isclose(got, difference / np.sqrt(12), rtol=0.06):
+        yield f"expected {difference / np.sqrt(12):.3f}, not {float(got):.3f}: spread of the differences over sqrt(n)"

@@ -18,7 +18,19 @@ def honest(table):
     return np.mean([grid.loc[f, grid.drop(f).mean().idxmax()] for f in grid.index])
 
 
+def song(path):
+    return path.split("/")[-1].split(" (take")[0]
+
+
+def error(a, b):
+    return (a - b).std(ddof=1) / np.sqrt(len(a))
+
+
 RIGHT = {
+    "push": lambda h, d, norm, s: h + s * norm * unit(d),
+    "follows": lambda moved, onsets: np.array([np.corrcoef(row, onsets)[0, 1] for row in moved]),
+    "song_of": song,
+    "paired_error": error,
     "mean_over_clip": lambda h, n: h[1 : n + 1].mean(0),
     "step_of": lambda t, k: t + k + 1,
     "predict": lambda d, x: d.slope.item() * (x @ d.values) + d.bias.item() > 0,
@@ -29,6 +41,22 @@ RIGHT = {
     "without": lambda a, b: unit(a - (a @ b) * b),
 }
 WRONG = [
+    ("push", lambda h, d, norm, s: h + s * norm * d, "forget to normalise"),
+    ("push", lambda h, d, norm, s: h + s * unit(d), "a multiple of norm"),
+    ("push", lambda h, d, norm, s: s * norm * unit(d), "h itself should stay"),
+    ("push", lambda h, d, norm, s: h - s * norm * unit(d), "a step of 2.50 along"),
+    ("push", lambda h, d, norm, s: h @ d, "the shape of h"),
+    ("follows", lambda m, o: m @ o, "subtract the means"),
+    ("follows", lambda m, o: np.array([np.cov(row, o)[0, 1] for row in m]), "this is the covariance"),
+    ("follows", lambda m, o: np.corrcoef(m, o), "shape (3,), one number each"),
+    ("follows", lambda m, o: np.zeros(3), "off the diagonal"),
+    ("song_of", lambda path: path, "leave out folder, take and suffix"),
+    ("song_of", lambda path: song(path).split(" - ")[0], "they are two songs"),
+    ("song_of", lambda path: song(path).split(" - ")[1], "a title alone"),
+    ("paired_error", lambda a, b: np.sqrt((a.var() + b.var()) / len(a)), "the rows are pairs"),
+    ("paired_error", lambda a, b: (a - b).std(), "the square root of n"),
+    ("paired_error", lambda a, b: (a - b).mean(), "the mean difference itself"),
+    ("paired_error", lambda a, b: 0.5, "expected"),
     ("mean_over_clip", lambda h, n: h[1 : n + 1], "one number per dimension"),
     ("mean_over_clip", lambda h, n: h.mean(0), "over the padding too"),
     ("mean_over_clip", lambda h, n: h[: n + 1].mean(0), "before anything was heard"),
