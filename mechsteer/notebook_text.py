@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 
-__all__ = ["contents", "cost", "navigation", "normalise", "title"]
+__all__ = ["answer", "contents", "cost", "navigation", "normalise", "title"]
 
 _BAR = re.compile(r"\d+%\|.*\||\d+(it|\w+)? \[\d\d:\d\d")  # a tqdm bar, with or without a total
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
@@ -95,8 +95,20 @@ def cost(book: nbformat.NotebookNode) -> str:
     return found[1] if found else ""
 
 
-def _tagged(book: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode | None:
-    return next((cell for cell in book.cells if tag in cell.metadata.get("tags", [])), None)
+def _tagged(book: nbformat.NotebookNode, tag: str, kind: str = "markdown") -> nbformat.NotebookNode | None:
+    cells = (cell for cell in book.cells if cell.cell_type == kind)
+    return next((cell for cell in cells if tag in cell.metadata.get("tags", [])), None)
+
+
+def answer(book: nbformat.NotebookNode) -> None:
+    """Write the Markdown that the code cell tagged `answer` showed into the text cell tagged `answer`, near the top.
+
+    So a notebook opens with its answer, in this run's numbers. Nothing happens where either cell is absent.
+    """
+    told, place = _tagged(book, "answer", "code"), _tagged(book, "answer")
+    shown = [o.data["text/markdown"] for o in (told or {}).get("outputs", []) if "text/markdown" in o.get("data", {})]
+    if shown and place is not None:
+        place.source = shown[-1]
 
 
 def navigation(book: nbformat.NotebookNode, path: Path, shelf: Sequence[Path]) -> None:

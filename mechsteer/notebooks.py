@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 
 from . import changes, paths
-from .notebook_text import contents, navigation, normalise
+from .notebook_text import answer, contents, navigation, normalise
 
 __all__ = ["MAX_BYTES", "NotebookError", "execute", "find", "main", "parameters_of", "problems", "run", "source_hash"]
 
@@ -172,6 +172,7 @@ def run(
     """
     shelf = list(shelf or find(folder=path.parent))
     book = normalise(execute(path, parameters, **options), root=paths.project())
+    answer(book)
     navigation(book, path, shelf)
     contents(book, shelf)
     book.metadata["mechsteer"] = {"source": source_hash(book)}

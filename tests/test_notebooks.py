@@ -10,7 +10,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mechsteer import notebooks, paths
-from mechsteer.notebook_text import contents, cost, navigation, normalise, title
+from mechsteer.notebook_text import answer, contents, cost, navigation, normalise, title
 
 STORED = notebooks.find()
 # Values for the cell tagged `parameters` that let a notebook run in seconds; every stored notebook has an entry.
@@ -168,6 +168,20 @@ def test_links_and_contents_are_generated(tmp_path):
     assert cost(nbformat.read(shelf[0], 4)) == "1 s on a CPU; needs nothing"
     with pytest.raises(ValueError, match="no title"):
         title(new_notebook(cells=[new_markdown_cell("## only a section")]))
+
+
+def test_a_notebook_opens_with_the_answer_that_its_run_gave(tmp_path):
+    tagged = {"metadata": {"tags": ["answer"]}}
+    place, told = new_markdown_cell("an older answer", **tagged), new_code_cell("Markdown(f'{N} is even')", **tagged)
+    path = write(tmp_path / "notebooks/01_answer.ipynb", place, "from IPython.display import Markdown", told)
+    notebooks.run(path)
+    book = nbformat.read(path, 4)
+    assert book.cells[2].source == "2 is even"
+    book.cells[-2].outputs = []
+    answer(book)
+    assert book.cells[2].source == "2 is even", "a cell that shows nothing changes nothing"
+    del book.cells[2]
+    answer(book)
 
 
 def test_paths_of_this_machine_are_taken_out(tmp_path):
