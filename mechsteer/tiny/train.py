@@ -278,8 +278,10 @@ def train_lm(lm, labels: pd.DataFrame, codes, work: Path, steps: int, batch: int
                 held_out = next_code_loss(lm, *batch_of(valid[:100], np.random.default_rng(4)))
             values |= {"valid": held_out.mean(), "valid0": held_out[0]}
             lm.train()
-        return losses.mean(), values
+        return (losses * weights).mean(), values
 
+    # The first books carry rhythm, harmony and timbre; the last ones are mostly noise that can't be foreseen.
+    weights = torch.linspace(12, 2, codes.shape[1], device=device) / 7
     matrices = [p for n, p in lm.named_parameters() if n.startswith("transformer.layers") and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in lm.parameters() if id(p) not in chosen]
@@ -299,6 +301,7 @@ def main():
     parser.add_argument("--feature-steps", type=int, default=900)
     parser.add_argument("--decoder-steps", type=int, default=700)
     parser.add_argument("--lm-steps", type=int, default=720)
+    parser.add_argument("--lm-batch", type=int, default=24)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -321,7 +324,7 @@ def main():
         train_decoder(codec, orchestra, np.load(codes_path, mmap_mode="r"), args.work, args.decoder_steps, batch=16)
     if "lm" in wanted:
         lm = build_lm(LMConfig(n_q=codec.config.n_q, card=codec.config.bins)).to(device)
-        train_lm(lm, orchestra.labels, np.load(codes_path), args.work, args.lm_steps, batch=24, device=device)
+        train_lm(lm, orchestra.labels, np.load(codes_path), args.work, args.lm_steps, args.lm_batch, device)
 
 
 if __name__ == "__main__":
