@@ -1,7 +1,7 @@
 """How far apart two sets of clips are: an embedding that no judge uses, Fréchet distance and Kernel Audio Distance.
 
-A set of generated clips is held against real ones of the class it should belong to. Compare numbers only between sets
-of equal size on one embedding.
+A set of generated clips is held against real ones of the class it should belong to, both as the codec decodes them.
+`kad` has no bias and compares across set sizes; `frechet` compares only between sets of equal sizes.
 """
 
 from __future__ import annotations
