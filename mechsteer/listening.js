@@ -38,15 +38,17 @@ class Player {
   }
 
   get position() {
-    if (!this.playing) return this.offset;
+    if (!this.sources.length) return this.offset;
     const at = context.currentTime - this.origin;
     return this.loop ? at % this.duration : Math.min(at, this.duration);
   }
 
   async play() {
     if (this.playing || !this.buffers.length) return;
+    this.playing = true;
     context = context || new AudioContext();
-    await context.resume();
+    await context.resume(); // may take a moment, in which someone may have paused
+    if (!this.playing || this.sources.length) return;
     if (this.offset >= this.duration - 0.02) this.offset = 0;
     const start = context.currentTime + 0.02;
     this.origin = start - this.offset;
@@ -58,7 +60,6 @@ class Player {
       source.start(start, this.offset);
       return { source, gain };
     });
-    this.playing = true;
     this.timer = setInterval(() => this.tick(), 50);
     this.onchange();
   }
@@ -78,6 +79,7 @@ class Player {
   }
 
   tick(stopAtEnd = true) {
+    if (!this.sources.length) return;
     const now = context.currentTime;
     if (now > this.last) {
       this.heard[this.selected] += now - this.last;
@@ -129,7 +131,7 @@ function render({ model, el }) {
   root.append(banner, body, live);
   el.append(root);
 
-  let player = null;
+  let silence = () => {}; // stops the trial being shown
   let keys = () => false;
   let waiting = null;
   let loop = true;
@@ -236,7 +238,8 @@ function render({ model, el }) {
     let choice = null;
     const rated = choices.map(() => null);
 
-    player = new Player(() => update());
+    const player = new Player(() => update());
+    silence = () => player.pause();
     player.loop = check ? false : loop;
 
     const tiles = letters.map((letter, k) => h("button", { type: "button", class: "tile", onclick: () => hear(k) },
@@ -329,7 +332,7 @@ function render({ model, el }) {
       : h("fieldset", { class: "answers" }, h("legend", {}, kind === "abx" ? "Your answer" : check ? "The quietest is" : "Your choice"),
         ...choices.map((letter, k) => h("span", { class: "answer" }, radios[k], h("label", { for: radios[k].id }, say(letter)))));
     show(page.question,
-      h("div", { class: "progress" }, h("span", {}, `${label} ${page.number} of ${page.total}`),
+      h("div", { class: "where" }, h("span", {}, `${label} ${page.number} of ${page.total}`),
         h("progress", { max: page.total, value: page.number - 1, "aria-hidden": "true" })),
       kind === "rating" ? answers : h("div", { class: "tiles" }, ...tiles),
       h("div", { class: "transport" }, playButton, seek, clock, check ? null
@@ -370,8 +373,7 @@ function render({ model, el }) {
     clearTimeout(waiting);
     banner.hidden = true;
     root.removeAttribute("aria-busy");
-    if (player) player.pause();
-    player = null;
+    silence();
     keys = () => false;
     const field = body.querySelector("input[type=text]");
     if (field && page.page !== "welcome" && page.page !== "resume") sessionStorage.setItem(test, field.value);
@@ -395,7 +397,7 @@ function render({ model, el }) {
   ask({ do: "hello" });
   return () => {
     clearTimeout(waiting);
-    if (player) player.pause();
+    silence();
     watch.disconnect();
     model.off("msg:custom", receive);
     scope.removeEventListener("keydown", press);
