@@ -207,7 +207,7 @@ def restart_kernel(tab) -> None:
     tab.wait_for_function(_READY)
 
 
-def kernel_processes(tab) -> list[int]:
+def kernel_processes() -> list[int]:
     """Process numbers of the kernels that this very test process started, through its servers."""
     import psutil
 

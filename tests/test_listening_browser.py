@@ -1,0 +1,299 @@
+"""Listening tests as listeners meet them: real JupyterLab and voila, real Chromium, real answers on the disk.
+
+With MECHSTEER_PICTURES naming a folder, every page state is also pictured there, light and dark.
+"""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import (
+    CHROME,
+    browser,
+    command,
+    jupyterlab,
+    kernel_processes,
+    listening_page,
+    open_notebook,
+    page,
+    run_all,
+)
+from conftest import require
+from listening_clips import make
+
+from mechsteer.listening_store import AnswerStore
+
+PICTURES = os.environ.get("MECHSTEER_PICTURES")
+QUICK = {"listen": 0.3, "headphones": 1, "practice": 1}
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator:
+    require(CHROME, "chromium")
+    with browser() as running:
+        yield running
+
+
+def state(tab, name: str) -> None:
+    """Wait for a page state of the test: welcome, resume, intro, trial-headphones, trial-<kind> or done."""
+    tab.wait_for_selector(f".mechsteer-listening[data-page={name}]:not([aria-busy])")
+
+
+def picture(tab, name: str) -> None:
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        tab.wait_for_timeout(200)
+        tab.locator(".mechsteer-listening").screenshot(path=str(Path(PICTURES) / f"listening_{name}.png"))
+
+
+def enter(tab, name: str) -> None:
+    state(tab, "welcome")
+    tab.fill(".mechsteer-listening input[type=text]", name)
+    tab.click("button:has-text('Begin')")
+
+
+def go_on(tab) -> None:
+    state(tab, "intro")
+    tab.click("button:has-text('Go on')")
+
+
+def until_heard(tab) -> None:
+    """Listen to each sound by its button until an answer may be given."""
+    for tile in tab.locator(".tile").all():
+        tile.click()
+        tile.locator(".fill[style*='width: 100%']").wait_for()
+    tab.wait_for_selector(".answers input:enabled, .sliders input:enabled")
+
+
+def by_mouse(tab, choice: int) -> None:
+    where = tab.locator(".where").inner_text()
+    until_heard(tab)
+    tab.locator(".answer input").nth(choice).click()
+    tab.click("button:has-text('Save and go on')")
+    moved_on(tab, where)
+
+
+def by_keyboard(tab, choice: int) -> None:
+    where = tab.locator(".where").inner_text()
+    for letter in tab.locator(".tile .letter").all_inner_texts():
+        tab.keyboard.press(letter.lower())
+        tab.locator(f".tile:has(.letter:text-is('{letter}')) .fill[style*='width: 100%']").wait_for()
+    tab.keyboard.press(str(choice + 1))
+    tab.keyboard.press("Enter")
+    moved_on(tab, where)
+
+
+def moved_on(tab, where: str) -> None:
+    tab.wait_for_function(
+        "old => document.querySelector('.mechsteer-listening .where')?.innerText !== old"
+        " && !document.querySelector('.mechsteer-listening[aria-busy]')",
+        arg=where,
+    )
+
+
+def answers(folder: Path) -> list[dict]:
+    return AnswerStore(folder / "answers.jsonl").answers()
+
+
+def complete(folder: Path, names: list[str], each: int) -> None:
+    """Every listener has each trial once."""
+    store = AnswerStore(folder / "answers.jsonl")
+    assert list(store.listeners()) == names
+    keys = [(line["listener"], line["trial"]) for line in store.answers()]
+    assert len(keys) == len(set(keys)) == each * len(names)
+
+
+def give_nothing_away(tab, design) -> None:
+    """Neither the page nor anything that went over the network names a condition or a stimulus file."""
+    files = [token for part in design.stimuli.values() for token in part.values()]
+    secret = re.compile("|".join([*map(re.escape, design.conditions), *files, "antiphase"]))
+    traffic = [f.decode("latin-1") if isinstance(f, bytes) else f for f in tab.seen.sent + tab.seen.received]
+    assert any("Which sounds more like guitar" in frame for frame in traffic), "the traffic was read"
+    told = [*traffic, tab.content(), *tab.seen.requests]
+    assert not [found[0] for found in map(secret.search, told) if found]
+    assert not tab.seen.refused, "a request would have left the machine"
+    assert not tab.seen.errors
+
+
+def test_voila_by_mouse_and_by_keyboard_with_a_reload_and_two_listeners_at_once(chrome, tmp_path):
+    test = make(tmp_path, items=3, **QUICK)
+    with listening_page(tmp_path) as address, page(chrome) as ann, page(chrome, color_scheme="dark") as bo:
+        ann.goto(address, wait_until="commit")
+        bo.goto(address, wait_until="commit")
+        enter(ann, "Ann <img src=x onerror=alert(1)>")
+        enter(bo, "../Bo")
+        for tab, act in ((ann, by_mouse), (bo, by_keyboard)):
+            go_on(tab)
+            state(tab, "trial-headphones")
+            act(tab, 0)
+            go_on(tab)
+            state(tab, "trial-preference")
+            assert tab.locator(".answer input").first.is_disabled(), "no answer before listening"
+            act(tab, 0)
+            go_on(tab)
+            state(tab, "trial-preference")
+        by_mouse(ann, 0)
+        by_keyboard(bo, 1)
+        assert len(answers(tmp_path)) == 6
+        ann.reload(wait_until="commit")
+        state(ann, "welcome")
+        assert ann.input_value(".mechsteer-listening input[type=text]").startswith("Ann <img")
+        ann.click("button:has-text('Begin')")
+        state(ann, "resume")
+        assert ann.locator(".mechsteer-listening img").count() == 0, "a name is text, never markup"
+        ann.click("button:has-text('Yes')")
+        state(ann, "trial-preference")
+        assert ann.locator(".where").inner_text() == "Page 2 of 3"
+        for tab, act, choice in ((ann, by_mouse, 0), (bo, by_keyboard, 1)):
+            act(tab, choice)
+            give_nothing_away(tab, test.design)
+            until_heard(tab)
+            tab.keyboard.press(str(choice + 1))
+            tab.keyboard.press("Enter")
+            state(tab, "done")
+    complete(tmp_path, ["Ann <img src=x onerror=alert(1)>", "../Bo"], 5)
+    main = [line for line in answers(tmp_path) if line["stage"] == "main"]
+    assert {line["listener"]: line["choice"] for line in main} == {1: "A", 2: "B"}
+    assert all(min(line["heard"]) >= 0.3 for line in answers(tmp_path))
+
+
+def test_jupyterlab_by_mouse_with_a_reload_and_a_killed_kernel(chrome, tmp_path):
+    test = make(tmp_path, items=4, listen=0.3, headphones=0, practice=0)
+    with jupyterlab(tmp_path) as address, page(chrome) as tab:
+        open_notebook(tab, address, "take.ipynb")
+        before = len(tab.locator(".jp-Cell").all())
+        run_all(tab)
+        enter(tab, "Cy")
+        go_on(tab)
+        state(tab, "trial-preference")
+        by_mouse(tab, 0)
+        # JupyterLab's own shortcuts (a and b insert cells, x cuts them) don't act while the test has the focus
+        by_keyboard(tab, 1)
+        assert len(tab.locator(".jp-Cell").all()) == before
+        command(tab, "docmanager:save")
+        saved = json.loads((tmp_path / "take.ipynb").read_text())
+        assert not re.search("|".join(test.design.conditions), json.dumps(saved)), "nor does the saved notebook tell"
+
+        tab.reload()
+        open_notebook(tab, address, "take.ipynb")
+        state(tab, "trial-preference")
+        assert tab.locator(".where").inner_text() == "Page 3 of 4" and len(answers(tmp_path)) == 2
+
+        until_heard(tab)
+        (kernel,) = kernel_processes()
+        os.kill(kernel, signal.SIGKILL)
+        tab.locator(".answer input").first.click()
+        tab.click("button:has-text('Save and go on')")  # into the void
+        tab.wait_for_function(
+            "pid => window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.status === 'idle'"
+            " || document.querySelector('.jp-Dialog')",
+            arg=kernel,
+        )
+        if tab.locator(".jp-Dialog").count():
+            tab.keyboard.press("Escape")
+        assert len(answers(tmp_path)) == 2, "what was never acknowledged was never stored"
+        run_all(tab)
+        state(tab, "welcome")
+        tab.click("button:has-text('Begin')")
+        state(tab, "resume")
+        tab.click("button:has-text('Yes')")
+        state(tab, "trial-preference")
+        assert tab.locator(".where").inner_text() == "Page 3 of 4"
+        by_mouse(tab, 1)
+        give_nothing_away(tab, test.design)
+        until_heard(tab)
+        tab.keyboard.press("1")
+        tab.keyboard.press("Enter")
+        state(tab, "done")
+    complete(tmp_path, ["Cy"], 4)
+
+
+@pytest.mark.parametrize(("kind", "theme"), [("abx", "light"), ("rating", "dark")])
+def test_the_other_kinds_by_keyboard(chrome, tmp_path, kind, theme):
+    names = ("steered", "unsteered", "oversteered") if kind == "rating" else ("steered", "unsteered")
+    make(tmp_path, kind, names, items=1, listen=0.3, headphones=0, practice=0)
+    with listening_page(tmp_path, theme) as address, page(chrome) as tab:
+        tab.goto(address, wait_until="commit")
+        enter(tab, "Di")
+        go_on(tab)
+        state(tab, f"trial-{kind}")
+        assert tab.locator(".mechsteer-listening").get_attribute("data-theme") == theme
+        if kind == "abx":
+            for letter in "abx":
+                tab.keyboard.press(letter)
+                tab.locator(f".tile:has(.letter:text-is('{letter.upper()}')) .fill[style*='width: 100%']").wait_for()
+            tab.keyboard.press("2")
+        else:
+            until_heard(tab)
+            for k, presses in enumerate((3, 5, 10)):
+                tab.keyboard.press(str(k + 1))
+                for _ in range(presses):
+                    tab.keyboard.press("ArrowUp")
+        tab.keyboard.press("Enter")
+        state(tab, "done")
+        assert not tab.seen.errors and not tab.seen.refused
+    (line,) = answers(tmp_path)
+    if kind == "abx":
+        assert (line["choice"], line["x"] in names, len(line["heard"])) == ("B", True, 3)
+    else:
+        assert [line["ratings"][slot] for slot in line["slots"]] == [53, 55, 60]
+
+
+if PICTURES:
+
+    @pytest.mark.parametrize("theme", ["light", "dark"])
+    def test_every_page_state_is_pictured(chrome, tmp_path, theme):
+        for kind, names in (("preference", 2), ("abx", 2), ("rating", 3)):
+            folder = tmp_path / kind
+            make(folder, kind, ("steered", "unsteered", "oversteered")[:names], **{**QUICK, "listen": 0.8})
+            with listening_page(folder, theme) as address, page(chrome, viewport={"width": 760, "height": 800}) as tab:
+                tab.goto(address, wait_until="commit")
+                state(tab, "welcome")
+                shot = lambda name, kind=kind, tab=tab: picture(tab, f"{kind}_{name}_{theme}")
+                if kind == "preference":
+                    shot("welcome")
+                enter(tab, "Ann")
+                for stage in ("headphones", "practice"):
+                    state(tab, "intro")
+                    if kind == "preference":
+                        shot(f"intro_{stage}")
+                    go_on(tab)
+                    state(tab, f"trial-{kind}" if stage == "practice" else "trial-headphones")
+                    tab.locator(".tile").first.click()
+                    tab.wait_for_timeout(300)
+                    if kind == "preference" or stage == "practice":
+                        shot(f"{stage}_listening")
+                    until_heard(tab)
+                    if kind == "rating" and stage == "practice":
+                        for k, presses in enumerate((20, 2, 5)):
+                            tab.keyboard.press(str(k + 1))
+                            for _ in range(presses):
+                                tab.keyboard.press("ArrowUp" if k else "ArrowDown")
+                    else:
+                        tab.keyboard.press("2")
+                    if kind == "preference" or stage == "practice":
+                        shot(f"{stage}_answered")
+                    tab.keyboard.press("Enter")
+                state(tab, "intro")
+                if kind == "preference":
+                    shot("intro_main")
+                    go_on(tab)
+                    for _ in range(2):
+                        state(tab, "trial-preference")
+                        where = tab.locator(".where").inner_text()
+                        until_heard(tab)
+                        tab.keyboard.press("1")
+                        tab.keyboard.press("Enter")
+                        if "1 of" in where:
+                            moved_on(tab, where)
+                    state(tab, "done")
+                    shot("done")
+                    tab.reload(wait_until="commit")
+                    state(tab, "welcome")
+                    tab.click("button:has-text('Begin')")
+                    state(tab, "resume")
+                    shot("resume")
