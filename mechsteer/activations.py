@@ -95,13 +95,19 @@ def collect(
     job = jobs.Job(sites, layers, pool, n_frames, shared, options, dtype, batch_size).fitted(model)
     layout = job.layout(model, len(table))
     _room(layout.bytes(), out, pool)
+    began_here = out is not None and not Path(out).exists()
     store = Store.begin(out, layout, _labels(table, layout), _attrs(job, model, table))
-    if engine == "ray":
-        from .ray_engine import run
+    try:
+        if engine == "ray":
+            from .ray_engine import run
 
-        run(source, model, job, table, store, workers, progress)
-    else:
-        _run(model, job, table, store, progress)
+            run(source, model, job, table, store, workers, progress)
+        else:
+            _run(model, job, table, store, progress)
+    except Exception:
+        if began_here:  # so that the corrected call doesn't meet the options of this one
+            store.discard_empty()
+        raise
     acts = open_activations(store.where)
     _report(acts, table)
     return acts
@@ -148,8 +154,12 @@ def _run(model: Model, job: jobs.Job, table: pd.DataFrame, store: Store, progres
 
 def _clips(clips: pd.DataFrame, model: Model, prompt) -> pd.DataFrame:
     """The table with a prompt per clip if given, and a problem where a clip is too short or too long for the model."""
-    if not isinstance(clips, pd.DataFrame) or "clip" not in clips or not {"path", "codes"} & set(clips) or clips.empty:
-        raise ValueError("clips must be a DataFrame with rows and columns `clip` and `path` or `codes`: see ms.clips")
+    known = isinstance(clips, pd.DataFrame) and len(clips) and "clip" in clips
+    if not known or not ("codes" in clips or {"path", "start", "duration"} <= set(clips)):
+        raise ValueError(
+            "clips must be a DataFrame with rows and columns `clip`, and `codes` or `path`, `start` and `duration`: "
+            "ms.clips makes one of a folder, a manifest or a DataFrame"
+        )
     table = clips.reset_index(drop=True).drop(columns="prompt", errors="ignore")
     _unique(table)
     if prompt is not None and not isinstance(prompt, str):
@@ -243,7 +253,7 @@ def _attrs(job: jobs.Job, model: Model, table: pd.DataFrame) -> dict:
 def _report(acts: xr.Dataset, table: pd.DataFrame) -> None:
     """One table of what was skipped and of labels with gaps."""
     rows = [row | {"what became of it": "skipped"} for row in json.loads(acts.attrs["skipped"])]
-    for name in _labels(table, jobs.Layout({}, 1)).columns:
+    for name in (name for name in table if name not in datasets.OWN):
         if gaps := int(table[name].isna().sum()):
             kept = f"{gaps} of {len(table)} clips have no value"
             rows.append({"clip": f"label {name!r}", "problem": kept, "what became of it": "kept, without the label"})

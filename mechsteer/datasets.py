@@ -16,26 +16,8 @@ from . import paths
 
 __all__ = ["check", "chords", "clips", "codes_of", "notes", "read_clip"]
 
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        "wav",
-        "flac",
-        "mp3",
-        "ogg",
-        "oga",
-        "opus",
-        "aif",
-        "aiff",
-        "au",
-        "caf",
-        "w64",
-        "m4a",
-        "aac",
-        "mp4",
-        "wma",
-    )
-)
+KINDS = ("wav", "flac", "mp3", "ogg", "oga", "opus", "aif", "aiff", "au", "caf", "w64", "m4a", "aac", "mp4", "wma")
+SUFFIXES = frozenset(f".{kind}" for kind in KINDS)
 OWN = ("clip", "path", "codes", "codec", "start", "duration", "problem")
 """Columns that are not labels; `group` is kept beside the labels."""
 SILENCE = 1e-4  # -80 dB of full scale
@@ -181,8 +163,9 @@ def read_clip(row) -> tuple[np.ndarray, int]:
     ------
     ValueError  saying what is wrong: damaged, truncated, silent, or not finite; codes of a codec that isn't here.
     """
-    if row.get("codes") is not None:
-        return _decode(np.asarray(row["codes"], dtype="int64"), row.get("codec"))
+    codes = held_codes(row)
+    if codes is not None:
+        return _decode(np.asarray(codes, dtype="int64"), row.get("codec"))
     import soundfile
 
     try:
@@ -205,8 +188,8 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
     """Read every clip in full and list those that can't be used: clip, path, problem. Nothing is changed."""
     found = []
     for row in table.to_dict("records"):
-        problem = row.get("problem") or ""
-        if not problem and row.get("codes") is None:
+        problem = problem_of(row)
+        if not problem and held_codes(row) is None:
             try:
                 read_clip(row)
             except ValueError as error:
@@ -301,6 +284,18 @@ def _decode(codes: np.ndarray, made_by: str | None) -> tuple[np.ndarray, int]:
         return codec.decode(torch.from_numpy(codes)[None])[0].numpy(), int(codec.sample_rate)
 
 
+def problem_of(row) -> str:
+    """What is wrong with a row, or ""; also where a table put together from several has NaN."""
+    problem = row.get("problem")
+    return "" if pd.isna(problem) else problem
+
+
+def held_codes(row):
+    """A row's codes, or None; also where a table put together from clips with and without codes has NaN."""
+    codes = row.get("codes")
+    return None if np.ndim(codes) == 0 else codes
+
+
 def codes_of(row, codec: str):
     """The codes that the model with codec `codec` (its `checkpoints.codec_fingerprint`) can take as they are.
 
@@ -308,4 +303,4 @@ def codes_of(row, codec: str):
     model's own.
     """
     made_by = row.get("codec")
-    return row.get("codes") if pd.isna(made_by) or made_by == codec else None
+    return held_codes(row) if pd.isna(made_by) or made_by == codec else None

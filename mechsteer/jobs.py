@@ -161,8 +161,8 @@ def encode(model: Model, rows: pd.DataFrame, problems: list[str] | None = None) 
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {}  # samples -> rows of that length
     for i, row in enumerate(rows.to_dict("records")):
         try:
-            if row.get("problem"):
-                raise ValueError(row["problem"])
+            if problem := datasets.problem_of(row):
+                raise ValueError(problem)
             codes[i] = datasets.codes_of(row, codec)
             if codes[i] is not None:
                 continue
@@ -177,7 +177,9 @@ def encode(model: Model, rows: pd.DataFrame, problems: list[str] | None = None) 
     for clips in waiting.values():
         _encode_together(model, clips, codes)
     for i, one in enumerate(codes):
-        if one is not None and (one.shape[0] != model.n_codebooks or int(one.max()) >= model.lm.card):
+        if one is None:
+            continue
+        if one.ndim != 2 or one.shape[0] != model.n_codebooks or not one.shape[1] or int(one.max()) >= model.lm.card:
             codes[i], problems[i] = None, f"codes {tuple(one.shape)} are not of this model's codec"
     if strict and any(problems):
         first = next(i for i, problem in enumerate(problems) if problem)
@@ -224,7 +226,8 @@ def fingerprint(table: pd.DataFrame) -> str:
     for name in ("clip", "start", "duration", "prompt", "seed"):
         if name in table:
             digest.update(json.dumps([name, table[name].astype(str).tolist()]).encode())
-    for codes in table.get("codes", ()):
+    for row in table.to_dict("records") if "codes" in table else ():
+        codes = datasets.held_codes(row)
         digest.update(b"" if codes is None else np.asarray(codes, dtype=np.int64).tobytes())
     return digest.hexdigest()[:12]
 

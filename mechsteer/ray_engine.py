@@ -6,6 +6,8 @@ under the same path, and the model under the same name.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
 from .jobs import Job
@@ -65,9 +67,9 @@ def run(source: str, model, job: Job, table: pd.DataFrame, store: Store, workers
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     dtype = str(model.dtype).removeprefix("torch.")
     actor = ray.remote(num_gpus=gpus)(Worker)
-    start = lambda: actor.remote(
-        str(source), dtype, model.hash, str(store.where), job, None if gpus else model.device.type
-    )
+    source = str(Path(source).resolve() if Path(source).is_dir() else source)  # a worker may start in another folder
+    where, device = str(Path(store.where).resolve()), None if gpus else model.device.type
+    start = lambda: actor.remote(source, dtype, model.hash, where, job, device)
     blocks = store.todo()
     todo, tried, busy = blocks[::-1], dict.fromkeys(blocks, 0), {}
 

@@ -74,6 +74,9 @@ class Store:
             try:
                 _create(partial, layout, labels, attrs)
                 os.rename(partial, path)
+            except OSError:
+                if not path.exists():  # else another process was quicker, and its store is looked at below
+                    raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         _agree(path, attrs)
@@ -92,6 +95,11 @@ class Store:
             del self.group[name]
         self.group.attrs.pop("coordinates", None)  # xarray's list of the old ones
         wanted.to_zarr(self.where, mode="a", consolidated=False)
+
+    def discard_empty(self) -> None:
+        """Remove a store on disk of which no block is done."""
+        if not self.group["done"][:].any():
+            shutil.rmtree(self.where, ignore_errors=True)
 
     def todo(self) -> list[int]:
         """Numbers of the blocks that aren't done."""

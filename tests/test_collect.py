@@ -272,10 +272,11 @@ def test_one_clear_error_for_an_option_that_does_not_exist(model, options, says)
 def test_one_clear_error_for_clips_that_do_not_fit(model):
     table = coded(model)
     for clips, says in (
-        (table.drop(columns="clip"), "see ms.clips"),
+        (table.drop(columns="clip"), "ms.clips makes one"),
+        (pd.DataFrame({"clip": ["a"], "path": ["a.wav"]}), "`path`, `start` and `duration`"),
         (table.assign(clip="same"), "stand for several rows"),
         (table.assign(layer=1), "label layer: that name is taken"),
-        (["a prompt"], "see ms.clips"),
+        (["a prompt"], "ms.clips makes one"),
     ):
         with pytest.raises(ValueError, match=says):
             quietly(model, clips)
@@ -283,8 +284,41 @@ def test_one_clear_error_for_clips_that_do_not_fit(model):
         quietly(model, table, generate={"duration": 0.1})
     with pytest.raises(ValueError, match="generate has no length"):
         quietly(model, ["x"], generate={"length": 3})
-    foreign = table.assign(codes=[c[:2] for c in table["codes"]])
-    assert "not of this model's codec" in json.loads(quietly(model, foreign).attrs["skipped"])[0]["problem"]
+    codes = [c[:2] if i else c[:, :0] for i, c in enumerate(table["codes"])]
+    told = json.loads(quietly(model, table.assign(codes=codes)).attrs["skipped"])
+    assert len(told) == len(table) and all("not of this model's codec" in row["problem"] for row in told)
+
+
+def test_a_call_that_fails_at_once_leaves_no_store_in_the_way(model, tmp_path):
+    options = {"duration": 4 / model.frame_rate}
+    for out in (tmp_path / "new", tmp_path / "begun"):
+        if out.name == "begun":
+            quietly(model, ["jazz"], generate=options, out=out)
+        with pytest.raises(ValueError, match="at most" if out.name == "new" else "generate: "):
+            quietly(model, ["jazz"], generate={"duration": 1000.0}, out=out)
+        assert quietly(model, ["jazz"], generate=options, out=out).sizes["clip"] == 1
+
+
+def test_two_processes_may_begin_one_store(model, tmp_path, monkeypatch):
+    table, out, create = coded(model), tmp_path / "acts", ms.store._create
+
+    def overtaken(where, *args):
+        """The other process makes its store while this one is at it."""
+        create(where, *args)
+        if not out.exists():
+            create(out, *args)
+
+    monkeypatch.setattr(ms.store, "_create", overtaken)
+    assert quietly(model, table, out=out).load().identical(quietly(model, table, out=tmp_path / "alone").load())
+    assert {p.name for p in tmp_path.iterdir()} == {"acts", "alone"}
+
+
+def test_clips_with_codes_and_files_go_in_one_table(model, tmp_path):
+    tones(tmp_path, [0.4]).to_csv(tmp_path / "m.csv", index=False)
+    table = pd.concat([coded(model, (9,)), ms.clips(tmp_path / "m.csv")], ignore_index=True)
+    acts = quietly(model, table)
+    assert acts["clip"].values.tolist() == ["c0", "0.wav"] and datasets.check(table.iloc[1:]).empty
+    assert acts["n_frames"].values.tolist() == [9, jobs.encode(model, table)[1].shape[-1]]
 
 
 def test_frames_say_their_size_and_refuse_a_full_disk(model, tmp_path, capsys, monkeypatch):
