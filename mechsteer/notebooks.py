@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 
-from . import changes, paths
+from . import changes, errors, paths
 from .notebook_text import answer, contents, navigation, normalise
 
 __all__ = ["MAX_BYTES", "NotebookError", "execute", "find", "main", "parameters_of", "problems", "run", "source_hash"]
@@ -141,6 +141,8 @@ def execute(
         except DeadKernelError as error:
             raise NotebookError(f"{path.stem}: its kernel died, most likely for want of memory.") from error
         except papermill.PapermillExecutionError as error:
+            if error.ename in errors.__all__:  # the sentence is all there is to say
+                raise NotebookError(f"{path.stem} stopped. {error.evalue}") from error
             where = ""
             if failed and copy.exists():
                 failed.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,16 @@ def test_a_full_gpu_is_told_with_what_needs_less():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
 
+def test_no_synthesiser_is_told_before_anything_is_composed(tmp_path, monkeypatch):
+    from mechsteer.tiny import orchestra
+
+    monkeypatch.setenv("MECHSTEER_SOUNDFONT", str(tmp_path / "nowhere.sf2"))
+    monkeypatch.setitem(sys.modules, "fluidsynth", None)
+    with pytest.raises(SystemExit, match=r"(?s)pyfluidsynth.*uv sync.*soundfont.*apt install fluid-soundfont-gm"):
+        orchestra.main(["--out", str(tmp_path / "out"), "--jobs", "1"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_notebook_shows_the_sentence_and_no_way_there():
     from IPython.core.interactiveshell import InteractiveShell
 

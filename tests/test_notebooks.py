@@ -15,9 +15,16 @@ from mechsteer.notebook_text import answer, contents, cost, navigation, normalis
 STORED = notebooks.find()
 # Values for the cell tagged `parameters` that let a notebook run in seconds; every stored notebook has an entry.
 SMALL: dict[str, dict] = {
+    "00_start_here": {"DURATION": 3.2, "START": 0.5, "SCORES": 3},
     "01_collect_activations": {"SCORES": 2},
     "02_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "03_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
+    "06_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2},
+}
+# Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.
+SMALLEST: dict[str, dict] = {
+    "01_collect_activations": {"SCORES": 1},
+    "06_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0},
 }
 
 NOISY = """
@@ -92,6 +99,14 @@ def test_a_failing_run_leaves_the_stored_copy_and_shows_where(tmp_path):
     assert "1 / 0" in str(told.value) and "\x1b" not in str(told.value)
     assert path.read_bytes() == before
     assert "so far" in texts(nbformat.read(tmp_path / "build/01_fail.ipynb", 4))
+
+
+def test_an_error_that_says_all_is_told_in_its_one_sentence(tmp_path):
+    path = write(tmp_path / "notebooks/01_load.ipynb", "import mechsteer as ms\nms.load('tinny')")
+    with pytest.raises(notebooks.NotebookError) as told:
+        notebooks.run(path, failed=tmp_path / "build")
+    assert str(told.value).startswith("01_load stopped. no model 'tinny'") and "\n" not in str(told.value)
+    assert not (tmp_path / "build").exists()
 
 
 def test_a_run_past_its_limit_is_stopped(tmp_path):
@@ -220,3 +235,12 @@ if STORED:
     def test_the_notebook_runs_with_small_parameters(path, shared):
         book = notebooks.execute(path, SMALL[path.stem], figures=shared / "figures", runs=shared / "runs", limit=590)
         assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code" and cell.source.strip())
+
+    @pytest.mark.timeout(600)
+    @pytest.mark.parametrize("stem", SMALLEST)
+    def test_a_model_of_metas_format_takes_the_same_notebook(stem, meta_folder, tmp_path):
+        (path,) = notebooks.find([stem])
+        parameters = SMALLEST[stem] | {"MODEL": str(meta_folder)}
+        book = notebooks.execute(path, parameters, figures=tmp_path / "figures", runs=tmp_path / "runs", limit=590)
+        assert f"<Model {meta_folder.name}: " in texts(book)
+        assert list((tmp_path / "figures").glob(f"{stem[:2]}_*.csv"))

@@ -1,0 +1,71 @@
+"""Notebook 00 as a reader meets it: in JupyterLab, in a real browser, with the panel's slider moved by hand."""
+
+import nbformat
+import pytest
+from browser import CHROME, browser, jupyterlab, open_notebook, page, run_all
+from conftest import require
+
+from mechsteer import notebooks
+
+SMALL = "\nDURATION, START, SCORES = 3.2, 0.5, 3"
+PLAYERS = "div.widget-vbox audio"
+CODE = "div.widget-vbox code"
+
+
+@pytest.mark.timeout(600)
+def test_the_slider_brings_new_audio_beside_the_twin(tmp_path, monkeypatch):
+    require(CHROME, "chromium")
+    (path,) = notebooks.find(["00"])
+    book = nbformat.read(path, 4)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += SMALL
+    nbformat.write(book, tmp_path / path.name)
+    monkeypatch.setenv("MECHSTEER_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
+    with jupyterlab(tmp_path) as address, browser() as chrome, page(chrome) as tab:
+        tab.set_default_timeout(300_000)
+        open_notebook(tab, address, path.name)
+        run_all(tab)
+        errors = "() => [...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.stderr\"]')]"
+        assert "Traceback" not in "".join(tab.evaluate(f"({errors})().map(e => e.textContent)"))
+        tab.locator(CODE).scroll_into_view_if_needed()
+        assert "strength=0.5" in tab.locator(CODE).inner_text() and tab.locator(PLAYERS).count() == 0
+
+        first = _generate(tab, "ArrowRight")
+        assert "strength=0.55" in tab.locator(CODE).inner_text()
+        second = _generate(tab, "End")
+        assert "strength=2" in tab.locator(CODE).inner_text()
+        assert first[0] == second[0] and first[1] != second[1] and first[0] != first[1]
+
+        length, left = (
+            tab.locator(PLAYERS)
+            .nth(1)
+            .evaluate(
+                """async sound => {
+                sound.muted = true;
+                await sound.play();
+                await new Promise(later => setTimeout(later, 800));
+                return [sound.duration, parseFloat(sound.previousElementSibling.lastElementChild.style.left)];
+            }"""
+            )
+        )
+        assert abs(length - 3.2) < 0.3 and left > 5  # it plays, and the line has moved along
+        assert not [text for text in tab.seen.errors if "mechsteer" in text]
+
+
+def _generate(tab, key: str) -> list[str]:
+    """Move the strength slider by a key, press the button; the sounds of the two players that arrive."""
+    before = tab.locator(PLAYERS).evaluate_all("all => all.map(a => a.src)")
+    code = tab.locator(CODE).inner_text()
+    tab.locator("div.widget-vbox .noUi-handle").first.press(key)
+    tab.wait_for_function("([where, old]) => document.querySelector(where).innerText !== old", arg=[CODE, code])
+    tab.get_by_role("button", name="Generate").click()
+    tab.wait_for_function(
+        "([where, old]) => { const now = [...document.querySelectorAll(where)].map(a => a.src);"
+        " return now.length === 2 && now[1] !== old[1]; }",
+        arg=[PLAYERS, before],
+    )
+    return tab.locator(PLAYERS).evaluate_all("all => all.map(a => a.src)")
