@@ -6,7 +6,7 @@ UV  = $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 PY  = .venv/bin/python
 ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help notebooks figures test lab lint format bench orchestra tiny clean
+.PHONY: help notebooks figures test lab lint format bench orchestra tiny study clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | \
@@ -44,6 +44,9 @@ orchestra: .venv/ready  ## compose and render the labelled music again (needs fl
 
 tiny: .venv/ready  ## train the embedded model again from that music (hours on a CPU; resumes after a stop)
 	$(PY) -m mechsteer.tiny.train
+
+study: .venv/ready  ## run the full steering study again (hours on a CPU; resumes after a stop)
+	$(PY) -m mechsteer.study
 
 clean:  ## remove what make installed here (.venv, .uv) and caches; your data and figures stay
 	rm -rf .venv .uv build .pytest_cache .ruff_cache

@@ -26,6 +26,7 @@ __all__ = [
     "push",
     "song_of",
     "step_of",
+    "strength_to_use",
     "without",
 ]
 
@@ -250,6 +251,27 @@ def without(answer: Callable) -> Iterator[str]:
         yield "it points away from a: was the sign turned?"
     if not np.allclose(got, (a - (a @ b) * b) / np.linalg.norm(a - (a @ b) * b)):
         yield "it is orthogonal to b, but holds something that was not in a"
+
+
+@exercise("the first strength that breaks the music ends the search, however good a later one looks")
+def strength_to_use(answer: Callable) -> Iterator[str]:
+    """04: `answer(table, limit)` is the strength with the most success before `nll` first exceeds the limit."""
+    table = pd.DataFrame(
+        {"strength": [0.1, 0.2, 0.4, 0.8], "success": [0.2, 0.7, 0.9, 1.0], "nll": [4.0, 4.1, 5.5, 3.0]}
+    )
+    got = answer(table, 4.5)
+    if got is None:
+        yield EMPTY
+    if np.isclose(got, 0.8):
+        yield "0.8 comes after the music broke at 0.4: its low nll may be that of a loop. Stop at the first break"
+    if np.isclose(got, 0.4):
+        yield "at 0.4 the nll is 5.5, above the limit of 4.5. Did you look at success only?"
+    if not np.isclose(got, 0.2):
+        yield f"in a table whose usable strengths are 0.1 and 0.2, with successes 0.2 and 0.7, yours is {got}"
+    if answer(table.assign(nll=[9.0, 4.0, 4.0, 4.0]), 4.5) != 0:
+        yield "where already the first strength is too much, the strength to use is 0"
+    if not np.isclose(answer(table.assign(nll=4.0), 4.5), 0.8):
+        yield "where nothing breaks, all strengths are usable: the answer there is 0.8"
 
 
 @exercise("what was cut from one song stays together")

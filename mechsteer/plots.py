@@ -27,6 +27,7 @@ __all__ = [
     "accuracy_by_layer",
     "chrome",
     "cosines_by_layer",
+    "dose_curves",
     "head_map",
     "interval",
     "read_figure",
@@ -173,6 +174,49 @@ def cosines_by_layer(cosines: pd.DataFrame, title: str = "") -> go.Figure:
             name = f"{a}, split halves" if a == b else f"{a} and {b}"
             _line(fig, part["layer"], part["cosine"], name, tint, dash, row, col)
     return _axes(fig, places, "layer", "cosine")
+
+
+def dose_curves(
+    table: pd.DataFrame,
+    value: str = "success",
+    panel: str = "experiment",
+    title: str = "",
+    unit: str = "share of clips",
+) -> go.Figure:
+    """A measure against steering strength, one panel per `panel`, one line with its 95 % interval per name.
+
+    Parameters
+    ----------
+    table : columns name, strength, `value`, `<value>_lo`, `<value>_hi`, `panel`, and optionally kind: the rows of
+        `dose.dose_table`, with the unsteered ones. Names of kind "control" are grey.
+    value, unit : what to draw, and in what unit it is
+
+    The dashed grey line and band are the unsteered clips.
+    """
+    _need(table, ["name", "strength", value, f"{value}_lo", f"{value}_hi", panel])
+    fig, places = _panels(list(table[panel].unique()), title)
+    kind = table["kind"] if "kind" in table else pd.Series("", index=table.index)
+    steered = table[table["name"] != "unsteered"]
+    controls = list(steered.loc[kind == "control", "name"].unique())
+    names = [name for name in steered["name"].unique() if name not in controls]
+    for group, row, col in places:
+        here = table[table[panel] == group]
+        base = here[here["name"] == "unsteered"].iloc[:1]
+        ends = [0.0, here["strength"].max()]
+        for _, level in base.iterrows():
+            _band(fig, ends, [level[f"{value}_lo"]] * 2, [level[f"{value}_hi"]] * 2, _GREY, row, col)
+            _line(fig, ends, [level[value]] * 2, "unsteered", _GREY, "dash", row, col)
+        for k, name in enumerate([*names, *controls]):
+            part = here[here["name"] == name].sort_values("strength")
+            colour = _GREY if name in controls else COLOURS[k % len(COLOURS)]
+            if len(part):
+                _band(fig, part["strength"], part[f"{value}_lo"], part[f"{value}_hi"], colour, row, col)
+                dash = _DASHES[1 + (k - len(names)) % 3] if name in controls else _DASHES[k // len(COLOURS) % 4]
+                _line(fig, part["strength"], part[value], name.replace("_", " "), colour, dash, row, col)
+        below = (row + 1, col) not in {(r, c) for _, r, c in places}
+        fig.update_xaxes(title_text="strength (multiples of the activation norm)" if below else None, row=row, col=col)
+    fig.update_yaxes(title_text=f"{value.replace('_', ' ')}, {unit}", col=1)
+    return fig
 
 
 def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:
