@@ -26,6 +26,7 @@ import zarr  # noqa: F401
 from steering_speed import SHAPES, musicgen
 
 import mechsteer as ms
+from mechsteer import activations
 from mechsteer.model import Model
 
 ARMS = ("64x0.04", "2000x0.04", "6x8", "1x30", "frames", "audio")
@@ -74,7 +75,7 @@ def measure(model: Model, arm: str, answer) -> None:
             n, seconds = arm.split("x")
             clips = coded(model, int(n), float(seconds))
         before, began = megabytes(), time.process_time()
-        acts = ms.collect(model, clips, **options)
+        acts = activations.collect(model, clips, **options)
         answer.send((acts.sizes["clip"], before, megabytes(), time.process_time() - began))
 
 

@@ -133,7 +133,7 @@ class _Shelf:
 
     def __init__(self, folder, model: Model, common: dict):
         self.folder = None if folder is None else Path(folder)
-        judges = [hashlib.sha256(hearing._path(name, None).read_bytes()).hexdigest() for name in hearing.JUDGES]
+        judges = [hashlib.sha256(hearing.weights_path(name).read_bytes()).hexdigest() for name in hearing.JUDGES]
         plain = {key: np.asarray(v).tolist() if key == "audio_prompt" else v for key, v in common.items()}
         self.common = json.dumps([model.hash, judges, plain], sort_keys=True, default=str)
 

@@ -54,7 +54,7 @@ def hear(audio: Any, sample_rate: int, judge: str = "both", weights: str | Path 
     """
     tables = []
     for name in _judges(judge):
-        path = _path(name, weights)
+        path = weights_path(name, weights)
         out, silent = _listen(audio, sample_rate, name, path)
         classes = _weights(path)[1]
         tables.append(_table(out, classes, silent).assign(judge=name))
@@ -71,7 +71,7 @@ def embedding(audio: Any, sample_rate: int, judge: str = "cnn", weights: str | P
     if judge == "both":
         raise ValueError("an embedding comes from one judge: 'cnn' or 'features'")
     (name,) = _judges(judge)
-    out, silent = _listen(audio, sample_rate, name, _path(name, weights))
+    out, silent = _listen(audio, sample_rate, name, weights_path(name, weights))
     return np.where(silent[:, None], np.nan, out["embedding"]).astype(np.float32)
 
 
@@ -86,7 +86,8 @@ def _judges(judge):
     return tuple(JUDGES) if judge == "both" else (judge,)
 
 
-def _path(name, folder):
+def weights_path(name: str, folder: str | Path | None = None) -> Path:
+    """The file of a judge's weights; FileNotFoundError says how to make it."""
     path = Path(folder or paths.data() / "tiny") / JUDGES[name]
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; `python -m mechsteer.tiny.judge` trains both judges")

@@ -26,6 +26,7 @@ from .activations import codes as codes_of
 from .activations import collect
 from .contrasts import caption_contrast, optimised_vector
 from .datasets import clips, read_clip
+from .directions import save_direction
 from .dose import UNSTEERED, dose_response, dose_table
 from .model import load
 from .probes import METHODS, find_directions
@@ -148,7 +149,7 @@ class Finder:
         made = [Steering(draw, site=site, layers=layers, norm=norm, **options) for draw in draws]
         return {f"random {i}": ("random", steering) for i, steering in enumerate(made)}
 
-    def writers(self, style: str, source: str, target: str, **options):
+    def writers(self, style: str, source: str, target: str, steps: int = 100, **options):
         """The caption contrast, the optimised vector, and the control of the latter: optimised to the source itself."""
         prompt, table = f"{style} {source}", self.clips[self.clips["style"] == style]
         codes = codes_of(self.model, table.sample(min(48, len(table)), random_state=0))
@@ -156,7 +157,9 @@ class Finder:
         found = {"caption contrast": ("caption contrast", Steering(contrast, **options))}
         for name, lead in (("optimised vector", target), ("optimised to the source", source)):
             codes = codes_of(self.model, table[table["lead"] == lead])[..., : self.model.seconds_to_frames(4.0)]
-            vector = optimised_vector(self.model, codes, prompt, layers=[self.layer], steps=100)
+            vector = optimised_vector(
+                self.model, codes, prompt, layers=[self.layer], steps=steps, batch_size=min(16, len(codes))
+            )
             found[name] = (name, Steering(vector, **options))
         return found
 
@@ -169,7 +172,7 @@ def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
         if wanted(concept):
             real = lambda t, label=label, value=value: t[label] == value
             steerings = finder.probes(label, concept) | finder.randoms()
-            yield Experiment(concept, {label: value}, "unprompted", None, steerings, (0.1, 0.2, 0.4, 0.8), real)
+            yield Experiment(concept, {label: value}, "unprompted", None, steerings, (0.05, 0.1, 0.2, 0.4), real)
     for style, source, target in PAIRS:
         if wanted(name := f"{source} to {target}"):
             prompt, duel = f"{style} {source}", (source, target)
@@ -192,6 +195,10 @@ def main():
     model = load(args.model)
     parts = []
     for experiment in questions(model, args.only):
+        for name, (_, steering) in experiment.steerings.items():
+            if steering.direction.attrs.get("model_hash"):
+                file = f"{experiment.name} by {name}".replace(" ", "_").replace(",", "") + ".safetensors"
+                save_direction(args.out.parent / "directions" / file, steering.direction.drop_vars("weight"))
         parts.append(run(experiment, model, args.n, args.seed, paths.runs() / "study"))
         print(parts[-1][["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]].to_string())
     table = pd.concat(parts, ignore_index=True)

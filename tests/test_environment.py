@@ -130,7 +130,7 @@ def needed(platform: dict[str, str]) -> dict[str, dict]:
     by_name: dict[str, list[dict]] = {}
     for package in LOCK["package"]:
         by_name.setdefault(package["name"], []).append(package)
-    found, todo = {}, [("mechsteer", None, ("ray", "orchestra"))]
+    found, todo = {}, [("mechsteer", None, tuple(EXTRAS))]
     while todo:
         name, version, extras = todo.pop()
         package = next(p for p in by_name[name] if version in (None, p.get("version")))

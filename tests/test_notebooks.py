@@ -19,6 +19,7 @@ SMALL: dict[str, dict] = {
     "01_collect_activations": {"SCORES": 2},
     "02_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "03_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
+    "04_steer_and_listen": {"N": 2, "STRENGTHS": [0.2], "STEPS": 3, "SCORES": 24},
     "06_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2},
 }
 # Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from .. import datasets, paths
+from .. import datasets, measures, paths
 from ..activations import collect
 from ..hearing import embedding, hear
 from ..model import load
@@ -35,22 +35,12 @@ JUDGES = ("cnn", "features")
 
 def share(hits, **what) -> dict:
     """A proportion with its Wilson interval."""
-    hits = np.asarray(hits, bool)
-    ci = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return what | {"value": hits.mean(), "n": len(hits), "lo": ci.low, "hi": ci.high}
+    return what | {"n": len(hits)} | measures.share(hits)._asdict()
 
 
 def mean(values, **what) -> dict:
-    """A mean with its bootstrap interval (percentile, 2,000 resamples of clips); clips without a value are left out."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
-    return what | {
-        "value": values.mean(),
-        "n": len(values),
-        "lo": np.quantile(draws, 0.025),
-        "hi": np.quantile(draws, 0.975),
-    }
+    """A mean with its bootstrap interval over clips; clips without a value are left out."""
+    return what | {"n": int(np.isfinite(values).sum())} | measures.mean_interval(values)._asdict()
 
 
 def correlation(x, y, **what) -> dict:

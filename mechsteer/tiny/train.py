@@ -299,9 +299,9 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("data/runs/tiny"), help="checkpoints, logs and codes")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--feature-steps", type=int, default=900)
-    parser.add_argument("--decoder-steps", type=int, default=700)
-    parser.add_argument("--lm-steps", type=int, default=720)
-    parser.add_argument("--lm-batch", type=int, default=24)
+    parser.add_argument("--decoder-steps", type=int, default=1700)
+    parser.add_argument("--lm-steps", type=int, default=2150)
+    parser.add_argument("--lm-batch", type=int, default=16)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
