@@ -26,7 +26,13 @@ def error(a, b):
     return (a - b).std(ddof=1) / np.sqrt(len(a))
 
 
+def usable(table, limit):
+    rows = table[(table["nll"] <= limit).cummin()]
+    return rows.loc[rows["success"].idxmax(), "strength"] if len(rows) else 0.0
+
+
 RIGHT = {
+    "strength_to_use": usable,
     "push": lambda h, d, norm, s: h + s * norm * unit(d),
     "follows": lambda moved, onsets: np.array([np.corrcoef(row, onsets)[0, 1] for row in moved]),
     "song_of": song,
@@ -81,6 +87,11 @@ WRONG = [
     ("pattern", lambda w, x: unit(x.T @ x @ w), "subtract the mean"),
     ("pattern", lambda w, x: unit(np.linalg.inv(np.cov(x.T)) @ w), "divides by the covariance"),
     ("pattern", lambda w, x: unit(w), "not 1"),
+    ("strength_to_use", lambda t, limit: t.loc[t["success"].idxmax(), "strength"], "Stop at the first break"),
+    ("strength_to_use", lambda t, limit: 0.4, "look at success only"),
+    ("strength_to_use", lambda t, limit: 0.1, "0.2 and 0.7"),
+    ("strength_to_use", lambda t, limit: 0.2, "the strength to use is 0"),
+    ("strength_to_use", lambda t, limit: 0.2 if t["nll"][0] < 9 else 0.0, "the answer there is 0.8"),
     ("without", lambda a, b: unit(a - b), "subtracts all of b"),
     ("without", lambda a, b: a, "nothing along b should be left"),
     ("without", lambda a, b: a - (a @ b) * b, "scale it to 1 again"),

@@ -88,12 +88,29 @@ def test_cosines_show_the_null_band_and_name_split_halves(cosines):
     assert min(named["random directions"].y) == -0.2 and max(named["random directions"].y) == 0.2
 
 
-@pytest.mark.parametrize("draw", [plots.accuracy_by_layer, plots.head_map, plots.cosines_by_layer])
+def test_dose_curves_show_every_name_beside_the_unsteered_clips():
+    rows = [("unsteered", 0.0, 0.2, "control")]
+    rows += [(name, x, x, kind) for name, kind in (("mse", "read"), ("random", "control")) for x in (0.8, 0.4)]
+    table = pd.DataFrame(rows, columns=["name", "strength", "success", "kind"]).assign(experiment="guitar")
+    table = table.assign(success_lo=table["success"] - 0.1, success_hi=table["success"] + 0.1)
+    fig = plots.dose_curves(table, title="More is more")
+    lines = {t.name: t for t in fig.data if t.fill is None}
+    assert list(lines["mse"].x) == [0.4, 0.8] and list(lines["mse"].y) == [0.4, 0.8]
+    assert set(lines["unsteered"].y) == {0.2} and max(lines["unsteered"].x) == 0.8
+    assert lines["random"].line.color == lines["unsteered"].line.color != lines["mse"].line.color
+    assert len([t for t in fig.data if t.fill == "toself"]) == 3, "an interval each"
+    assert "strength" in fig.layout.xaxis.title.text and "success" in fig.layout.yaxis.title.text
+
+
+@pytest.mark.parametrize("draw", [plots.accuracy_by_layer, plots.head_map, plots.cosines_by_layer, plots.dose_curves])
 def test_a_wrong_table_is_named(draw, scores):
     with pytest.raises(ValueError, match="lacks the column.*it has label"):
         draw(scores[["label", "score"]])
     with pytest.raises(ValueError, match="no rows"):
-        draw(scores.assign(head=0, method_a="", method_b="", cosine=0, lo=0, hi=0, null_lo=0, null_hi=0).iloc[:0])
+        others = (
+            "head method_a method_b cosine lo hi null_lo null_hi name strength success success_lo success_hi experiment"
+        )
+        draw(scores.assign(**dict.fromkeys(others.split(), 0)).iloc[:0])
 
 
 def test_colours_are_told_apart_by_the_colour_blind():
