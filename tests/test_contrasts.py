@@ -53,7 +53,7 @@ def test_optimised_vector_makes_its_music_likely_when_it_steers(model, site):
     )  # the last frames' finer codebooks lie beyond a trace: compare losses, not numbers
     plain = model.nll(codes, "piano").mean()
     steered = model.nll(codes, "piano", ms.Steering(d * d.found_strength * d.norm, site=site, norm=_length(d))).mean()
-    assert last < first and steered < plain - 0.5 * (first - last), (whole, first, last, plain, steered)
+    assert last < first and steered < plain - 0.5 * (first - last), (first, last, plain, steered)
     again = ms.optimised_vector(model, codes, "piano", **options)
     assert np.array_equal(d.values, again.values), "the same seed finds the same vector"
 
