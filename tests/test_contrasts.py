@@ -48,9 +48,7 @@ def test_optimised_vector_makes_its_music_likely_when_it_steers(model, site):
     options = dict(site=site, layers=[model.n_layers - 2], steps=25, batch_size=4, rate=0.1, progress=False)
     d = ms.optimised_vector(model, codes, "piano", **options)
     first, last = d.attrs["nll"]
-    whole = (
-        model.lm.special_token_id
-    )  # the last frames' finer codebooks lie beyond a trace: compare losses, not numbers
+    # the last frames' finer codebooks lie beyond a trace, so losses are compared, not numbers
     plain = model.nll(codes, "piano").mean()
     steered = model.nll(codes, "piano", ms.Steering(d * d.found_strength * d.norm, site=site, norm=_length(d))).mean()
     assert last < first and steered < plain - 0.5 * (first - last), (first, last, plain, steered)
