@@ -2,8 +2,9 @@
 
 Each experiment asks for one concept with several steerings, the same clips for each, and the unsteered twins beside
 them. Cells (one steering at one strength) are kept under data/runs/study as they finish, so that a stopped run goes on
-where it was, and what is already there for these weights is never made again. The tables go to data/study/doses.parquet
-with the model's hash, the seed, the command and the date; 04_steer_and_listen draws from them and re-runs a slice.
+where it was, and what is already there for these weights is never made again. Results go to data/study with the model's
+hash, the seed, the command and the date: doses.parquet (cells), clips.parquet (what each judge heard in each clip) and
+the directions themselves. 04_steer_and_listen draws from them and re-runs a slice.
 
 Strengths are multiples of the mean activation norm of the site and layer, and all directions are unit: methods are
 compared at matched norm.
@@ -49,6 +50,11 @@ FACTS = {  # method -> what it was learnt from, and whether it was chosen for wh
     UNSTEERED: ("nothing", "control"),
 }
 PAIRS = (("jazz", "piano", "guitar"), ("rock", "flute", "organ"), ("classical", "guitar", "violin"))
+CLIPS = (
+    ["name", "strength", "clip", "seed", "prompt"]
+    + [f"{judge}_{what}" for judge in ("cnn", "features") for what in ("lead", "style", "drums", "tempo", "mode")]
+    + ["twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted", "brightness", "loudness"]
+)
 RANDOM = 5  # random directions; together they make one cell
 
 
@@ -72,8 +78,10 @@ class Experiment:
     start: float = 0.0
 
 
-def run(experiment: Experiment, model: Model, n: int, seed: int, folder: Path) -> pd.DataFrame:
-    """All cells of an experiment: the columns of `dose.dose_table`, and what each cell was (`FACTS`, site, layers)."""
+def run(
+    experiment: Experiment, model: Model, n: int, seed: int, folder: Path | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All cells of an experiment: the columns of `dose.dose_table` and what each cell was; and the clips (`CLIPS`)."""
     common = dict(
         duration=experiment.duration, start=experiment.start, audio_prompt=experiment.audio_prompt, out=folder
     )
@@ -101,7 +109,8 @@ def run(experiment: Experiment, model: Model, n: int, seed: int, folder: Path) -
         | {"layers": " ".join(map(str, getattr(steered.get(name), "layers", ())))}
         for name in table["name"]
     ]
-    return pd.concat([pd.DataFrame(facts), table], axis=1)
+    kept = [column for column in CLIPS if column in frame]
+    return pd.concat([pd.DataFrame(facts), table], axis=1), frame[kept].assign(experiment=experiment.name)
 
 
 def real_texture(chosen: Callable[[pd.DataFrame], pd.Series], most: int = 200, seconds: float = 5.0) -> np.ndarray:
@@ -190,23 +199,33 @@ def main():
     parser.add_argument("--n", type=int, default=100, help="clips per cell")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], help="names of experiments")
-    parser.add_argument("--out", type=Path, default=paths.data() / "study" / "doses.parquet")
+    parser.add_argument("--out", type=Path, default=paths.data() / "study")
     args = parser.parse_args()
-    model = load(args.model)
-    parts = []
+    model, folder = load(args.model), args.out
+    tables, heard = [], []
     for experiment in questions(model, args.only):
         for name, (_, steering) in experiment.steerings.items():
             if steering.direction.attrs.get("model_hash"):
-                file = f"{experiment.name} by {name}".replace(" ", "_").replace(",", "") + ".safetensors"
-                save_direction(args.out.parent / "directions" / file, steering.direction.drop_vars("weight"))
-        parts.append(run(experiment, model, args.n, args.seed, paths.runs() / "study"))
-        print(parts[-1][["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]].to_string())
-    table = pd.concat(parts, ignore_index=True)
-    table.insert(0, "model", model.name)
-    table = table.assign(model_hash=model.hash, seed=args.seed)
-    table = table.assign(command=COMMAND, date=datetime.date.today().isoformat())
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(args.out)
+                save_direction(direction_file(experiment.name, name, folder), steering.direction.drop_vars("weight"))
+        table, frame = run(experiment, model, args.n, args.seed, paths.runs() / "study")
+        tables.append(table)
+        heard.append(frame)
+        print(table[["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]].to_string())
+    facts = {
+        "model": model.name,
+        "model_hash": model.hash,
+        "command": COMMAND,
+        "date": datetime.date.today().isoformat(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.concat(tables, ignore_index=True).assign(seed=args.seed, **facts).to_parquet(folder / "doses.parquet")
+    pd.concat(heard, ignore_index=True).assign(model_hash=model.hash).to_parquet(folder / "clips.parquet")
+
+
+def direction_file(experiment: str, name: str, folder: Path | None = None) -> Path:
+    """Where the study keeps a direction: one safetensors file per experiment and name."""
+    stem = f"{experiment} by {name}".replace(",", "").replace(" ", "_")
+    return (folder or paths.data() / "study") / "directions" / f"{stem}.safetensors"
 
 
 if __name__ == "__main__":
