@@ -383,7 +383,7 @@ function render({ model, el }) {
   model.on("msg:custom", receive);
 
   // In JupyterLab keys count while the test has the focus; on a page of its own, always.
-  const scope = el.closest(".jp-Notebook, .jp-OutputArea-output.jp-OutputArea-executeResult") && document.querySelector("#jp-main-dock-panel, .jp-LabShell") ? root : document;
+  const scope = document.body.dataset.voila ? document : root;
   const press = (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=text]")) return;
     if (root.isConnected && keys(event)) {
