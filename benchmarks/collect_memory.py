@@ -1,12 +1,12 @@
 """How much memory does `collect` need beyond the loaded model, with more clips, longer clips, every frame, and audio?
 
-    python benchmarks/collect_memory.py [--shape small|tiny] [--arms 2000x0.04 6x8 1x30 frames audio] [--threads 1]
+    python benchmarks/collect_memory.py [--shape small|tiny] [--arms 2000x0.04 6x8 frames audio:4x10] [--threads 1]
 
 `NxS` reads N clips of S seconds at every layer. What is held at a time is one batch, of as many steps as fit a budget,
 and one block of results; so if neither many clips nor long ones cost more, many long ones don't. `frames` keeps every
-frame of layer 0 of 40 clips of 8 s; `audio` encodes 4 files of 30 s first. Each arm runs in a fork of this process, and
-its highest resident memory starts at the loaded model's. `small` has random weights in the shape of musicgen-small
-and of its EnCodec (24 layers of 1,024, float32). Aim: at most 1 GB at 2,000 clips.
+frame of layer 0 of 40 clips of 8 s; `audio:NxS` encodes N files of S seconds first. Each arm runs in a fork of this
+process, and its highest resident memory starts at the loaded model's. `small` has random weights in the shape of
+musicgen-small and of its EnCodec (24 layers of 1,024, float32). Aim: at most 1 GB at 2,000 clips.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import mechsteer as ms
 from mechsteer import activations
 from mechsteer.model import Model
 
-ARMS = ("64x0.04", "2000x0.04", "6x8", "1x30", "frames", "audio")
+ARMS = ("64x0.04", "2000x0.04", "6x8", "1x30", "frames", "audio:4x10", "audio:2x30")
 ENCODEC = {"n_filters": 64, "dimension": 128, "lstm": 2}  # of facebook/encodec_32khz
 
 
@@ -64,16 +64,16 @@ def measure(model: Model, arm: str, answer) -> None:
     """Collect one arm and send (clips, MB at the start, MB at the highest, s of processor time)."""
     with tempfile.TemporaryDirectory() as scratch:
         options = {"out": Path(scratch, "acts.zarr"), "progress": False}
-        if arm == "audio":
-            (folder := Path(scratch, "music")).mkdir()
-            clips = recorded(folder, 4, min(30.0, model.max_duration))
-            options["layers"] = [0]
-        elif arm == "frames":
+        if arm == "frames":
             clips = coded(model, 40, 8.0)
             options |= {"layers": [0], "pool": "frames"}
         else:
-            n, seconds = arm.split("x")
-            clips = coded(model, int(n), float(seconds))
+            n, seconds = map(float, arm.removeprefix("audio:").split("x"))
+            if arm.startswith("audio:"):
+                clips = recorded(Path(scratch), int(n), seconds)
+                options["layers"] = [0]
+            else:
+                clips = coded(model, int(n), seconds)
         before, began = megabytes(), time.process_time()
         acts = activations.collect(model, clips, **options)
         answer.send((acts.sizes["clip"], before, megabytes(), time.process_time() - began))

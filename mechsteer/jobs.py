@@ -23,7 +23,7 @@ from .store import Layout
 
 BLOCK = 32  # clips; fewer where frames make them heavy
 BLOCK_BYTES = 64e6
-ENCODED_AT_ONCE = 1_000_000  # samples; EnCodec needs about 800 bytes for each
+ENCODED_AT_ONCE = 640_000  # samples; EnCodec needs about 1,200 bytes for each
 GENERATE = ("duration", "seed", "guidance", "temperature", "top_k", "steering")
 RESERVED = {
     "resid_norm",
