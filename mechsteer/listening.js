@@ -35,6 +35,7 @@ class Player {
     this.buffers = await Promise.all(bytes.map((b) => decoder.decodeAudioData(b)));
     this.duration = Math.max(...this.buffers.map((b) => b.duration));
     this.heard = this.buffers.map(() => 0);
+    if (this.wanted) this.play();
   }
 
   get position() {
@@ -44,7 +45,8 @@ class Player {
   }
 
   async play() {
-    if (this.playing || !this.buffers.length) return;
+    this.wanted = !this.buffers.length; // not loaded yet: play as soon as it is
+    if (this.playing || this.wanted) return;
     this.playing = true;
     context = context || new AudioContext();
     await context.resume(); // may take a moment, in which someone may have paused
@@ -65,6 +67,7 @@ class Player {
   }
 
   pause() {
+    this.wanted = false;
     if (!this.playing) return;
     this.tick(false);
     this.offset = this.position;
@@ -360,8 +363,10 @@ function render({ model, el }) {
       else return false;
       return true;
     };
+    root.setAttribute("aria-busy", "true");
     update();
     await player.load(sounds);
+    root.removeAttribute("aria-busy");
     update();
     live.textContent = `${label} ${page.number} of ${page.total}. ${page.question}`;
   }

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 90  # s, for a server or a kernel on a busy machine
+PATIENCE = 150  # s, for a server or a kernel on a busy machine
 
 
 @dataclasses.dataclass
