@@ -169,8 +169,8 @@ def player(
     return (
         '<figure style="margin:0 0 1em 0;max-width:480px">'
         f'<figcaption style="font-size:90%">{html.escape(label)}</figcaption>'
-        f'<div style="position:relative;cursor:pointer" onclick="{_SEEK % seconds}">{shown}'
-        '<i style="position:absolute;top:0;bottom:0;left:0;width:2px;background:#56B4E9"></i></div>'
+        f'<div style="position:relative;overflow:hidden;cursor:pointer" onclick="{_SEEK % seconds}">{shown}'
+        '<i style="position:absolute;top:0;bottom:0;left:-2px;width:2px;background:#56B4E9"></i></div>'
         f'<audio controls preload="none" style="width:100%" ontimeupdate="{_MOVE % seconds}" onplay="{_FOLLOW}"'
         f' src="data:audio/{kind};base64,{sound}"></audio></figure>'
     )

@@ -1,4 +1,10 @@
-"""Notebook 00 as a reader meets it: in JupyterLab, in a real browser, with the panel's slider moved by hand."""
+"""Notebook 00 as a reader meets it: in JupyterLab, in a real browser, with the panel's slider moved by hand.
+
+With MECHSTEER_PICTURES naming a folder, the panel is pictured there (figures/00_panel.png is one of these).
+"""
+
+import os
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -10,6 +16,10 @@ from mechsteer import notebooks
 SMALL = "\nDURATION, START, SCORES = 3.2, 0.5, 3"
 PLAYERS = "div.widget-vbox audio"
 CODE = "div.widget-vbox code"
+ALL_CELLS = """() => {
+    const shown = window.jupyterapp.shell.currentWidget.content;
+    shown.notebookConfig = {...shown.notebookConfig, windowingMode: 'none'};  // cells out of sight stay on the page
+}"""
 
 
 @pytest.mark.timeout(600)
@@ -28,6 +38,7 @@ def test_the_slider_brings_new_audio_beside_the_twin(tmp_path, monkeypatch):
     with jupyterlab(tmp_path) as address, browser() as chrome, page(chrome) as tab:
         tab.set_default_timeout(300_000)
         open_notebook(tab, address, path.name)
+        tab.evaluate(ALL_CELLS)
         run_all(tab)
         errors = "() => [...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.stderr\"]')]"
         assert "Traceback" not in "".join(tab.evaluate(f"({errors})().map(e => e.textContent)"))
@@ -39,6 +50,9 @@ def test_the_slider_brings_new_audio_beside_the_twin(tmp_path, monkeypatch):
         second = _generate(tab, "End")
         assert "strength=2" in tab.locator(CODE).inner_text()
         assert first[0] == second[0] and first[1] != second[1] and first[0] != first[1]
+
+        if pictures := os.environ.get("MECHSTEER_PICTURES"):
+            tab.locator("div.widget-vbox").first.screenshot(path=Path(pictures) / "00_panel.png")
 
         length, left = (
             tab.locator(PLAYERS)
