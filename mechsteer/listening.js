@@ -396,7 +396,7 @@ function render({ model, el }) {
       event.stopPropagation();
     }
   };
-  scope.addEventListener("keydown", press);
+  scope.addEventListener("keydown", press, true);
   root.addEventListener("keydown", (event) => event.stopPropagation());
 
   ask({ do: "hello" });
@@ -405,7 +405,7 @@ function render({ model, el }) {
     silence();
     watch.disconnect();
     model.off("msg:custom", receive);
-    scope.removeEventListener("keydown", press);
+    scope.removeEventListener("keydown", press, true);
   };
 }
 

@@ -303,3 +303,20 @@ def test_an_export_makes_the_same_figures_again(tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in (out / "analysis").glob("*.csv")} == tables and len(tables) == 2
     with pytest.raises(FileExistsError):
         test.export(out)
+
+
+def test_the_widget_passes_messages_on_and_keeps_nothing_in_its_state(tmp_path):
+    widget = make(tmp_path).take()
+    sent = []
+    widget.send = lambda page, sounds=None: sent.append((page, sounds))
+    for message in (
+        {"do": "hello", "id": 7},
+        {"do": "name", "name": "Ann", "id": 8},
+        {"do": "next", "stage": "headphones"},
+    ):
+        widget._on_page(widget, message, [])
+    pages, (*_, sounds) = zip(*sent, strict=True)
+    assert [page["page"] for page in pages] == ["welcome", "intro", "trial"] and len(sounds) == 3
+    assert pages[0]["reply"] == 7
+    state = json.dumps({k: v for k, v in widget.get_state().items() if isinstance(v, (str, int, float, list))})
+    assert "mechsteer-listening" in state and not any(word in state for word in ("Ann", "unsteered", "quiet."))
