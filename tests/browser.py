@@ -176,7 +176,7 @@ def page(chrome, **options) -> Iterator:
         context.close()
 
 
-_READY = """async () => {
+_READY = """() => {
     const app = window.jupyterapp;
     if (!app || !app.shell.currentWidget || !app.shell.currentWidget.context) return false;
     const session = app.shell.currentWidget.context.sessionContext;
