@@ -190,7 +190,7 @@ def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
             steerings |= {"diff_of_means, both halves": both} | finder.writers(style, source, target, branch="cond")
             steerings |= finder.randoms(branch="cond")
             real = lambda t, style=style, target=target: (t["style"] == style) & (t["lead"] == target)
-            yield Experiment(name, {"lead": target}, prompt, prompt, steerings, (0.1, 0.2, 0.4), real)
+            yield Experiment(name, {"lead": target}, prompt, prompt, steerings, (0.2, 0.4), real)
 
 
 def main():
