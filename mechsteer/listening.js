@@ -354,7 +354,10 @@ function render({ model, el }) {
       else if (key === "P" || (key === " " && !control)) player.playing ? player.pause() : player.play();
       else if (key === "L" && !check) looping.click();
       else if (/^[1-9]$/.test(key) && Number(key) <= choices.length) {
-        if (kind !== "rating") choose(choices[key - 1]);
+        if (kind !== "rating") {
+          choose(choices[key - 1]);
+          if (ready()) radios[key - 1].focus(); // so that Enter saves, whatever was clicked before
+        }
         else {
           hear(key - 1);
           sliders[key - 1].focus();
