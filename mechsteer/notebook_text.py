@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 
-__all__ = ["answer", "contents", "cost", "navigation", "normalise", "title"]
+__all__ = ["answer", "contents", "cost", "navigation", "normalise", "readme", "table", "title"]
 
 _BAR = re.compile(r"\d+%\|.*\||\d+(it|\w+)? \[\d\d:\d\d")  # a tqdm bar, with or without a total
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
@@ -132,10 +132,23 @@ def navigation(book: nbformat.NotebookNode, path: Path, shelf: Sequence[Path]) -
 def contents(book: nbformat.NotebookNode, shelf: Sequence[Path]) -> None:
     """Write the table of all notebooks, with their costs, into the cell tagged `contents`, where there is one."""
     cell = _tagged(book, "contents")
-    if cell is None:
-        return
+    if cell is not None:
+        cell.source = table(shelf)
+
+
+def table(shelf: Sequence[Path], folder: str = "") -> str:
+    """Number, title and cost of every notebook as a Markdown table; links go to `folder`."""
     rows = ["| | notebook | cost |", "|---|---|---|"]
     for path in shelf:
-        other = nbformat.read(path, 4)
-        rows.append(f"| {path.stem.split('_')[0]} | [{title(other)}]({path.name}) | {cost(other)} |")
-    cell.source = "\n".join(rows)
+        book = nbformat.read(path, 4)
+        rows.append(f"| {path.stem.split('_')[0]} | [{title(book)}]({folder}{path.name}) | {cost(book)} |")
+    return "\n".join(rows)
+
+
+def readme(path: Path, shelf: Sequence[Path]) -> None:
+    """Write the same table between the marks `<!-- notebooks -->` and `<!-- /notebooks -->` of a README."""
+    text = path.read_text(encoding="utf-8")
+    before, mark, rest = text.partition("<!-- notebooks -->\n")
+    old, end, after = rest.partition("<!-- /notebooks -->")
+    if mark and end:
+        path.write_text(f"{before}{mark}{table(shelf, 'notebooks/')}\n{end}{after}", encoding="utf-8")

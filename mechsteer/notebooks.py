@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 
 from . import changes, errors, paths
-from .notebook_text import answer, contents, navigation, normalise
+from .notebook_text import answer, contents, navigation, normalise, readme
 
 __all__ = ["MAX_BYTES", "NotebookError", "execute", "find", "main", "parameters_of", "problems", "run", "source_hash"]
 
@@ -256,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{book.stem:40s} {seconds:6.0f} s{note}", flush=True)
         for name, change in drawn.items():
             print(f"    figure {name}: {change}", flush=True)
+    if given.model == DEFAULT_MODEL:
+        readme(paths.project() / "README.md", find())
     print(f"{len(books)} notebooks in {time.monotonic() - began:.0f} s", flush=True)
     return 0
 

@@ -46,7 +46,7 @@ FACTS = {  # method -> what it was learnt from, and whether it was chosen for wh
     "optimised to the source": ("audio", "control"),
     "shuffled labels": ("audio", "control"),
     "random": ("nothing", "control"),
-    "prompt": ("caption", "control"),
+    "prompt alone": ("caption", "control"),
     UNSTEERED: ("nothing", "control"),
 }
 PAIRS = (("jazz", "piano", "guitar"), ("rock", "flute", "organ"), ("classical", "guitar", "violin"))
@@ -63,7 +63,7 @@ class Experiment:
     """One question: the concept that counts as success, who is asked, and the steerings to try.
 
     `steerings`: name -> (method, Steering); `prompts`: in turn over the clips; `reference`: rows of the orchestra that
-    are real music of the concept.
+    are real music of the concept; `asked`: a prompt that asks for the concept outright, to see how far words get.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Experiment:
     steerings: Mapping[str, tuple[str, Steering]]
     strengths: Sequence[float]
     reference: Callable[[pd.DataFrame], pd.Series]
+    asked: str | None = None
     audio_prompt: Any = None
     duration: float = 5.0
     start: float = 0.0
@@ -85,8 +86,8 @@ def run(
     common = dict(
         duration=experiment.duration, start=experiment.start, audio_prompt=experiment.audio_prompt, out=folder
     )
-    ask = lambda steerings, size, first: dose_response(
-        model, steerings, experiment.prompts, experiment.strengths, size, seed + first, **common
+    ask = lambda steerings, size, first, prompts=experiment.prompts: dose_response(
+        model, steerings, prompts, experiment.strengths, size, seed + first, **common
     )
     randoms = {name: s for name, (method, s) in experiment.steerings.items() if method == "random"}
     frames = [ask({name: s for name, (_, s) in experiment.steerings.items() if name not in randoms}, n, 0)]
@@ -94,8 +95,12 @@ def run(
         first = i * (n // len(randoms))
         frame = ask({name: steering}, n // len(randoms), first)
         frames.append(frame[frame["name"] != UNSTEERED].assign(clip=lambda t, first=first: t["clip"] + first))
+    if experiment.asked:
+        frame = ask({}, n, 0, experiment.asked).assign(name="prompt alone")  # its twins have another prompt
+        frames.append(frame.assign(**dict.fromkeys(("twin_chroma", "twin_melody", "twin_divergence"), np.nan)))
     frame = pd.concat(frames, ignore_index=True)
-    method = {name: method for name, (method, _) in experiment.steerings.items()} | {UNSTEERED: UNSTEERED}
+    method = {name: method for name, (method, _) in experiment.steerings.items()}
+    method |= {UNSTEERED: UNSTEERED, "prompt alone": "prompt alone"}
     frame["name"] = frame["name"].where(~frame["name"].isin(randoms), "random")
     table = dose_table(frame, experiment.concept, reference=real_texture(experiment.reference))
     steered = {name: steering for name, (_, steering) in experiment.steerings.items()}
@@ -190,7 +195,8 @@ def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
             steerings |= {"diff_of_means, both halves": both} | finder.writers(style, source, target, branch="cond")
             steerings |= finder.randoms(branch="cond")
             real = lambda t, style=style, target=target: (t["style"] == style) & (t["lead"] == target)
-            yield Experiment(name, {"lead": target}, prompt, prompt, steerings, (0.2, 0.4), real)
+            asked = f"{style} {target}"
+            yield Experiment(name, {"lead": target}, prompt, prompt, steerings, (0.2, 0.4), real, asked)
 
 
 def main():
