@@ -15,7 +15,7 @@ from mechsteer.notebook_text import answer, contents, cost, navigation, normalis
 STORED = notebooks.find()
 # Values for the cell tagged `parameters` that let a notebook run in seconds; every stored notebook has an entry.
 SMALL: dict[str, dict] = {
-    "00_start_here": {"DURATION": 3.2, "START": 0.5, "SCORES": 3},
+    "00_start_here": {"DURATION": 4.0, "START": 0.5, "SCORES": 3},
     "01_collect_activations": {"SCORES": 2},
     "02_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "03_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},

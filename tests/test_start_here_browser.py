@@ -13,9 +13,10 @@ from conftest import require
 
 from mechsteer import notebooks
 
-SMALL = "\nDURATION, START, SCORES = 3.2, 0.5, 3"
+SMALL = "\nDURATION, START, SCORES = 4.0, 0.5, 3"
 PLAYERS = "div.widget-vbox audio"
 CODE = "div.widget-vbox code"
+WIDE = {"width": 1500, "height": 1000}
 ALL_CELLS = """() => {
     const shown = window.jupyterapp.shell.currentWidget.content;
     shown.notebookConfig = {...shown.notebookConfig, windowingMode: 'none'};  // cells out of sight stay on the page
@@ -35,7 +36,7 @@ def test_the_slider_brings_new_audio_beside_the_twin(tmp_path, monkeypatch):
     nbformat.write(book, tmp_path / path.name)
     monkeypatch.setenv("MECHSTEER_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
-    with jupyterlab(tmp_path) as address, browser() as chrome, page(chrome) as tab:
+    with jupyterlab(tmp_path) as address, browser() as chrome, page(chrome, viewport=WIDE) as tab:
         tab.set_default_timeout(300_000)
         open_notebook(tab, address, path.name)
         tab.evaluate(ALL_CELLS)
@@ -43,16 +44,16 @@ def test_the_slider_brings_new_audio_beside_the_twin(tmp_path, monkeypatch):
         errors = "() => [...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.stderr\"]')]"
         assert "Traceback" not in "".join(tab.evaluate(f"({errors})().map(e => e.textContent)"))
         tab.locator(CODE).scroll_into_view_if_needed()
-        assert "strength=0.5" in tab.locator(CODE).inner_text() and tab.locator(PLAYERS).count() == 0
+        assert "strength=0.75" in tab.locator(CODE).inner_text() and tab.locator(PLAYERS).count() == 0
 
         first = _generate(tab, "ArrowRight")
-        assert "strength=0.55" in tab.locator(CODE).inner_text()
+        assert "strength=0.8" in tab.locator(CODE).inner_text()
+        if pictures := os.environ.get("MECHSTEER_PICTURES"):
+            tab.add_style_tag(content=".Toastify { display: none }")  # JupyterLab's question about news
+            tab.locator("div.widget-vbox").first.screenshot(path=Path(pictures) / "00_panel.png")
         second = _generate(tab, "End")
         assert "strength=2" in tab.locator(CODE).inner_text()
         assert first[0] == second[0] and first[1] != second[1] and first[0] != first[1]
-
-        if pictures := os.environ.get("MECHSTEER_PICTURES"):
-            tab.locator("div.widget-vbox").first.screenshot(path=Path(pictures) / "00_panel.png")
 
         length, left = (
             tab.locator(PLAYERS)
@@ -66,7 +67,7 @@ def test_the_slider_brings_new_audio_beside_the_twin(tmp_path, monkeypatch):
             }"""
             )
         )
-        assert abs(length - 3.2) < 0.3 and left > 5  # it plays, and the line has moved along
+        assert abs(length - 4) < 0.3 and left > 5  # it plays, and the line has moved along
         assert not [text for text in tab.seen.errors if "mechsteer" in text]
 
 
