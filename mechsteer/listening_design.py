@@ -31,13 +31,14 @@ class Screening:
     ----------
     headphones_wrong : at most so many wrong answers in the headphone check
     one_side : at most this share of forced choices on the same side (from 8 answers on)
-    repeats_agree : at least this share of repeated trials answered alike (from 2 repeats on)
+    repeats_agree : at least this share of repeated trials answered alike (from 2 repeats on). Off by default: whoever
+        hears no difference answers at random there too, so the rule favours those who hear one
     answered : at least this share of the test answered
     """
 
     headphones_wrong: int | None = 1
     one_side: float | None = 0.9
-    repeats_agree: float | None = 0.5
+    repeats_agree: float | None = None
     answered: float | None = 0.5
 
 

@@ -80,9 +80,9 @@ def listeners_needed(preference: float = 0.65, target: float = 0.8, most: int = 
     ValueError  if `most` listeners don't reach it: where items differ, listeners can't stand in for more items.
     """
     reach = lambda n: float(power(preference, [n], **options)["power"].iloc[0])
-    low, high = 2, 4
+    low, high = 2, min(4, most)
     while reach(high) < target:
-        low, high = high, high * 2
+        low, high = high, min(2 * high, most)
         if low >= most:
             raise ValueError(f"{most} listeners don't reach a power of {target:.0%}: use more items")
     while high - low > 1:
