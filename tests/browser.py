@@ -184,6 +184,11 @@ _READY = """() => {
 }"""
 
 
+def ready(tab) -> None:
+    """Wait until the open notebook has a kernel and it is idle."""
+    tab.wait_for_function(_READY)
+
+
 def open_notebook(tab, address: str, name: str) -> None:
     """Open a notebook of a running JupyterLab and wait until its kernel is idle."""
     tab.goto(address.format(name))
