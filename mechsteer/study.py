@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,12 +219,8 @@ def main():
         tables.append(table)
         heard.append(frame)
         print(table[["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]].to_string())
-    facts = {
-        "model": model.name,
-        "model_hash": model.hash,
-        "command": COMMAND,
-        "date": datetime.date.today().isoformat(),
-    }
+    facts = {"model": model.name, "model_hash": model.hash, "date": datetime.date.today().isoformat()}
+    facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
     folder.mkdir(parents=True, exist_ok=True)
     pd.concat(tables, ignore_index=True).assign(seed=args.seed, **facts).to_parquet(folder / "doses.parquet")
     pd.concat(heard, ignore_index=True).assign(model_hash=model.hash).to_parquet(folder / "clips.parquet")
