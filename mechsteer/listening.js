@@ -160,12 +160,16 @@ function render({ model, el }) {
     banner.hidden = false;
   }
 
-  function ask(message) {
+  // Every message may be sent twice without harm, so one that gets no reply in 3 s is: after a reload some are lost.
+  function ask(message, tries = 0) {
     clearTimeout(waiting);
     root.setAttribute("aria-busy", "true");
     const again = () => ask(message);
-    waiting = setTimeout(() => trouble("No reply yet. The kernel is busy or has stopped; run the notebook again or reload "
-      + "this page. What was saved stays saved.", again), 8000);
+    waiting = setTimeout(() => {
+      if (tries >= 2) trouble("No reply yet. The kernel is busy or has stopped; run the notebook again or reload this page. "
+        + "What was saved stays saved.", again);
+      if (tries < 20) ask(message, tries + 1);
+    }, 3000);
     try {
       model.send({ ...message, id: ++counter });
     } catch (error) {

@@ -29,7 +29,8 @@ def simulate(
     Parameters
     ----------
     strengths : condition -> log odds; default 0 for all, so that nothing but chance decides.
-    listener_sd, item_sd : how much listeners and items deviate from them, per condition.
+    listener_sd, item_sd : how much the difference between two conditions varies with the listener and with the item,
+        in log odds, as in `listening_power.power`.
     careless : so many of the listeners always answer A (or 100), and guess in the headphone check.
 
     In ABX, X is told rightly with the probability 1 / (1 + exp(-|difference|)). Ratings are 50 + 12 strength + noise.
@@ -40,12 +41,12 @@ def simulate(
     rng = np.random.default_rng(seed)
     mean = np.array([(strengths or {}).get(name, 0.0) for name in design.conditions])
     number = {name: k for k, name in enumerate(design.conditions)}
-    of_item = item_sd * rng.standard_normal((len(design.items), len(mean)))
+    of_item = item_sd / 2**0.5 * rng.standard_normal((len(design.items), len(mean)))
     lines: list[dict] = []
     for listener in range(1, listeners + 1):
         name = f"simulated {listener:02d}"
         lines.append({"kind": "listener", "listener": listener, "name": name, "simulated": True})
-        mine = mean + listener_sd * rng.standard_normal(len(mean))
+        mine = mean + listener_sd / 2**0.5 * rng.standard_normal(len(mean))
         absent = listener > listeners - careless
         for trial in trials(design, listener):
             line = {"kind": "answer", "listener": listener, "trial": trial.key, "stage": trial.stage, "simulated": True}
