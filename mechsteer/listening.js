@@ -148,7 +148,8 @@ function render({ model, el }) {
     const [red, green, blue, alpha] = (getComputedStyle(probe).color.match(/[\d.]+/g) || []).map(Number);
     probe.remove();
     const known = red !== undefined && alpha !== 0;
-    const dark = known ? 0.299 * red + 0.587 * green + 0.114 * blue < 128 : matchMedia("(prefers-color-scheme: dark)").matches;
+    const told = document.body.dataset.jpThemeLight; // JupyterLab and voila say it themselves
+    const dark = told ? told === "false" : known ? 0.299 * red + 0.587 * green + 0.114 * blue < 128 : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "dark" : "light";
   };
   theme();
@@ -389,6 +390,7 @@ function render({ model, el }) {
     keys = () => false;
     const field = body.querySelector("input[type=text]");
     if (field && page.page !== "welcome" && page.page !== "resume") sessionStorage.setItem(test, field.value);
+    theme();
     root.dataset.page = page.page === "trial" ? `trial-${page.kind}` : page.page;
     PAGES[page.page](page, sounds || []);
   }
