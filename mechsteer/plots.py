@@ -191,7 +191,7 @@ def dose_curves(
         `dose.dose_table`, with the unsteered ones. Names of kind "control" are grey.
     value, unit : what to draw, and in what unit it is
 
-    The dashed grey line and band are the unsteered clips.
+    Grey lines from edge to edge are what has no strength: the unsteered clips, or another prompt.
     """
     _need(table, ["name", "strength", value, f"{value}_lo", f"{value}_hi", panel])
     fig, places = _panels(list(table[panel].unique()), title)
@@ -199,22 +199,24 @@ def dose_curves(
     steered = table[table["name"] != "unsteered"]
     controls = list(steered.loc[kind == "control", "name"].unique())
     names = [name for name in steered["name"].unique() if name not in controls]
+    levels = [name for name in table["name"].unique() if (table.loc[table["name"] == name, "strength"] == 0).all()]
     for group, row, col in places:
         here = table[table[panel] == group]
-        base = here[here["name"] == "unsteered"].iloc[:1]
         ends = [0.0, here["strength"].max()]
-        for _, level in base.iterrows():
-            _band(fig, ends, [level[f"{value}_lo"]] * 2, [level[f"{value}_hi"]] * 2, _GREY, row, col)
-            _line(fig, ends, [level[value]] * 2, "unsteered", _GREY, "dash", row, col)
+        for k, name in enumerate(levels):  # what has no strength, such as the unsteered clips, is a level line
+            for _, level in here[here["name"] == name].iterrows():
+                _band(fig, ends, [level[f"{value}_lo"]] * 2, [level[f"{value}_hi"]] * 2, _GREY, row, col)
+                _line(fig, ends, [level[value]] * 2, name, _GREY, "dash" if k == 0 else "longdash", row, col)
         for k, name in enumerate([*names, *controls]):
             part = here[here["name"] == name].sort_values("strength")
             colour = _GREY if name in controls else COLOURS[k % len(COLOURS)]
-            if len(part):
+            if len(part) and name not in levels:
                 _band(fig, part["strength"], part[f"{value}_lo"], part[f"{value}_hi"], colour, row, col)
                 dash = _DASHES[1 + (k - len(names)) % 3] if name in controls else _DASHES[k // len(COLOURS) % 4]
                 _line(fig, part["strength"], part[value], name.replace("_", " "), colour, dash, row, col)
         below = (row + 1, col) not in {(r, c) for _, r, c in places}
         fig.update_xaxes(title_text="strength (multiples of the activation norm)" if below else None, row=row, col=col)
+    fig.update_layout(height=max(fig.layout.height, 200 + 30 * table["name"].nunique()))
     fig.update_yaxes(title_text=f"{value.replace('_', ' ')}, {unit}", col=1)
     return fig
 
