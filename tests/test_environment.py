@@ -21,7 +21,20 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-TARGETS = {"help", "notebooks", "figures", "test", "lab", "lint", "format", "bench", "orchestra", "tiny", "clean"}
+TARGETS = {
+    "help",
+    "notebooks",
+    "figures",
+    "test",
+    "lab",
+    "lint",
+    "format",
+    "bench",
+    "orchestra",
+    "tiny",
+    "study",
+    "clean",
+}
 
 
 def direct() -> set[str]:
