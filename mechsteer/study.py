@@ -223,7 +223,11 @@ def main():
     facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
     folder.mkdir(parents=True, exist_ok=True)
     pd.concat(tables, ignore_index=True).assign(seed=args.seed, **facts).to_parquet(folder / "doses.parquet")
-    pd.concat(heard, ignore_index=True).assign(model_hash=model.hash).to_parquet(folder / "clips.parquet")
+    clips_heard = pd.concat(heard, ignore_index=True).assign(model_hash=model.hash)
+    small = {
+        column: "float32" for column, dtype in clips_heard.dtypes.items() if dtype == "float64" and column != "strength"
+    }
+    clips_heard.astype(small).to_parquet(folder / "clips.parquet", compression="zstd")
 
 
 def direction_file(experiment: str, name: str, folder: Path | None = None) -> Path:
