@@ -148,10 +148,12 @@ class Finder:
         acts, layers = self.acts, [self.layer] if layers is None else layers
         if among:
             acts = acts.isel(clip=np.flatnonzero(np.isin(acts[label].values, list(among))))
-        methods = [m for m in METHODS if m != "logistic" or label != "tempo"]
-        made = find_directions(acts, label, methods, site, layers)
+        kind = "value" if acts[label].dtype.kind == "f" else "auto"
+        methods = [m for m in METHODS if m != "logistic" or kind != "value"]
+        made = find_directions(acts, label, methods, site, layers, kind=kind)
         values = np.random.default_rng(0).permutation(acts[label].values)
-        wrong = find_directions(acts.assign_coords({label: ("clip", values)}), label, methods[:1], site, layers)
+        wrong = acts.assign_coords({label: ("clip", values)})
+        wrong = find_directions(wrong, label, methods[:1], site, layers, kind=kind)
         found = {m: (m, Steering(made.sel(concept=concept, finder=m), **options)) for m in methods}
         return found | {
             "shuffled labels": ("shuffled labels", Steering(wrong.sel(concept=concept, finder=methods[0]), **options))
