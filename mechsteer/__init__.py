@@ -46,7 +46,7 @@ _OWNERS = {
     "listeners_needed": "listening_power",
     "load_direction": "directions",
     "save_direction": "directions",
-    "save_figure": "plots",
+    "save_figure": "saving",
     "steering_panel": "panel",
 }
 _MODULES = (
