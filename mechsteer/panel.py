@@ -53,7 +53,7 @@ def steering_panel(
 
     Raises
     ------
-    ValueError  if the directions still have several finders, name a concept twice, lack `concept` or don't fit the model.
+    ValueError  if the directions have several finders, name a concept twice, lack `concept` or don't fit the model.
 
     Taught in 00_start_here.
     """
