@@ -55,9 +55,8 @@ function render({ model, el }) {
   const ownPage = Boolean(document.body.dataset.voila); // then a listener knows neither notebook nor kernel
 
   function trouble(text, retry) {
-    const [what, act] = ownPage ? ["The connection is lost. Reload this page and enter the same name", () => location.reload()]
-      : [`${text} Run this cell again and enter the same name`, retry];
-    banner.replaceChildren(h("span", {}, `${what}: all answers you saved are kept.`),
+    const [what, act] = ownPage ? ["The connection is lost. Reload this page", () => location.reload()] : [text, retry];
+    banner.replaceChildren(h("span", {}, `${what} and enter the same name: all answers you saved are kept.`),
       h("button", { type: "button", onclick: act }, ownPage ? "Reload" : "Try again"));
     banner.hidden = false;
   }
@@ -68,13 +67,13 @@ function render({ model, el }) {
     root.setAttribute("aria-busy", "true");
     const again = () => ask(message);
     waiting = setTimeout(() => {
-      if (tries >= 2) trouble("No reply yet: the kernel is busy or has stopped. If it has stopped:", again);
+      if (tries >= 2) trouble("No reply yet. If the kernel has stopped, run the notebook again", again);
       if (tries < 20) ask(message, tries + 1);
     }, 3000);
     try {
       model.send({ ...message, id: ++counter });
     } catch (error) {
-      trouble(`The kernel can't be reached (${error.message}).`, again);
+      trouble(`The kernel can't be reached (${error.message}). Run the notebook again`, again);
     }
   }
 
