@@ -56,7 +56,7 @@ def mean(table, **where):
     return table["score"].mean()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in solvers.METHODS if name != "random"])
 def test_every_method_recovers_planted_directions_with_their_sign(method):
     acts, axes = planted(groups=150)
     expected = {("drums", "drums"): axes[3]}
