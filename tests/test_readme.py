@@ -23,6 +23,13 @@ def test_the_ten_lines_run_and_save_two_clips_that_differ(tmp_path, monkeypatch)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["guitar_or_piano-00.wav", "guitar_or_piano-01.wav"]
 
 
+def test_a_concept_of_ones_own_is_a_column():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXTS["CONTRIBUTING.md"], re.DOTALL)
+    done = {}
+    exec(code, done)
+    assert set(done["scores"]["concept"]) == {"calm"} and done["calm"].dims == ("layer", "d_model")
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_link_leads_somewhere(name):
     targets = [t for t in re.findall(r"\]\(([^)#\s]+)", TEXTS[name]) if "://" not in t]
