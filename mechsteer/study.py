@@ -172,9 +172,7 @@ def unprompted(finder: Finder, wanted: Callable[[str], bool]) -> Iterator[Experi
             yield Experiment(name, *common, finder.probes(label, concept) | finder.randoms(), strengths, real)
         if name in ("guitar", "rock") and wanted(here := f"{name} at attention outputs"):
             where = dict(site="attn", layers=every)
-            yield Experiment(
-                here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), attn, real
-            )
+            yield Experiment(here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), few, real)
         if name == "guitar" and wanted(here := "guitar at the best heads"):
             where = dict(site="heads", layers=every, weights=finder.best_heads(label))
             yield Experiment(
