@@ -1,5 +1,6 @@
 """What README and CONTRIBUTING say holds: code runs, and every command, name and link is there."""
 
+import fnmatch
 import importlib.util
 import re
 import subprocess
@@ -49,6 +50,12 @@ def test_every_command_and_name_is_there(name):
         found = ms
         for part in dotted.split("."):
             found = getattr(found, part)
+
+
+def test_the_layout_names_every_module():
+    named = set(re.findall(r"`([a-z_*]+)`", TEXTS["CONTRIBUTING.md"]))
+    modules = [path.stem for path in (ROOT / "mechsteer").glob("*.py") if path.stem != "__init__"]
+    assert not [m for m in modules if not any(fnmatch.fnmatch(m, name) for name in named)], "add it to CONTRIBUTING.md"
 
 
 def test_the_command_lines_take_the_options_that_are_named():
