@@ -205,7 +205,7 @@ def dose_curves(
     levels = [name for name in table["name"].unique() if (table.loc[table["name"] == name, "strength"] == 0).all()]
     for group, row, col in places:
         here = table[table[panel] == group]
-        ends = [0.0, here["strength"].max()]
+        ends = [min(0.0, here["strength"].min()), here["strength"].max()]
         for k, name in enumerate(levels):  # what has no strength, such as the unsteered clips, is a level line
             for _, level in here[here["name"] == name].iterrows():
                 _band(fig, ends, [level[f"{value}_lo"]] * 2, [level[f"{value}_hi"]] * 2, _GREY, row, col)
