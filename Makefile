@@ -16,7 +16,7 @@ help:  ## this list
 notebooks: .venv/ready  ## run the numbered notebooks, in order, and write their outputs and figures
 	$(PY) -m mechsteer.notebooks $(if $(MODEL),--model "$(MODEL)") $(ONLY)
 
-figures: .venv/ready  ## draw the stored figures again, and say which numbers changed since the last commit
+figures: .venv/ready  ## draw the stored figures again, and say which numbers are the same, changed (by how much), new
 	$(PY) -m mechsteer.figures $(ONLY)
 
 test: .venv/ready  ## run every test, the notebooks' too

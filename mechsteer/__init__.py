@@ -46,7 +46,7 @@ _OWNERS = {
     "listeners_needed": "listening_power",
     "load_direction": "directions",
     "save_direction": "directions",
-    "save_figure": "plots",
+    "save_figure": "saving",
     "steering_panel": "panel",
 }
 _MODULES = (
@@ -79,7 +79,11 @@ def __getattr__(name):
         return getattr(importlib.import_module(f".{_OWNERS[name]}", __name__), name)
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'mechsteer' has no attribute {name!r}; it has {', '.join(__all__)}")
+    import difflib
+
+    close = difflib.get_close_matches(name, __all__, 1, 0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(__all__)}"
+    raise AttributeError(f"module 'mechsteer' has no attribute {name!r}; {hint}")
 
 
 def __dir__():

@@ -9,6 +9,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import logging
+import re
 import sys
 import types
 import warnings
@@ -277,11 +278,26 @@ def check_memory(name: str, needed: float) -> None:
 
 @contextlib.contextmanager
 def memory_told(advice: str) -> Iterator[None]:
-    """Turn PyTorch's page about a full GPU into TooLittleMemory with what to do."""
+    """Turn PyTorch's page about full memory, the GPU's or the machine's, into TooLittleMemory with what to do."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise TooLittleMemory(f"the GPU's memory is full: {advice} ({str(error).split('. ')[0]})") from error
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        told = re.search(r"CUDA out of memory|can't allocate memory", str(error))
+        if not (told or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        raise TooLittleMemory(f"the memory is full: {advice} ({told[0] if told else error})") from error
+
+
+def named_dtype(name: torch.dtype | str) -> torch.dtype:
+    """The dtype of that name; ValueError, in a sentence, unless it is one that a language model can have."""
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name in known.values():
+        return name
+    if name not in known:
+        raise ValueError(
+            f"dtype={name!r} isn't one of {', '.join(known)}; leave dtype out to use what suits the device"
+        )
+    return known[name]
 
 
 def pick_dtype(device: str, size: int) -> torch.dtype:

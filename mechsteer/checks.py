@@ -1,8 +1,9 @@
 """Checks of the notebooks' exercises, which say what is wrong and why.
 
-Each takes the reader's answer, tries it on a small case with a known result, prints one sentence and returns whether
-the answer is right. Nothing is raised for a wrong answer, so a notebook with unsolved exercises runs to its end; an
-exception inside the reader's own function is the reader's to see.
+Each takes the reader's answer: a function, which is tried on a small case with a known result, or a number, which is
+compared with what the notebook at hand gives. It prints one sentence and returns whether the answer is right. Nothing
+is raised for a wrong answer, so a notebook with unsolved exercises runs to its end; an exception inside the reader's
+own function is the reader's to see.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ import pandas as pd
 import xarray as xr
 
 __all__ = [
-    "cosine",
+    "band_width",
     "follows",
     "grouped_split",
+    "half_as_wide",
     "honest_score",
     "mean_over_clip",
     "paired_error",
     "pattern",
     "predict",
     "push",
+    "safe_start",
     "song_of",
     "step_of",
     "strength_to_use",
+    "within_groups",
     "without",
 ]
 
 EMPTY = "nothing came back. Replace the ... by your code, and return the result"
+NO_NUMBER = "no number is chosen. Replace the ... by one"
 
 
 def exercise(right: str) -> Callable:
@@ -38,8 +43,8 @@ def exercise(right: str) -> Callable:
 
     def decorate(problems: Callable[..., Iterator[str]]) -> Callable[..., bool]:
         @functools.wraps(problems)
-        def check(answer) -> bool:
-            problem = next(problems(answer), None)
+        def check(answer, *given) -> bool:
+            problem = next(problems(answer, *given), None)
             said = f"Right: {right}" if problem is None else f"Not yet: {problem}"
             print(said if said.endswith("?") else f"{said}.")
             return problem is None
@@ -47,6 +52,24 @@ def exercise(right: str) -> Callable:
         return check
 
     return decorate
+
+
+@exercise("the finest codebook is written last, so a push reaches back by the delay")
+def safe_start(answer: float, start: float, n_codebooks: int, frame_rate: float) -> Iterator[str]:
+    """00: the earliest second at which a push may begin so that all before `start` (s) stays, in every codebook."""
+    if answer is ...:
+        yield NO_NUMBER
+    frames = (answer - start) * frame_rate
+    if frames < -1e-6:
+        yield f"a push from {answer:g} s on changes what comes before {start:g} s, in every codebook"
+    if frames < n_codebooks - 1 - 1e-6:
+        last = n_codebooks - 1
+        yield (
+            f"codebook {last} of the last {last - int(frames + 1e-6)} frames before {start:g} s is written after "
+            f"{answer:g} s. Codebook k of a frame is written k frames later than codebook 0"
+        )
+    if frames > n_codebooks - 1 + 0.5:
+        yield f"that is safe, but {frames - n_codebooks + 1:.1f} frames later than it must be"
 
 
 @exercise("the push is as long as you say, whatever the length of the direction")
@@ -123,6 +146,25 @@ def step_of(answer: Callable) -> Iterator[str]:
         yield f"frame 10 of codebook 3 stands at step 14, not {got[3]}"
 
 
+@exercise("what belongs to the group is gone, and what differs inside it is left")
+def within_groups(answer: Callable) -> Iterator[str]:
+    """01: `answer(x, groups)` is x [clip, d] with the mean of its own group taken from every row."""
+    rng = np.random.default_rng(0)
+    groups, x = np.array(["b", "a", "c", "a", "b", "b", "c"]), rng.standard_normal((7, 3)) + 2
+    got, truth = answer(x, groups), x - np.array([x[groups == g].mean(0) for g in groups])
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got)
+    if got.shape != x.shape:
+        yield f"the result should have the shape of x, {x.shape}: one row per clip, not {got.shape}"
+    if np.allclose(got, x - x.mean(0)):
+        yield "this takes off the mean of all clips. Each group has a mean of its own"
+    if np.allclose(got, x - truth):
+        yield "these are the means themselves; take them off x"
+    if not np.allclose(got, truth):
+        yield f"the first group's rows should now add up to 0, and add up to {np.round(got[groups == 'b'].sum(0), 2)}"
+
+
 @exercise("a probe is a dot product, a slope and a threshold, nothing else")
 def predict(answer: Callable) -> Iterator[str]:
     """02: `answer(direction, x)` says which rows of x [n, d] a probe takes for its concept: bool [n]."""
@@ -190,20 +232,20 @@ def honest_score(answer: Callable) -> Iterator[str]:
         yield f"expected {truth:.4f}, not {float(got):.4f}: for each fold, the layer with the best mean on the others"
 
 
-@exercise("a cosine doesn't change with the lengths of its vectors")
-def cosine(answer: Callable) -> Iterator[str]:
-    """03: `answer(a, b)` is the cosine of two vectors of any length."""
-    a, b = np.random.default_rng(0).standard_normal((2, 16)) * [[3.0], [0.5]]
-    got = answer(a, b)
-    if got is None:
-        yield EMPTY
-    truth = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-    if np.isclose(got, a @ b):
-        yield "did you forget to normalise? The dot product grows with both lengths"
-    if np.isclose(got, np.degrees(np.arccos(truth))) or np.isclose(got, np.arccos(truth)):
-        yield "this is the angle; its cosine is asked for"
-    if not np.isclose(got, truth):
-        yield f"expected {truth:.4f} and got {float(got):.4f}: the dot product over the product of both lengths"
+@exercise("the more dimensions, the less two random directions share")
+def band_width(answer: float, width: float) -> Iterator[str]:
+    """03: the number of dimensions in which 95 % of random pairs have a cosine within +-`width`, to 10 %."""
+    from .directions import null_cosine
+
+    if answer is ...:
+        yield NO_NUMBER
+    if answer != int(answer) or answer < 2:
+        yield f"a number of dimensions is a whole number of 2 or more, not {answer:g}"
+    band = null_cosine(int(answer))[1]
+    if np.isclose(answer, 1.96 / width, rtol=0.1):
+        yield f"there the band is still +-{band:.2f}: it narrows with the square root of the number of dimensions"
+    if not np.isclose(band, width, rtol=0.05):
+        yield f"in {answer:g} dimensions the band is +-{band:.3f}, so {'more' if band > width else 'fewer'} are wanted"
 
 
 @exercise("what a read-out reacts to is not what it is made of")
@@ -308,3 +350,14 @@ def paired_error(answer: Callable) -> Iterator[str]:
         yield "this is the mean difference itself; how far may it be off?"
     if not np.isclose(got, difference / np.sqrt(12), rtol=0.06):
         yield f"expected {difference / np.sqrt(12):.3f}, not {float(got):.3f}: spread of the differences over sqrt(n)"
+
+
+@exercise("half the width costs four times the clips")
+def half_as_wide(answer: float, clips: int) -> Iterator[str]:
+    """06: how many clips give an interval half as wide as `clips` do."""
+    if answer is ...:
+        yield NO_NUMBER
+    if answer == 2 * clips:
+        yield f"twice the clips make it narrower by the square root of 2, to {2**-0.5:.0%} of the width"
+    if answer != 4 * clips:
+        yield f"{answer:g} clips instead of {clips} give {(clips / max(answer, 1e-9)) ** 0.5:.0%} of the width, roughly"

@@ -161,6 +161,7 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
 
     Raises
     ------
+    FileNotFoundError  if it isn't there.
     ValueError  if the file isn't a direction, or the model has another width, or lacks a layer or head; both are named.
 
     Warns
@@ -169,6 +170,8 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no direction at {path}; ms.save_direction writes one")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

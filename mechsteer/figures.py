@@ -1,7 +1,9 @@
 """Draw the stored figures again, in the present style and without running a model: `python -m mechsteer.figures`.
 
 A figure is stored as its numbers (csv), a page that holds all that is drawn (html) and a picture (png). From the page,
-page and picture are written anew. What the numbers are to be compared with is the last commit.
+page and picture are written anew. Said of each: whether its numbers are those of the last commit, whether the page was
+drawn from these very numbers, and whether they belong to the present weights and the shipped study. Where one doesn't
+hold, the line names the notebook that computes the figure anew.
 """
 
 import argparse
@@ -11,11 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 
-from . import changes, paths, plots
+from . import changes, paths, plots, saving  # noqa: F401  (plots knows the template)
 
-__all__ = ["committed", "main", "read_page", "redraw", "weights_changed"]
+__all__ = ["committed", "main", "page_changed", "read_page", "redraw", "study_changed", "weights_changed"]
+
+STUDY = "04_dose_response"  # the figure whose numbers are a table that ships in data/
 
 
 def read_page(path: Path) -> go.Figure:
@@ -53,7 +58,7 @@ def redraw(name: str, folder: Path) -> str:
     stored = read_page(page)
     fig = go.Figure(stored).update_layout(template="mechsteer")
     restyled = json.loads(fig.to_json()) != json.loads(stored.to_json())  # the order of keys is nobody's business
-    written = plots.write_picture(fig, name, folder, page=restyled)
+    written = saving.write_picture(fig, name, folder, page=restyled)
     if png not in written:
         return "not written"
     return "same" if png.read_bytes() == before else "redrawn"
@@ -71,11 +76,30 @@ def committed(name: str, folder: Path) -> str | None:
 def weights_changed(name: str, folder: Path) -> str:
     """If the embedded model has other weights than those a figure was made with: which, and what to run; else ""."""
     card = paths.data() / "tiny" / "card.json"
-    made = str(plots.read_figure(name, folder).attrs.get("model", "")).removeprefix("tiny").strip()
+    made = str(saving.read_figure(name, folder).attrs.get("model", "")).removeprefix("tiny").strip()
     now = json.loads(card.read_text(encoding="utf-8"))["model_hash"] if card.is_file() else made
-    if not made or made == now or len(made.split()) > 1:  # two words: another model
+    if made in ("", "none", now) or len(made.split()) > 1:  # two words: another model
         return ""
     return f"from other weights of tiny ({made}; now {now}): {_command(name)} makes it anew"
+
+
+def page_changed(name: str, folder: Path) -> str:
+    """If a figure's page was drawn from other numbers than those in its csv: that, and what to run; else ""."""
+    stamp = (read_page(folder / f"{name}.html").layout.meta or {}).get("numbers")
+    _, _, table = (folder / f"{name}.csv").read_text(encoding="utf-8").partition("\n")
+    if stamp == saving.fingerprint(table):
+        return ""
+    return f"{'drawn from other numbers' if stamp else 'the page names no numbers'}: {_command(name)} makes it anew"
+
+
+def study_changed(name: str, folder: Path) -> str:
+    """If a figure of the shipped study shows another table than the one shipped: how they differ; else ""."""
+    shipped = paths.data() / "study" / "doses.parquet"
+    if name != STUDY or not shipped.is_file():
+        return ""
+    now = "#\n" + saving.numbers(pd.read_parquet(shipped))
+    gap = changes.difference((folder / f"{name}.csv").read_text(encoding="utf-8"), now)
+    return "" if gap.startswith("same") else f"the shipped study has {gap}: {_command(name)} makes it anew"
 
 
 def _command(name: str) -> str:
@@ -84,7 +108,7 @@ def _command(name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 when every figure could be drawn and belongs to the present weights, else 1."""
+    """The command line; 0 when every figure could be drawn and belongs to what is shipped, else 1."""
     parser = argparse.ArgumentParser(prog="python -m mechsteer.figures", description=__doc__.splitlines()[0])
     parser.add_argument(
         "names", nargs="*", help="which figures (02_heads, or 02 for all of that notebook); default all"
@@ -99,11 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         now, before = (folder / f"{name}.csv").read_text(encoding="utf-8"), committed(name, folder)
         numbers = "new" if before is None else changes.difference(before, now)
         try:
-            picture, stale = f"picture {redraw(name, folder)}", weights_changed(name, folder)
+            told = [f"picture {redraw(name, folder)}"]
+            stale = [check(name, folder) for check in (page_changed, weights_changed, study_changed)]
         except ValueError as error:
-            picture, stale = str(error), " "
+            told, stale = [], [str(error)]
+        stale = list(filter(None, stale))
         right &= not stale
-        print(f"{name:30s} numbers {numbers}; {'; '.join(filter(str.strip, [picture, stale]))}", flush=True)
+        print(f"{name:30s} {'; '.join([f'numbers {numbers}', *told, *stale])}", flush=True)
     return int(not right)
 
 

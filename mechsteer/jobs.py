@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from . import datasets
+from . import __version__, datasets
 from .audio import to_clips
 from .checkpoints import codec_fingerprint
 from .model import Model
@@ -251,4 +251,5 @@ def versions() -> str:
     """JSON of the packages that the numbers depend on."""
     from importlib.metadata import version
 
-    return json.dumps({name: version(name) for name in ("mechsteer", "torch", "audiocraft", "transformers")})
+    others = {name: version(name) for name in ("torch", "audiocraft", "transformers")}
+    return json.dumps({"mechsteer": __version__, **others})

@@ -39,11 +39,13 @@ def load(name: str | Path = "tiny", device: str | None = None, dtype: torch.dtyp
     ------
     MissingWeights  (a FileNotFoundError) when weights are missing: what was looked for, where, and what to do.
     NoSuchDevice, TooLittleMemory  (a ValueError, a MemoryError) before anything is loaded.
-    ValueError  when a file is damaged or holds code (files are read with `weights_only=True`), the model needs more
-        than text, or audiocraft's modules aren't where this package expects them.
+    ValueError  for an unknown dtype, and when a file is damaged or holds code (files are read with
+        `weights_only=True`), the model needs more than text, or audiocraft's modules aren't where this package expects.
     """
     if device is not None:
         backend.check_device(device)
+    if dtype is not None:
+        dtype = backend.named_dtype(dtype)
     if str(name) == "tiny":
         from . import tiny
 
@@ -70,7 +72,9 @@ class Site:
 
     def module(self, layer: int, layers) -> object:
         """The module of this site in `layers`, a list of PyTorch modules or of nnsight envoys."""
-        inside = layers[range(len(self))[layer]]
+        if not -len(self) <= layer < len(self):
+            raise IndexError(f"no layer {layer}: {self.model.name} has layers 0 to {len(self) - 1}")
+        inside = layers[layer % len(self)]
         return operator.attrgetter(self.path)(inside) if self.path else inside
 
     def __getitem__(self, layer: int) -> torch.Tensor:
@@ -129,8 +133,7 @@ class Model:
             setattr(self, site, Site(self, site))
         size = sum(p.numel() for p in lm.parameters())
         self.device = torch.device(backend.pick_device(lm) if device == "auto" else device)
-        wanted = backend.pick_dtype(self.device.type, size) if dtype == "auto" else dtype
-        self.dtype = getattr(torch, wanted) if isinstance(wanted, str) else wanted
+        self.dtype = backend.pick_dtype(self.device.type, size) if dtype == "auto" else backend.named_dtype(dtype)
         backend.move(musicgen, self.device, self.dtype)
         backend.check_map(lm, self.module_of, self.conditions([None]))
 

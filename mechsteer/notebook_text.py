@@ -21,7 +21,8 @@ def normalise(book: nbformat.NotebookNode, root: Path) -> nbformat.NotebookNode:
     """Strip what differs between two runs with the same results; changes and returns `book`.
 
     Gone: papermill's and timing metadata, widget states, progress bars, memory addresses, the interpreter's version and
-    the machine's path to the project (`root`). A widget leaves a sentence in its place.
+    the machine's path to the project (`root`). A widget leaves a sentence in its place. Cells tagged
+    `solution` are folded.
     """
     kept = {key: book.metadata[key] for key in ("mechsteer",) if key in book.metadata}
     book.metadata = nbformat.from_dict(
@@ -36,6 +37,8 @@ def normalise(book: nbformat.NotebookNode, root: Path) -> nbformat.NotebookNode:
             cell.metadata.pop(key, None)
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
+        if "solution" in cell.metadata.get("tags", []):
+            cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.cell_type == "code":
             cell.outputs = _outputs(cell.outputs, root)
     return book

@@ -155,7 +155,7 @@ def execute(
 
 
 def _chrome() -> bool:
-    from .plots import chrome
+    from .saving import chrome
 
     return chrome() is not None
 

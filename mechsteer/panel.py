@@ -26,6 +26,7 @@ def steering_panel(
     strength: float = 0.5,
     strongest: float = 2.0,
     layer: int | None = None,
+    concept: str | None = None,
 ) -> SteeringPanel:
     """Sliders for one steering, and a button that generates a clip with it beside its unsteered twin.
 
@@ -42,6 +43,8 @@ def steering_panel(
         Where the slider begins, and its ends, in multiples of the mean activation norm. Negative is away from it.
     layer : int, 0-based
         Where the slider begins; default the middle one. A direction is added at the layer where it was read.
+    concept : str
+        What is chosen at first; default the first.
 
     Returns
     -------
@@ -50,12 +53,17 @@ def steering_panel(
 
     Raises
     ------
-    ValueError  if the directions still have several finders, name a concept twice, or don't fit the model.
+    ValueError  if the directions have several finders, name a concept twice, lack `concept` or don't fit the model.
 
     Taught in 00_start_here.
     """
     several = [directions] if isinstance(directions, xr.DataArray) else list(directions)
-    return SteeringPanel(model, _by_concept(model, several), prompt, seed, duration, strength, strongest, layer)
+    found = _by_concept(model, several)
+    if concept is not None and concept not in found:
+        raise ValueError(f"no direction for {concept!r}; there are {', '.join(found)}")
+    panel = SteeringPanel(model, found, prompt, seed, duration, strength, strongest, layer)
+    panel.concept.value = concept or panel.concept.value
+    return panel
 
 
 def _by_concept(model, several: Sequence[xr.DataArray]) -> dict[str, xr.DataArray]:

@@ -4,39 +4,30 @@ Every function takes a pandas DataFrame and returns a Plotly figure to be change
 Title and takeaway are the caller's: pass `title=`. Nothing here imports torch.
 """
 
-import atexit
-import functools
-import json
 import math
-import os
-import re
-import tempfile
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
 
-from . import paths
+from .saving import read_figure, save_figure
 
 __all__ = [
     "COLOURS",
     "accuracy_by_layer",
-    "chrome",
     "cosines_by_layer",
     "dose_curves",
     "head_map",
     "interval",
     "read_figure",
     "save_figure",
-    "write_picture",
 ]
 
 # Okabe & Ito 2008: told apart in every common form of colour blindness, and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHARES = ("accuracy", "balanced_accuracy", "auc")  # metrics between 0 and 1
 _GREY = "#767676"
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
@@ -66,19 +57,31 @@ pio.templates["mechsteer"] = go.layout.Template(
 def interval(table: pd.DataFrame, by: Sequence[str], value: str = "score", level: float = 0.95) -> pd.DataFrame:
     """Mean of `value` in each group of `by`, with Student's t interval over the group's rows (folds, seeds, clips).
 
+    Where a column `metric` says that a score is a share (`SHARES`: accuracies, AUC), Student's interval is that of its
+    logit, turned back: it stays between 0 and 1 and is wider towards the middle. For a mean of 0 or 1 it is that mean.
+
     Returns
     -------
     pd.DataFrame, one row per group: the columns `by`, `mean`, `lo`, `hi`, `n`. Where n is 1, `lo` and `hi` are NaN.
     Folds share training data, so an interval over them is somewhat too narrow (Bengio & Grandvalet 2004).
+
+    Source: Korn & Graubard 1998, *Confidence intervals for proportions with small expected number of positive counts*:
+    the logit with the mean's standard error divided by mean (1 - mean).
     """
-    from scipy.special import stdtrit
+    from scipy.special import expit, logit, stdtrit
 
     _need(table, [*by, value])
-    groups = table.groupby(list(by), sort=True, observed=True)[value].agg(["mean", "sem", "count"]).reset_index()
-    half = groups["sem"] * stdtrit((groups["count"] - 1).clip(lower=1), 0.5 + level / 2)
-    return groups.assign(lo=groups["mean"] - half, hi=groups["mean"] + half, n=groups["count"])[
-        [*by, "mean", "lo", "hi", "n"]
-    ]
+    share = table["metric"].isin(SHARES) if "metric" in table and value == "score" else False
+    groups = table.assign(share=share).groupby(list(by), sort=True, observed=True)
+    found = groups[value].agg(["mean", "sem", "count"]).assign(share=groups["share"].all()).reset_index()
+    mean, half = found["mean"], found["sem"] * stdtrit((found["count"] - 1).clip(lower=1), 0.5 + level / 2)
+    inside = found["share"] & mean.between(0, 1, inclusive="neither")
+    centre = mean.where(inside, 0.5)
+    lo, hi = (
+        (mean + sign * half).mask(inside, expit(logit(centre) + sign * half / (centre * (1 - centre))))
+        for sign in (-1, 1)
+    )
+    return found.assign(lo=lo, hi=hi, n=found["count"])[[*by, "mean", "lo", "hi", "n"]]
 
 
 def accuracy_by_layer(scores: pd.DataFrame, colour: str = "method", title: str = "") -> go.Figure:
@@ -284,99 +287,3 @@ def _band(fig: go.Figure, x, lo, hi, colour: str, row: int, col: int, name: str 
         showlegend=first,
     )
     fig.add_trace(trace, row=row, col=col)
-
-
-def chrome() -> str | None:
-    """The Chrome or Chromium that can turn figures into PNG, or None."""
-    from choreographer.browsers.chromium import Chromium
-
-    return os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False)
-
-
-def _picture(fig: go.Figure, scale: float = 1.5) -> bytes:
-    """PNG of a figure, from one Chrome kept for all pictures of this process: 0.2 s each instead of 4 s."""
-    import kaleido
-
-    _start_chrome()
-    size = {key: fig.layout[key] for key in ("width", "height") if fig.layout[key]}
-    return kaleido.calc_fig_sync(fig.to_dict(), opts={"format": "png", "scale": scale, **size})
-
-
-@functools.cache
-def _start_chrome() -> None:
-    import kaleido
-
-    # Plotly's own exports (a figure shown in a notebook) use this server too, and would warn of it every time.
-    warnings.filterwarnings("ignore", message="The kopts argument is ignored if using a server")
-    kaleido.start_sync_server(n=1, silence_warnings=True)
-    atexit.register(kaleido.stop_sync_server, silence_warnings=True)
-
-
-def save_figure(fig: go.Figure, data: pd.DataFrame, name: str, folder: Path | None = None, **provenance) -> list[Path]:
-    """Write `name`.csv, `name`.html (works offline) and, where there is a Chrome, `name`.png.
-
-    Parameters
-    ----------
-    data : the numbers behind the figure, one row per drawn thing; its `attrs` join the provenance.
-    name : `NN_what_it_shows`, as in `02_accuracy_by_layer`.
-    folder : default `figures/` (see `mechsteer.paths.figures`).
-    **provenance : what made the numbers, such as model (its hash), seed and command; kept as the CSV's first line.
-
-    Returns
-    -------
-    The paths written. Without a Chrome, or if it fails, there is no PNG and a warning says what to install.
-
-    Raises
-    ------
-    ValueError  for a name with anything but a-z, 0-9 and _, or a table without rows.
-    """
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"A figure's name has only a-z, 0-9 and _ (like 02_accuracy_by_layer), not {name!r}.")
-    if data.empty:
-        raise ValueError(f"The table behind figure {name!r} has no rows.")
-    folder = Path(folder or paths.figures())
-    folder.mkdir(parents=True, exist_ok=True)
-    from . import __version__
-
-    facts = {"mechsteer": __version__, **data.attrs, **provenance}
-    line = json.dumps(facts, sort_keys=True, default=lambda v: v.item() if hasattr(v, "item") else str(v))
-    table = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    csv = folder / f"{name}.csv"
-    _replace(csv, f"# {line}\n{table}".encode())
-    return [*write_picture(fig, name, folder), csv]
-
-
-def write_picture(fig: go.Figure, name: str, folder: Path, page: bool = True) -> list[Path]:
-    """The part of `save_figure` that a reader looks at: `name`.png, where there is a Chrome, and `name`.html."""
-    png, html = (folder / f"{name}.{kind}" for kind in ("png", "html"))
-    if page:
-        fig.write_html(html, include_plotlyjs="directory", div_id=name)
-    try:
-        if chrome() is None:
-            raise RuntimeError("there is no Chrome or Chromium (Debian: apt install chromium)")
-        _replace(png, _picture(fig))
-    except Exception as error:  # whatever stops a browser, the numbers and the page are written
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"{png.name} was not written, its numbers and {html.name} are there: {reason}.", stacklevel=3)
-        return [html]
-    return [png, html]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as scratch:
-        scratch.write(content)
-    Path(scratch.name).chmod(0o644)
-    os.replace(scratch.name, path)
-
-
-def read_figure(name: str | Path, folder: Path | None = None) -> pd.DataFrame:
-    """The numbers behind a saved figure (its name or the CSV's path); `attrs` holds the provenance.
-
-    pandas alone should be told `skiprows=1`, not `comment="#"`, which would cut the note names C# and F# short.
-    """
-    path = Path(name) if str(name).endswith(".csv") else Path(folder or paths.figures()) / f"{name}.csv"
-    with path.open(encoding="utf-8") as file:
-        facts = json.loads(file.readline().removeprefix("# "))
-    table = pd.read_csv(path, skiprows=1)
-    table.attrs.update(facts)
-    return table

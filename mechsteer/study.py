@@ -24,15 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from . import distances, paths
+from . import distances, hearing, paths
 from .activations import codes as codes_of
-from .activations import collect
-from .contrasts import caption_contrast, optimised_vector
 from .datasets import clips, read_clip
 from .directions import save_direction
 from .dose import UNSTEERED, dose_response, dose_table
+from .finders import Finder, words
 from .model import load
-from .probes import METHODS, find_directions
 from .steering import Steering
 
 if TYPE_CHECKING:
@@ -51,13 +49,27 @@ FACTS = {  # method -> what it was learnt from, and whether it was chosen for wh
     "prompt alone": ("caption", "control"),
     UNSTEERED: ("nothing", "control"),
 }
-PAIRS = (("jazz", "piano", "guitar"), ("rock", "flute", "organ"), ("classical", "guitar", "violin"))
+TRANSFERS = (  # what changes, from what, to what, and what is to stay
+    ("lead", "piano", "guitar", {"style": "jazz"}),
+    ("lead", "flute", "organ", {"style": "rock"}),
+    ("lead", "guitar", "violin", {"style": "classical"}),
+    ("style", "jazz", "rock", {"lead": "piano"}),
+    ("style", "classical", "electronic", {"lead": "flute"}),
+)
+STAYS = ("lead", "style", "drums", "tempo_class")
+SIGNED = (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4)
 CLIPS = (
     ["name", "strength", "clip", "seed", "prompt"]
     + [f"{judge}_{what}" for judge in ("cnn", "features") for what in ("lead", "style", "drums", "tempo", "mode")]
     + ["twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted", "brightness", "loudness"]
 )
-RANDOM = 5  # random directions; together they make one cell
+DIGITS = {  # of what is kept clip by clip; the table of cells is made before rounding
+    **dict.fromkeys(("cnn_tempo", "features_tempo", "loudness"), 1),
+    **dict.fromkeys(("twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted"), 2),
+    "brightness": 0,
+}
+KEPT = ("guitar", "rock", "drums", "piano to guitar")  # experiments whose directions ship
+BEGINNING = 3.0  # s of a real clip before steering sets in, where music goes on from audio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +116,10 @@ def run(
     method = {name: method for name, (method, _) in experiment.steerings.items()}
     method |= {UNSTEERED: UNSTEERED, "prompt alone": "prompt alone"}
     frame["name"] = frame["name"].where(~frame["name"].isin(randoms), "random")
-    table = dose_table(frame, experiment.concept, reference=real_texture(experiment.reference))
-    steered = {name: steering for name, (_, steering) in experiment.steerings.items()}
+    table = dose_table(frame, experiment.concept, STAYS, reference=real_texture(experiment.reference))
+    steered = {name: steering.parts[0] for name, (_, steering) in experiment.steerings.items()}
     if randoms:
-        method["random"], steered["random"] = "random", next(iter(randoms.values()))
+        method["random"], steered["random"] = "random", next(iter(randoms.values())).parts[0]
     facts = [
         {"experiment": experiment.name, "concept": "+".join(map(str, experiment.concept.values()))}
         | {"source": experiment.source, "method": method[name]}
@@ -132,75 +144,71 @@ def real_texture(chosen: Callable[[pd.DataFrame], pd.Series], most: int = 200, s
     return np.stack(found)
 
 
-class Finder:
-    """Directions from training scores that exist with every lead (each in one style), as named steerings."""
-
-    def __init__(self, model: Model, scores: int = 160):
-        self.model, self.layer = model, model.n_layers // 2
-        table = clips("orchestra")
-        table = table[(table["split"] == "train") & table["paired"]]
-        self.clips = table[table["score"].isin(sorted(table["score"].unique())[:scores])].reset_index(drop=True)
-        store = paths.runs() / f"study_{model.name}_{model.hash}_{len(self.clips)}.zarr"
-        self.acts = collect(model, self.clips, sites=("resid", "attn"), out=store).load()
-
-    def probes(self, label: str, concept: str, among: Sequence[str] = (), site: str = "resid", layers=None, **options):
-        """Every method's direction, and the first method's on shuffled labels; `among` leaves other classes out."""
-        acts, layers = self.acts, [self.layer] if layers is None else layers
-        if among:
-            acts = acts.isel(clip=np.flatnonzero(np.isin(acts[label].values, list(among))))
-        kind = "value" if acts[label].dtype.kind == "f" else "auto"
-        methods = [m for m in METHODS if m != "logistic" or kind != "value"]
-        made = find_directions(acts, label, methods, site, layers, kind=kind)
-        values = np.random.default_rng(0).permutation(acts[label].values)
-        wrong = acts.assign_coords({label: ("clip", values)})
-        wrong = find_directions(wrong, label, methods[:1], site, layers, kind=kind)
-        found = {m: (m, Steering(made.sel(concept=concept, finder=m), **options)) for m in methods}
-        return found | {
-            "shuffled labels": ("shuffled labels", Steering(wrong.sel(concept=concept, finder=methods[0]), **options))
-        }
-
-    def randoms(self, site: str = "resid", layers=None, **options):
-        """Random directions, one per layer."""
-        layers = [self.layer] if layers is None else layers
-        norm, rng = self.acts[f"{site}_norm"].sel(layer=layers).values, np.random.default_rng(0)
-        draws = [rng.normal(size=(len(layers), self.model.d_model)) for _ in range(RANDOM)]
-        made = [Steering(draw, site=site, layers=layers, norm=norm, **options) for draw in draws]
-        return {f"random {i}": ("random", steering) for i, steering in enumerate(made)}
-
-    def writers(self, style: str, source: str, target: str, steps: int = 100, **options):
-        """The caption contrast, the optimised vector, and the control of the latter: optimised to the source itself."""
-        prompt, table = f"{style} {source}", self.clips[self.clips["style"] == style]
-        codes = codes_of(self.model, table.sample(min(48, len(table)), random_state=0))
-        contrast = caption_contrast(self.model, codes, f"{style} {target}", prompt, layers=[self.layer])
-        found = {"caption contrast": ("caption contrast", Steering(contrast, **options))}
-        for name, lead in (("optimised vector", target), ("optimised to the source", source)):
-            codes = codes_of(self.model, table[table["lead"] == lead])[..., : self.model.seconds_to_frames(4.0)]
-            vector = optimised_vector(
-                self.model, codes, prompt, layers=[self.layer], steps=steps, batch_size=min(16, len(codes))
-            )
-            found[name] = (name, Steering(vector, **options))
-        return found
-
-
 def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
     """The study's experiments, their directions found on the way; `only` names some of them."""
     finder = Finder(model)
     wanted = lambda name: not only or name in only
-    for concept, label, value in (("guitar", "lead", "guitar"), ("rock", "style", "rock"), ("drums", "drums", True)):
-        if wanted(concept):
-            real = lambda t, label=label, value=value: t[label] == value
-            steerings = finder.probes(label, concept) | finder.randoms()
-            yield Experiment(concept, {label: value}, "unprompted", None, steerings, (0.05, 0.1, 0.2, 0.4), real)
-    for style, source, target in PAIRS:
-        if wanted(name := f"{source} to {target}"):
-            prompt, duel = f"{style} {source}", (source, target)
-            steerings = finder.probes("lead", target, duel, branch="cond")
-            both = finder.probes("lead", target, duel)["diff_of_means"]
-            steerings |= {"diff_of_means, both halves": both} | finder.writers(style, source, target, branch="cond")
-            steerings |= finder.randoms(branch="cond")
-            real = lambda t, style=style, target=target: (t["style"] == style) & (t["lead"] == target)
-            asked = f"{style} {target}"
-            yield Experiment(name, {"lead": target}, prompt, prompt, steerings, (0.2, 0.4), real, asked)
+    yield from unprompted(finder, wanted)
+    for transfer in TRANSFERS:
+        yield from transferred(finder, wanted, *transfer)
+
+
+def unprompted(finder: Finder, wanted: Callable[[str], bool]) -> Iterator[Experiment]:
+    """A concept brought into, or taken out of, music that no prompt asks for, at each site."""
+    every = list(range(finder.model.n_layers))
+    few, attn, head = (0.05, 0.1, 0.2, 0.4), (0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0, 4.0)
+    for name, label, value, strengths in (
+        ("guitar", "lead", "guitar", few),
+        ("rock", "style", "rock", few),
+        ("drums", "drums", True, SIGNED),
+        ("fast", "tempo", "fast", SIGNED),
+    ):
+        heard = "tempo_class" if label == "tempo" else label
+        concept = "tempo" if label == "tempo" else name
+        kind = lambda t, label=label: hearing.tempo_class(t["tempo"].to_numpy()) if label == "tempo" else t[label]
+        real = lambda t, kind=kind, value=value: kind(t) == value
+        common = ({heard: value}, "unprompted", None)
+        if wanted(name):
+            yield Experiment(name, *common, finder.probes(label, concept) | finder.randoms(), strengths, real)
+        if name in ("guitar", "rock") and wanted(here := f"{name} at attention outputs"):
+            where = dict(site="attn", layers=every)
+            yield Experiment(
+                here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), attn, real
+            )
+        if name == "guitar" and wanted(here := "guitar at the best heads"):
+            where = dict(site="heads", layers=every, weights=finder.best_heads(label))
+            yield Experiment(
+                here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), head, real
+            )
+
+
+def transferred(finder: Finder, wanted: Callable[[str], bool], label: str, source: str, target: str, stays: dict):
+    """From a prompt to what it doesn't ask for; for the first pair every way to add, too, and from audio."""
+    prompt, asked, model = words({**stays, label: source}), words({**stays, label: target}), finder.model
+    (kept, same), name = *stays.items(), f"{source} to {target}"
+    real = lambda t: (t[kept] == same) & (t[label] == target)
+    common, doses = ({label: target}, prompt, prompt), (0.2, 0.4)
+
+    def candidates(**when):
+        when = {"branch": "cond", **when}
+        found = finder.probes(label, target, (source, target), **when)
+        return found | finder.writers(label, source, target, stays, **when) | finder.randoms(**when)
+
+    if wanted(name):
+        yield Experiment(name, *common, candidates(), doses, real, asked)
+    if (label, source, target, stays) != TRANSFERS[0]:
+        return
+    if wanted(here := f"{name}, ways to add"):
+        controls = finder.probes(label, target, (source, target), branch="cond") | finder.randoms(branch="cond")
+        controls = {name: made for name, made in controls.items() if made[0] in ("random", "shuffled labels")}
+        yield Experiment(here, *common, finder.ways(source, target) | controls, doses, real)
+    if wanted(here := f"{name}, from audio"):
+        table = clips("orchestra")
+        table = table[(table["split"] == "test") & (table[kept] == same) & (table[label] == source)]
+        beginning = codes_of(model, table)[..., : model.seconds_to_frames(BEGINNING)]
+        yield Experiment(
+            here, *common, candidates(start=BEGINNING), doses, real, asked, beginning, BEGINNING + 4.0, BEGINNING
+        )
 
 
 def main():
@@ -212,24 +220,29 @@ def main():
     parser.add_argument("--out", type=Path, default=paths.data() / "study")
     args = parser.parse_args()
     model, folder = load(args.model), args.out
-    tables, heard = [], []
+    facts = {"seed": args.seed, "model": model.name, "model_hash": model.hash}
+    facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
     for experiment in questions(model, args.only):
         for name, (_, steering) in experiment.steerings.items():
-            if steering.direction.attrs.get("model_hash"):
-                save_direction(direction_file(experiment.name, name, folder), steering.direction.drop_vars("weight"))
+            direction = steering.parts[0].direction
+            if experiment.name in KEPT and direction.attrs.get("model_hash"):
+                save_direction(direction_file(experiment.name, name, folder), direction.drop_vars("weight"))
         table, frame = run(experiment, model, args.n, args.seed, paths.runs() / "study")
-        tables.append(table)
-        heard.append(frame)
+        add(table.assign(**facts, date=datetime.date.today().isoformat()), folder / "doses.parquet")
+        add(frame.assign(model_hash=model.hash).round(DIGITS).astype(dict.fromkeys(DIGITS, "float32")),
+            folder / "clips.parquet")  # fmt: skip
         print(table[["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]].to_string())
-    facts = {"model": model.name, "model_hash": model.hash, "date": datetime.date.today().isoformat()}
-    facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.concat(tables, ignore_index=True).assign(seed=args.seed, **facts).to_parquet(folder / "doses.parquet")
-    clips_heard = pd.concat(heard, ignore_index=True).assign(model_hash=model.hash)
-    small = {
-        column: "float32" for column, dtype in clips_heard.dtypes.items() if dtype == "float64" and column != "strength"
-    }
-    clips_heard.astype(small).to_parquet(folder / "clips.parquet", compression="zstd")
+
+
+def add(table: pd.DataFrame, path: Path):
+    """Put an experiment into a file of them: in place of an older run of it, and of all that other weights gave."""
+    if path.exists():
+        old = pd.read_parquet(path)
+        theirs = (old["model_hash"] == table["model_hash"].iloc[0]) & ~old["experiment"].isin(table["experiment"])
+        table = pd.concat([old[theirs], table], ignore_index=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(path.with_suffix(".part"), compression="zstd", index=False)
+    path.with_suffix(".part").replace(path)
 
 
 def direction_file(experiment: str, name: str, folder: Path | None = None) -> Path:

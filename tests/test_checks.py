@@ -42,7 +42,7 @@ RIGHT = {
     "predict": lambda d, x: d.slope.item() * (x @ d.values) + d.bias.item() > 0,
     "grouped_split": split,
     "honest_score": honest,
-    "cosine": lambda a, b: unit(a) @ unit(b),
+    "within_groups": lambda x, groups: x - np.array([x[groups == g].mean(0) for g in groups]),
     "pattern": lambda w, x: unit(np.cov(x.T) @ w),
     "without": lambda a, b: unit(a - (a @ b) * b),
 }
@@ -81,8 +81,10 @@ WRONG = [
     ("honest_score", lambda t: t.groupby("layer").score.mean().max(), "the best of 12 looks like"),
     ("honest_score", lambda t: t.groupby("fold").score.max().mean(), "on that very fold"),
     ("honest_score", lambda t: t.score.mean(), "expected"),
-    ("cosine", lambda a, b: a @ b, "forget to normalise"),
-    ("cosine", lambda a, b: np.arccos(unit(a) @ unit(b)), "this is the angle"),
+    ("within_groups", lambda x, groups: x - x.mean(0), "Each group has a mean of its own"),
+    ("within_groups", lambda x, groups: x - RIGHT["within_groups"](x, groups), "take them off x"),
+    ("within_groups", lambda x, groups: x[groups == "a"], "one row per clip, not (2, 3)"),
+    ("within_groups", lambda x, groups: x * 0 + 1, "should now add up to 0"),
     ("pattern", lambda w, x: np.cov(x.T) @ w, "its length isn't"),
     ("pattern", lambda w, x: unit(x.T @ x @ w), "subtract the mean"),
     ("pattern", lambda w, x: unit(np.linalg.inv(np.cov(x.T)) @ w), "divides by the covariance"),
@@ -113,3 +115,36 @@ def test_a_wrong_answer_is_told_why(name, answer, told, capsys):
     assert getattr(checks, name)(answer) is False
     said = capsys.readouterr().out
     assert said.startswith("Not yet: ") and told in said and said.count("\n") == 1
+
+
+# number checks: the right answer, the facts of the notebook, wrong answers and what is said of them
+NUMBERS = {
+    "safe_start": (
+        *(3.2, (3.0, 6, 25.0)),
+        {
+            2.9: "changes what comes before 3 s",
+            3.0: "codebook 5 of the last 5 frames before 3 s",
+            3.08: "codebook 5 of the last 3 frames",
+            4.0: "20.0 frames later than it must be",
+        },
+    ),
+    "band_width": (
+        *(1537, (0.05,)),
+        {39: "the square root of the number", 256: "so more are wanted", 4096: "so fewer", 1.5: "whole number"},
+    ),
+    "half_as_wide": (24, (6,), {12: "square root of 2", 6: "100% of the width", 48: "35% of the width"}),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_compared_with_the_notebooks_own(name, capsys):
+    check, (right, given, wrong) = getattr(checks, name), NUMBERS[name]
+    assert check(right, *given) is True and capsys.readouterr().out.startswith("Right: ")
+    for answer, told in {**wrong, ...: "no number is chosen"}.items():
+        assert check(answer, *given) is False
+        said = capsys.readouterr().out
+        assert said.startswith("Not yet: ") and told in said and said.count("\n") == 1
+
+
+def test_every_check_is_tried_here():
+    assert {*RIGHT, *NUMBERS} == set(checks.__all__)

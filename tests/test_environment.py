@@ -16,6 +16,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.tags import compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from mechsteer import colab
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
@@ -205,3 +207,35 @@ def test_a_machine_without_venv_is_told_what_to_install(tmp_path):
     path = f"{broken}{os.pathsep}{os.environ['PATH']}"
     done = make("UV=.uv/bin/uv", ".uv/bin/uv", folder=tmp_path, PATH=path)
     assert done.returncode != 0 and "apt install python3-venv" in done.stderr
+
+
+def test_colab_gets_what_it_lacks_and_keeps_what_its_page_and_gpu_need():
+    rest, alone = colab.requirements(PROJECT, LOCK)
+    names = {canonicalize_name(Requirement(text).name) for text in rest}
+    assert alone == ["audiocraft==1.3.0"] and names >= {"nnsight", "xarray", "einops", "spacy"}
+    assert names | {"audiocraft"} <= {p["name"] for p in LOCK["package"]}
+    assert not names & {"torch", "torchaudio", "ipykernel", "ipywidgets", "jupyterlab", "xformers", "torchvision"}
+    assert set(rest) >= {text for text in PROJECT["project"]["dependencies"] if text.startswith(("nnsight", "zarr"))}
+
+
+def test_colab_links_the_checkout_where_python_looks(tmp_path):
+    package = tmp_path / "checkout/linked_by_colab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from pathlib import Path\nhere = Path(__file__).resolve().parent")
+    for _ in range(2):  # the cell may be run again
+        colab.link(package, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", "import linked_by_colab as c; print(c.here)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(package)
+
+
+def test_nothing_happens_outside_colab(monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("nothing should be installed"))
+    assert colab.main() == 0
+    assert "nothing was done" in capsys.readouterr().out
+    cell = ("%cd /content/mechsteer", "!python -m mechsteer.colab", "%cd notebooks")
+    assert all(line in (ROOT / "README.md").read_text(encoding="utf-8") for line in cell)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mechsteer as ms
-from mechsteer import backend, checkpoints, errors
+from mechsteer import backend, checkpoints, errors, paths
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,31 @@ def test_a_full_gpu_is_told_with_what_needs_less():
         backend.memory_told("give a smaller batch_size"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+def test_a_machine_without_memory_is_told_the_same_and_other_errors_stay():
+    advice = backend.memory_told("give a shorter duration")
+    with pytest.raises(errors.TooLittleMemory, match=r"shorter duration \(can't allocate memory\)"), advice:
+        torch.empty(10**15)
+    with pytest.raises(RuntimeError, match="shapes"), backend.memory_told(""):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_slip_of_the_pen_is_told_with_what_there_is(model, tmp_path):
+    with pytest.raises(ValueError, match="dtype='flot16' isn't one of float32, float16, bfloat16; leave dtype out"):
+        ms.load("tiny", dtype="flot16")
+    with pytest.raises(IndexError, match=f"no layer 99: .* has layers 0 to {model.n_layers - 1}"):
+        model.resid[99]
+    with pytest.raises(AttributeError, match="no attribute 'lod'; did you mean 'load'"):
+        ms.lod  # noqa: B018
+    with pytest.raises(FileNotFoundError, match="no direction at nowhere.safetensors; ms.save_direction writes one"):
+        ms.load_direction("nowhere.safetensors")
+
+
+def test_a_notebook_in_another_folder_finds_the_projects_data(tmp_path):
+    code = "import mechsteer as ms; from mechsteer import paths; print(len(ms.clips('orchestra')) > 0, paths.figures())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(paths.project() / "figures")]
 
 
 def test_no_synthesiser_is_told_before_anything_is_composed(tmp_path, monkeypatch):

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from conftest import require
 
-from mechsteer import figures, paths, plots
+from mechsteer import figures, paths, plots, saving
 
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     """A project with one committed figure of the embedded model, `02_line`."""
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
-    monkeypatch.setattr(plots, "chrome", lambda: None)
+    monkeypatch.setattr(saving, "chrome", lambda: None)
     card = tmp_path / "data/tiny/card.json"
     card.parent.mkdir(parents=True)
     card.write_text(json.dumps({"model_hash": "abc"}))
@@ -36,7 +36,9 @@ def save(values, folder, model="tiny abc", name="02_line"):
 
 def test_a_page_gives_its_figure_back(shelf):
     fig = save([1.0, float("nan"), 3.0], shelf)
-    assert figures.read_page(shelf / "02_line.html").to_plotly_json() == json.loads(fig.to_json())
+    page = figures.read_page(shelf / "02_line.html")
+    assert page.layout.meta["numbers"] and fig.layout.meta is None, "the caller's figure stays as it was"
+    assert page.update_layout(meta=None).to_plotly_json() == json.loads(fig.to_json())
 
 
 def test_nothing_changed_is_said_and_writes_the_same_bytes(shelf, capsys):
@@ -58,6 +60,34 @@ def test_changed_numbers_new_figures_and_other_weights_are_told(shelf, capsys):
     assert "03_other" in other and "numbers new" in other and "weights" not in other
 
 
+def test_a_page_that_was_not_drawn_from_its_numbers_is_told(shelf, capsys):
+    csv = shelf / "02_line.csv"
+    csv.write_text(csv.read_text(encoding="utf-8").replace("0.75", "0.76"), encoding="utf-8")
+    with pytest.warns(UserWarning):
+        assert figures.main([]) == 1
+    said = capsys.readouterr().out
+    assert "changed: y by at most 0.01" in said and "drawn from other numbers: make notebooks ONLY=02" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*was not written")
+def test_a_page_without_a_stamp_and_a_figure_without_a_model_are_told_apart(shelf, capsys):
+    save([1.0], shelf, model="none", name="05_power")
+    assert figures.weights_changed("05_power", shelf) == ""
+    saving.write_picture(figures.read_page(shelf / "05_power.html").update_layout(meta=None), "05_power", shelf)
+    assert figures.page_changed("05_power", shelf).startswith("the page names no numbers: make notebooks ONLY=05")
+
+
+def test_the_figure_of_the_study_is_compared_with_the_shipped_table(shelf, capsys):
+    study = pd.DataFrame({"x": [0, 1], "y": [0.5, 1 / 3]})
+    (paths.data() / "study").mkdir()
+    study.to_parquet(paths.data() / "study/doses.parquet")
+    for values, said in (([0.5, 1 / 3], ""), ([0.5, 0.25], "the shipped study has changed: y by at most 0.0833")):
+        save(values, shelf, name="04_dose_response")
+        with pytest.warns(UserWarning):
+            assert figures.main(["04"]) == bool(said)
+        assert said in capsys.readouterr().out
+
+
 def test_what_cannot_be_drawn_names_its_notebook(shelf, capsys):
     (shelf / "02_line.html").unlink()
     assert figures.main(["02"]) == 1
@@ -72,10 +102,10 @@ def test_what_cannot_be_drawn_names_its_notebook(shelf, capsys):
 
 def test_the_present_style_is_drawn(shelf, monkeypatch):
     monkeypatch.undo()
-    require(plots.chrome(), "chromium")
+    require(saving.chrome(), "chromium")
     old = plots.go.layout.Template(layout={"paper_bgcolor": "#ff0000"})
     fig = figures.read_page(shelf / "02_line.html").update_layout(template=old)
-    plots.write_picture(fig, "02_line", shelf)
+    saving.write_picture(fig, "02_line", shelf)
     assert figures.redraw("02_line", shelf) == "redrawn"
     assert "#ff0000" not in (shelf / "02_line.html").read_text(encoding="utf-8")
     assert figures.redraw("02_line", shelf) == "same"

@@ -6,6 +6,7 @@ With MECHSTEER_PICTURES naming a folder, every page state is also pictured there
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from browser import (
     browser,
     command,
     jupyterlab,
+    kernel_processes,
     listening_page,
     open_notebook,
     page,
+    ready,
     run_all,
 )
 from conftest import require
@@ -48,15 +51,35 @@ def picture(tab, name: str) -> None:
         tab.locator(".mechsteer-listening").screenshot(path=str(Path(PICTURES) / f"listening_{name}.png"))
 
 
+def press(tab, name: str) -> None:
+    """A button of the test: JupyterLab has a Yes of its own, now and then."""
+    tab.locator(".mechsteer-listening").get_by_role("button", name=name).click()
+
+
 def enter(tab, name: str) -> None:
     state(tab, "welcome")
     tab.fill(".mechsteer-listening input[type=text]", name)
-    tab.click("button:has-text('Begin')")
+    press(tab, "Begin")
+
+
+def come_back(tab, where: str) -> None:
+    """Begin under the name that the page remembers, and find oneself where one was."""
+    state(tab, "welcome")
+    press(tab, "Begin")
+    state(tab, "resume")
+    press(tab, "Yes, go on")
+    due(tab, where)
+
+
+def due(tab, where: str) -> None:
+    """The page shows this trial of the test, such as "Page 2 of 3"."""
+    state(tab, "trial-preference")
+    assert tab.locator(".where").inner_text() == where
 
 
 def go_on(tab) -> None:
     state(tab, "intro")
-    tab.click("button:has-text('Go on')")
+    press(tab, "Go on")
 
 
 def until_heard(tab) -> None:
@@ -71,7 +94,7 @@ def by_mouse(tab, choice: int) -> None:
     where = tab.locator(".where").inner_text()
     until_heard(tab)
     tab.locator(".answer input").nth(choice).click()
-    tab.click("button:has-text('Save and go on')")
+    press(tab, "Save and go on")
     moved_on(tab, where)
 
 
@@ -83,6 +106,14 @@ def by_keyboard(tab, choice: int) -> None:
     tab.keyboard.press(str(choice + 1))
     tab.keyboard.press("Enter")
     moved_on(tab, where)
+
+
+def finish(tab, choice: int) -> None:
+    """The last answer of a test."""
+    until_heard(tab)
+    tab.keyboard.press(str(choice + 1))
+    tab.keyboard.press("Enter")
+    state(tab, "done")
 
 
 def moved_on(tab, where: str) -> None:
@@ -138,29 +169,20 @@ def test_voila_by_mouse_and_by_keyboard_with_a_reload_and_two_listeners_at_once(
         by_keyboard(bo, 1)
         assert len(answers(tmp_path)) == 6
         ann.reload(wait_until="commit")
-        state(ann, "welcome")
-        assert ann.input_value(".mechsteer-listening input[type=text]").startswith("Ann <img")
-        ann.click("button:has-text('Begin')")
-        state(ann, "resume")
+        come_back(ann, "Page 2 of 3")
         assert ann.locator(".mechsteer-listening img").count() == 0, "a name is text, never markup"
-        ann.click("button:has-text('Yes')")
-        state(ann, "trial-preference")
-        assert ann.locator(".where").inner_text() == "Page 2 of 3"
         for tab, act, choice in ((ann, by_mouse, 0), (bo, by_keyboard, 1)):
             act(tab, choice)
             give_nothing_away(tab, test.design)
-            until_heard(tab)
-            tab.keyboard.press(str(choice + 1))
-            tab.keyboard.press("Enter")
-            state(tab, "done")
+            finish(tab, choice)
     complete(tmp_path, ["Ann <img src=x onerror=alert(1)>", "../Bo"], 5)
     main = [line for line in answers(tmp_path) if line["stage"] == "main"]
     assert {line["listener"]: line["choice"] for line in main} == {1: "A", 2: "B"}
     assert all(min(line["heard"]) >= 0.3 for line in answers(tmp_path))
 
 
-def test_jupyterlab_by_mouse_and_by_keyboard(chrome, tmp_path):
-    test = make(tmp_path, items=3, listen=0.3, headphones=0, practice=0)
+def test_jupyterlab_by_mouse_and_by_keyboard_with_a_reload_and_a_killed_kernel(chrome, tmp_path):
+    test = make(tmp_path, items=5, listen=0.3, headphones=0, practice=0)
     with jupyterlab(tmp_path) as address, page(chrome) as tab:
         open_notebook(tab, address, "take.ipynb")
         before = len(tab.locator(".jp-Cell").all())
@@ -175,12 +197,49 @@ def test_jupyterlab_by_mouse_and_by_keyboard(chrome, tmp_path):
         command(tab, "docmanager:save")
         saved = json.loads((tmp_path / "take.ipynb").read_text())
         assert not re.search("|".join(test.design.conditions), json.dumps(saved)), "nor does the saved notebook tell"
-        give_nothing_away(tab, test.design)
+
+        open_notebook(tab, address, "take.ipynb")  # the page is loaded anew, and the kernel lives on: so does the test
+        due(tab, "Page 3 of 5")
+        by_mouse(tab, 0)
+        run_all(tab)  # a page of its own for each run of the cell
+        come_back(tab, "Page 4 of 5")
+
         until_heard(tab)
         tab.keyboard.press("1")
+        (kernel,) = kernel_processes()
+        os.kill(kernel, signal.SIGKILL)
+        tab.keyboard.press("Enter")  # into the void
+        tab.locator(".jp-Dialog button.jp-mod-accept").click()  # "the kernel appears to have died"
+        ready(tab)
+        assert len(answers(tmp_path)) == 3, "what was never acknowledged was never stored"
+        run_all(tab)
+        come_back(tab, "Page 4 of 5")
+        by_mouse(tab, 1)
+        give_nothing_away(tab, test.design)
+        finish(tab, 0)
+    complete(tmp_path, ["Cy"], 5)
+
+
+def test_voila_with_a_killed_kernel(chrome, tmp_path):
+    make(tmp_path, items=2, listen=0.3, headphones=0, practice=0)
+    with listening_page(tmp_path) as address, page(chrome) as tab:
+        tab.goto(address, wait_until="commit")
+        enter(tab, "Eve")
+        go_on(tab)
+        state(tab, "trial-preference")
+        by_keyboard(tab, 0)
+        until_heard(tab)
+        tab.keyboard.press("1")
+        (kernel,) = kernel_processes()
+        os.kill(kernel, signal.SIGKILL)
         tab.keyboard.press("Enter")
-        state(tab, "done")
-    complete(tmp_path, ["Cy"], 3)
+        told = tab.locator(".mechsteer-listening [role=alert]:visible")
+        told.wait_for()
+        assert "reload" in told.inner_text() and len(answers(tmp_path)) == 1
+        tab.reload(wait_until="commit")
+        come_back(tab, "Page 2 of 2")
+        finish(tab, 0)
+    complete(tmp_path, ["Eve"], 2)
 
 
 @pytest.mark.parametrize(("kind", "theme"), [("abx", "light"), ("rating", "dark")])
@@ -265,6 +324,6 @@ if PICTURES:
                     shot("done")
                     tab.reload(wait_until="commit")
                     state(tab, "welcome")
-                    tab.click("button:has-text('Begin')")
+                    press(tab, "Begin")
                     state(tab, "resume")
                     shot("resume")

@@ -225,6 +225,26 @@ def test_every_stored_notebook_is_in_order():
     assert {path.stem for path in STORED} == set(SMALL), "SMALL should have one entry for each stored notebook"
 
 
+def test_a_solution_is_folded(tmp_path):
+    book = normalise(
+        new_notebook(cells=[new_code_cell("1", metadata={"tags": ["solution"]}), new_code_cell("2")]), tmp_path
+    )
+    assert [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in book.cells] == [True, False]
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_every_notebook_has_exercises_with_a_check_and_a_solution_that_runs(path):
+    """An exercise's cell ends with `_ = checks.name(answer)`; its solution is the next cell, and asserts the same."""
+    cells = nbformat.read(path, 4).cells
+    asked = [k for k, cell in enumerate(cells) if cell.cell_type == "code" and "\n_ = checks." in cell.source]
+    assert 2 <= len(asked) <= 3
+    for number, k in enumerate(asked, 1):
+        name = cells[k].source.split("_ = checks.")[1].split("(")[0]
+        assert f"**{number}.** " in cells[k - 1].source and "..." in cells[k].source
+        assert "solution" in cells[k + 1].metadata.get("tags", []), f"{name} has no solution below it"
+        assert f"assert checks.{name}(" in cells[k + 1].source
+
+
 if STORED:
 
     @pytest.fixture(scope="module")

@@ -75,6 +75,12 @@ def test_an_error_is_said_in_the_panel_and_the_button_comes_back(model, directio
     assert "the longest this model was made for" in panel.status.value and not panel.button.disabled
 
 
+def test_the_concept_of_the_beginning_is_chosen_and_a_wrong_one_told(model, directions):
+    assert ms.steering_panel(model, directions, concept="guitar").concept.value == "guitar"
+    with pytest.raises(ValueError, match="no direction for 'gitar'; there are .*guitar"):
+        ms.steering_panel(model, directions, concept="gitar")
+
+
 def test_directions_that_leave_a_choice_or_do_not_fit_are_refused(model, directions):
     with pytest.raises(ValueError, match="choose one finder"):
         ms.steering_panel(model, directions.expand_dims(finder=["mse", "logistic"]))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import require
 
-from mechsteer import changes, plots
+from mechsteer import changes, plots, saving
 
 
 @pytest.fixture
@@ -40,6 +40,28 @@ def test_interval_covers_the_mean_as_often_as_it_says():
     table = pd.DataFrame({"trial": np.repeat(np.arange(2000), 5), "score": draws.ravel()})
     found = plots.interval(table, ["trial"])
     assert ((found["lo"] < 0) & (found["hi"] > 0)).mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_interval_of_an_accuracy_stays_between_0_and_1():
+    near = pd.DataFrame({"layer": 0, "metric": "accuracy", "score": [1.0, 1.0, 0.97, 1.0, 0.9]})
+    plain, inside = (plots.interval(table, ["layer"]).loc[0] for table in (near.drop(columns="metric"), near))
+    assert plain["hi"] > 1 > inside["hi"] > inside["mean"] == plain["mean"]
+    assert inside["mean"] - inside["lo"] > inside["hi"] - inside["mean"], "wider towards the middle"
+    other = plots.interval(near.assign(score=1 - near["score"]), ["layer"]).loc[0]
+    assert other["lo"] == pytest.approx(1 - inside["hi"]), "and the same seen from the other side"
+    middle = near.assign(score=0.5 + 0.01 * (near["score"] - near["score"].mean()))
+    one, two = (plots.interval(table, ["layer"]).loc[0] for table in (middle.drop(columns="metric"), middle))
+    assert two["lo"] == pytest.approx(one["lo"], abs=1e-6), "in the middle they agree"
+    both = pd.concat([near, near.assign(layer=1, metric="r2"), near.assign(layer=2, score=1.0)])
+    found = plots.interval(both, ["layer"])
+    assert found["hi"].tolist() == pytest.approx([inside["hi"], plain["hi"], 1.0])
+
+
+def test_the_interval_of_an_accuracy_covers_as_often_as_it_says():
+    draws = np.random.default_rng(1).binomial(50, 0.94, (2000, 5)) / 50  # five folds of fifty clips
+    table = pd.DataFrame({"trial": np.repeat(np.arange(2000), 5), "score": draws.ravel(), "metric": "accuracy"})
+    found = plots.interval(table, ["trial"])
+    assert ((found["lo"] < 0.94) & (found["hi"] > 0.94)).mean() == pytest.approx(0.95, abs=0.02)
 
 
 def test_accuracy_draws_the_mean_of_the_folds_and_both_controls(scores):
@@ -127,7 +149,7 @@ def test_colours_are_told_apart_by_the_colour_blind():
 
 
 def test_saving_without_a_chrome_still_writes_page_and_numbers(scores, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "chrome", lambda: None)
+    monkeypatch.setattr(saving, "chrome", lambda: None)
     with pytest.warns(UserWarning, match="apt install chromium"):
         written = plots.save_figure(plots.accuracy_by_layer(scores), scores, "02_scores", tmp_path, seed=np.int64(3))
     assert [p.name for p in written] == ["02_scores.html", "02_scores.csv"]
@@ -140,7 +162,7 @@ def test_saving_without_a_chrome_still_writes_page_and_numbers(scores, tmp_path,
 
 
 def test_saving_twice_writes_the_same_bytes(scores, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "chrome", lambda: None)
+    monkeypatch.setattr(saving, "chrome", lambda: None)
     for folder in ("a", "b"):
         with pytest.warns(UserWarning):
             plots.save_figure(plots.accuracy_by_layer(scores), scores, "02_scores", tmp_path / folder, model="tiny")
@@ -150,7 +172,7 @@ def test_saving_twice_writes_the_same_bytes(scores, tmp_path, monkeypatch):
 
 
 def test_note_names_and_provenance_survive_the_csv(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "chrome", lambda: None)
+    monkeypatch.setattr(saving, "chrome", lambda: None)
     table = pd.DataFrame({"tonic": ["C", "C#", "F#"], "n": [1, 2, 3]})
     table.attrs["model"] = "tiny, 1a2b"
     with pytest.warns(UserWarning):
@@ -167,7 +189,7 @@ def test_a_figures_name_is_a_plain_one(name, scores, tmp_path):
 
 
 def test_the_figure_folder_can_be_redirected(scores, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "chrome", lambda: None)
+    monkeypatch.setattr(saving, "chrome", lambda: None)
     monkeypatch.setenv("MECHSTEER_FIGURES", str(tmp_path / "elsewhere"))
     with pytest.warns(UserWarning):
         plots.save_figure(plots.accuracy_by_layer(scores), scores, "02_scores")
@@ -175,7 +197,7 @@ def test_the_figure_folder_can_be_redirected(scores, tmp_path, monkeypatch):
 
 
 def test_a_picture_is_drawn_by_chrome(scores, tmp_path):
-    require(plots.chrome(), "chromium")
+    require(saving.chrome(), "chromium")
     fig = plots.accuracy_by_layer(scores, title="One picture")
     written = plots.save_figure(fig, scores, "02_scores", tmp_path)
     picture = (tmp_path / "02_scores.png").read_bytes()

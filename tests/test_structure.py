@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mechsteer"
 FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
 WITHOUT_TORCH = {"checks", "datasets", "directions", "distances", "geometry", "measures", "notebooks", "paths", "plots"}
-WITHOUT_TORCH |= {"probes", "scores", "solvers", "store", "targets", "truth"}
+WITHOUT_TORCH |= {"probes", "saving", "scores", "solvers", "store", "targets", "truth"}
 WITHOUT_TORCH |= {"listening", "listening_export", "listening_plots", "listening_power", "listening_widget", "loudness"}
 
 
@@ -56,7 +56,7 @@ def test_the_import_reader_sees_relative_absolute_and_nested_imports():
     assert "mechsteer.paths" in imports("notebooks", deep=False)
     assert "papermill" in imports("notebooks", deep=True) - imports("notebooks", deep=False)
     assert {"paths", "notebook_text"} <= siblings("notebooks", deep=False)
-    assert "plots" in siblings("notebooks", deep=True) - siblings("notebooks", deep=False)
+    assert "saving" in siblings("notebooks", deep=True) - siblings("notebooks", deep=False)
 
 
 def test_only_the_backend_imports_audiocraft_and_nnsight():

@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 
 import mechsteer as ms
 from mechsteer import paths, study
+from mechsteer.finders import RANDOM, Finder
 
 TABLES = ("doses", "clips")
 
@@ -24,24 +25,58 @@ def shipped():
 
 
 def test_an_experiment_brings_its_facts_and_pools_its_random_directions(tiny, tmp_path):
-    vectors = np.random.default_rng(0).normal(size=(study.RANDOM + 1, tiny.d_model))
+    vectors = np.random.default_rng(0).normal(size=(RANDOM + 1, tiny.d_model))
     steer = [ms.Steering(v, layers=[2], norm=5.0, branch="cond") for v in vectors]
     steerings = {"mse": ("mse", steer[0])} | {f"random {i}": ("random", s) for i, s in enumerate(steer[1:])}
     few = lambda t: (t["lead"] == "guitar") & (t["style"] == "jazz") & (t["tempo"] > 150)
     question = study.Experiment("guitar", {"lead": "guitar"}, "jazz", "jazz", steerings, [0.5], few, duration=3.0)
-    table, clips = study.run(question, tiny, study.RANDOM, 0, tmp_path)
-    assert table["name"].tolist() == ["unsteered", "mse", "random"] and (table["n"] == study.RANDOM).all()
+    table, clips = study.run(question, tiny, RANDOM, 0, tmp_path)
+    assert table["name"].tolist() == ["unsteered", "mse", "random"] and (table["n"] == RANDOM).all()
     assert table["kind"].tolist() == ["control", "read", "control"] and table["layers"].tolist() == ["", "2", "2"]
     of_random = clips[clips["name"] == "random"]
-    assert of_random["seed"].tolist() == of_random["clip"].tolist() == list(range(study.RANDOM))
-    again, _ = study.run(dataclasses.replace(question), tiny, study.RANDOM, 0, tmp_path)
+    assert of_random["seed"].tolist() == of_random["clip"].tolist() == list(range(RANDOM))
+    again, _ = study.run(dataclasses.replace(question), tiny, RANDOM, 0, tmp_path)
     pd.testing.assert_frame_equal(again, table)
+
+
+def test_results_of_other_weights_and_of_an_older_run_give_way(tmp_path):
+    path = tmp_path / "doses.parquet"
+    row = lambda experiment, weights, value: pd.DataFrame(
+        [{"experiment": experiment, "model_hash": weights, "success": value}]
+    )
+    for table in (
+        row("rock", "old", 0.1),
+        row("guitar", "new", 0.2),
+        row("drums", "new", 0.3),
+        row("drums", "new", 0.4),
+    ):
+        study.add(table, path)
+    kept = pd.read_parquet(path)
+    assert kept["experiment"].tolist() == ["guitar", "drums"] and kept["success"].tolist() == [0.2, 0.4]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_every_question_can_be_asked(tiny, tmp_path, monkeypatch):
+    """Each experiment's steerings fit the model; one clip of the widest shows that a mixture runs."""
+    monkeypatch.setattr(study, "Finder", lambda model: Finder(model, scores=8))
+    names = ("guitar at the best heads", "fast", "piano to guitar, ways to add")
+    asked = {e.name: e for e in study.questions(tiny, names)}
+    assert set(asked) == set(names)
+    heads = asked["guitar at the best heads"].steerings
+    assert all(s.site == "heads" and int((s.direction.weight != 0).sum()) == 8 for _, s in heads.values())
+    songs = ms.clips("orchestra")
+    assert (asked["fast"].reference(songs) == (songs["tempo"] >= 140)).all()
+    ways = {name: 0.2 * s for name, (_, s) in asked["piano to guitar, ways to add"].steerings.items()}
+    made = tiny.generate("jazz piano", 1.0, [0] * (len(ways) + 1), [None, *ways.values()], progress=False)
+    moved = (made.codes[1:] != made.codes[:1]).any(axis=(1, 2))
+    assert moved.all(), f"nothing changed by {[name for name, m in zip(ways, moved, strict=True) if not m]}"
 
 
 def test_the_shipped_study_says_where_it_comes_from(shipped):
     doses = shipped["doses"]
-    for column in ("model", "model_hash", "seed", "command", "date"):
+    for column in ("model", "model_hash", "seed"):
         assert doses[column].nunique() == 1
+    assert doses[["command", "date"]].notna().all(axis=None)
     assert (doses["n"] >= 100).all(), "a claim rests on 100 clips a cell"
     for name, rows in doses.groupby("experiment"):
         assert {"unsteered", "random", "shuffled labels"} <= set(rows["name"]), f"{name} lacks a control"

@@ -1,0 +1,146 @@
+"""Named steerings for one question: every method's direction, its controls, and every way to add it.
+
+`Finder` reads the activations of training scores once; each of its methods gives a dict
+{name: (method, Steering)} that `study.Experiment` and `dose_response` take. Used by 04_steer_and_listen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from . import paths
+from .activations import codes as codes_of
+from .activations import collect
+from .contrasts import caption_contrast, optimised_vector
+from .datasets import clips
+from .directions import unit
+from .probes import METHODS, accuracy_by_layer, find_directions
+from .steering import Steering, top
+
+if TYPE_CHECKING:
+    from .model import Model
+
+RANDOM = 5  # random directions; together they make one cell
+SITES = ("resid", "attn", "heads")
+
+
+def words(labels: Mapping[str, str]) -> str:
+    """ "jazz piano" for {"lead": "piano", "style": "jazz"}."""
+    return " ".join(labels[label] for label in ("style", "lead") if label in labels)
+
+
+class Finder:
+    """Directions from training scores that exist with every lead (each in one style), as named steerings.
+
+    Parameters
+    ----------
+    model : Model
+    scores : training scores to read; each is one clip per lead.
+
+    Attributes
+    ----------
+    layer : the middle one, 0-based; where directions are read and added if nothing else is said
+    clips : the training clips
+    acts : their mean activations at `SITES`, all layers
+    """
+
+    def __init__(self, model: Model, scores: int = 160):
+        self.model, self.layer = model, model.n_layers // 2
+        table = clips("orchestra")
+        table = table[(table["split"] == "train") & table["paired"]]
+        self.clips = table[table["score"].isin(sorted(table["score"].unique())[:scores])].reset_index(drop=True)
+        store = paths.runs() / f"study_{model.name}_{model.hash}_{len(self.clips)}_{len(SITES)}.zarr"
+        self.acts = collect(model, self.clips, sites=SITES, out=store).load()
+
+    def _among(self, label: str, among: Sequence[str]):
+        kept = np.isin(self.acts[label].values, list(among)) if among else np.ones(self.acts.sizes["clip"], bool)
+        return self.acts.isel(clip=np.flatnonzero(kept))
+
+    def probes(self, label: str, concept: str, among: Sequence[str] = (), site: str = "resid", layers=None, **options):
+        """Every method's direction, and the first method's on shuffled labels; `among` leaves other classes out."""
+        acts, layers = self._among(label, among), [self.layer] if layers is None else layers
+        kind = "value" if acts[label].dtype.kind == "f" else "auto"
+        methods = [m for m in METHODS if m != "logistic" or kind != "value"]
+        made = find_directions(acts, label, methods, site, layers, kind=kind)
+        values = np.random.default_rng(0).permutation(acts[label].values)
+        wrong = acts.assign_coords({label: ("clip", values)})
+        wrong = find_directions(wrong, label, methods[:1], site, layers, kind=kind)
+        found = {m: (m, Steering(made.sel(concept=concept, finder=m), **options)) for m in methods}
+        return found | {
+            "shuffled labels": ("shuffled labels", Steering(wrong.sel(concept=concept, finder=methods[0]), **options))
+        }
+
+    def randoms(self, site: str = "resid", layers=None, weights=None, **options):
+        """`RANDOM` random directions, one vector per layer (for heads: per head)."""
+        layers = [self.layer] if layers is None else layers
+        norm, rng = self.acts[f"{site}_norm"].sel(layer=layers).values, np.random.default_rng(0)
+        shape = self.acts[site].sel(layer=layers).shape[1:]
+        draws = [rng.normal(size=shape) for _ in range(RANDOM)]
+        made = [Steering(d, site=site, layers=layers, norm=norm, weights=weights, **options) for d in draws]
+        return {f"random {i}": ("random", steering) for i, steering in enumerate(made)}
+
+    def best_heads(self, label: str, among: Sequence[str] = (), k: int = 8):
+        """Weights (layer, head): 1 for the `k` heads whose mean output tells the classes apart best, else 0."""
+        acts = self._among(label, among)
+        table = accuracy_by_layer(acts, label, methods=("diff_of_means",), site="heads", shuffles=0, progress=False)
+        table = table[table["metric"] == "auc"].groupby(["layer", "head"])["score"].mean()
+        return top(table.to_xarray(), k)
+
+    def writers(self, label: str, source: str, target: str, common: Mapping[str, str], steps: int = 100, **options):
+        """The caption contrast, the optimised vector, and the control of the latter: optimised to the source itself.
+
+        `common` is what the music keeps, {"style": "jazz"}: the captions name it too, in the order "jazz piano".
+        """
+        prompt, asked = (words({**common, label: value}) for value in (source, target))
+        table = self.clips[(self.clips[list(common)] == pd.Series(common)).all(axis=1)]
+        codes = codes_of(self.model, table.sample(min(48, len(table)), random_state=0))
+        contrast = caption_contrast(self.model, codes, asked, prompt, layers=[self.layer])
+        found = {"caption contrast": ("caption contrast", Steering(contrast, **options))}
+        for name, value in (("optimised vector", target), ("optimised to the source", source)):
+            rows = table[table[label] == value]
+            codes = codes_of(self.model, rows)[..., : self.model.seconds_to_frames(4.0)]
+            vector = optimised_vector(
+                self.model, codes, prompt, layers=[self.layer], steps=steps, batch_size=min(16, len(codes))
+            )
+            found[name] = (name, Steering(vector, **options))
+        return found
+
+    def ways(self, source: str, target: str, method: str = "diff_of_means", k: int = 8):
+        """One probe method, everything else varied: half of guidance, layer, site, heads, mode, schedule, projection.
+
+        Over several layers the push is shared out evenly, so that its sum is the one of a single layer.
+        """
+        every, pair = list(range(self.model.n_layers)), (source, target)
+        find = lambda site: find_directions(self._among("lead", pair), "lead", (method,), site, every).sel(
+            concept=target, finder=method
+        )
+        resid, attn, heads = map(find, SITES)
+        here = Steering(resid, layers=[self.layer], branch="cond")
+        spread = dict.fromkeys(every, 1 / len(every))
+        styles = find_directions(self.acts, "style", ("logistic",), "resid", [self.layer])
+        read = styles.sel(finder="logistic", layer=self.layer).values  # (style, d_model)
+        basis = np.linalg.qr(read.T)[0]
+        middle = resid.sel(layer=[self.layer])
+        clean = middle.copy(data=unit(middle.values - middle.values @ basis @ basis.T))
+        away = find_directions(self.acts, "lead", (method,), "resid", [self.layer]).sel(concept=source, finder=method)
+        found = {
+            "conditional half": here,
+            "unconditional half": dataclasses.replace(here, branch="uncond"),
+            "both halves": dataclasses.replace(here, branch="both"),
+            **{f"layer {i}": Steering(resid, layers=[i], branch="cond") for i in every if i != self.layer},
+            "all layers": Steering(resid, weights=spread, branch="cond"),
+            "attention outputs, all layers": Steering(attn, branch="cond"),
+            f"best {k} heads": Steering(heads, weights=self.best_heads("lead", pair, k), branch="cond"),
+            "replace": dataclasses.replace(here, mode="replace"),
+            "add, and remove the source": here | Steering(away, mode="remove", branch="cond"),
+            "without what a style probe reads": Steering(clean, branch="cond"),
+            "first second only": dataclasses.replace(here, stop=1.0),
+            "every second frame": dataclasses.replace(here, every=2),
+            "rising over two seconds": dataclasses.replace(here, ramp=2.0),
+        }
+        return {name: (method, steering) for name, steering in found.items()}
