@@ -218,12 +218,25 @@ def _names(table: pd.DataFrame) -> list[str]:
 
 
 def notes(source: str = "orchestra") -> pd.DataFrame:
-    """Every note of every clip: clip, onset, offset (s), pitch (MIDI), velocity, part (lead, chords, bass or drums)."""
+    """Every note of every clip of the orchestra: the music as it was written.
+
+    Returns
+    -------
+    pd.DataFrame, one row per note: clip, onset and offset (s), pitch (MIDI), velocity, part (lead, chords, bass or
+    drums).
+
+    Raises
+    ------
+    ValueError  for another source: only the orchestra comes with its notes.
+    """
     return _events("notes", source)
 
 
 def chords(source: str = "orchestra") -> pd.DataFrame:
-    """Every chord of every clip: clip, onset, offset (s), root (pitch class, 0 is C), quality (maj, min7, ...)."""
+    """Every chord of every clip: clip, onset, offset (s), root (pitch class, 0 is C), quality (maj, min7, ...).
+
+    Raises as `notes`.
+    """
     return _events("chords", source)
 
 

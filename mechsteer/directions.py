@@ -159,6 +159,10 @@ def save_direction(path: str | Path, direction: xr.DataArray) -> Path:
 def load_direction(path: str | Path, model=None) -> xr.DataArray:
     """Read a direction written by `save_direction`; with `model`, check that it belongs there.
 
+    Returns
+    -------
+    xr.DataArray with the dims, coords (slope, bias, norm, score, ...) and attrs that it was saved with.
+
     Raises
     ------
     FileNotFoundError  if it isn't there.

@@ -62,6 +62,12 @@ def direction_cosines(
     of its directions from two halves of the groups (each has half the data), with the spread over splits. null_lo,
     null_hi: two random directions. Methods share the same clips, so their cosine can be high where both are unstable:
     read it beside the halves.
+
+    Raises
+    ------
+    ValueError  for an unknown space, and as `probes.find_directions`.
+
+    Taught in 03_compare_directions.
     """
     from tqdm.auto import tqdm
 

@@ -1,8 +1,8 @@
 // The page of a listening test: shows what the kernel's Session sends, and sends back what the listener does.
 // It knows letters and sounds, never a condition. Every text from outside goes through textContent.
+// listening_player.js comes before it.
 
 let counter = 0;
-let context = null; // one AudioContext for all trials, made at the first click
 
 function h(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -13,110 +13,6 @@ function h(tag, attributes = {}, ...children) {
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
-}
-
-// All sounds of a trial run together from one clock, and all but one are mute: switching keeps the place.
-class Player {
-  constructor(onchange) {
-    this.onchange = onchange;
-    this.playing = false;
-    this.loop = true;
-    this.selected = 0;
-    this.offset = 0;
-    this.switches = 0;
-    this.sources = [];
-    this.buffers = [];
-    this.heard = [];
-  }
-
-  async load(sounds) {
-    const decoder = new OfflineAudioContext(2, 1, 48000);
-    const bytes = sounds.map((v) => v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength));
-    this.buffers = await Promise.all(bytes.map((b) => decoder.decodeAudioData(b)));
-    this.duration = Math.max(...this.buffers.map((b) => b.duration));
-    this.heard = this.buffers.map(() => 0);
-    if (this.wanted) this.play();
-  }
-
-  get position() {
-    if (!this.sources.length) return this.offset;
-    const at = context.currentTime - this.origin;
-    return this.loop ? at % this.duration : Math.min(at, this.duration);
-  }
-
-  async play() {
-    this.wanted = !this.buffers.length; // not loaded yet: play as soon as it is
-    if (this.playing || this.wanted) return;
-    this.playing = true;
-    context = context || new AudioContext();
-    await context.resume(); // may take a moment, in which someone may have paused
-    if (!this.playing || this.sources.length) return;
-    if (this.offset >= this.duration - 0.02) this.offset = 0;
-    const start = context.currentTime + 0.02;
-    this.origin = start - this.offset;
-    this.last = start;
-    this.sources = this.buffers.map((buffer, k) => {
-      const source = new AudioBufferSourceNode(context, { buffer, loop: this.loop, loopEnd: this.duration });
-      const gain = new GainNode(context, { gain: k === this.selected ? 1 : 0 });
-      source.connect(gain).connect(context.destination);
-      source.start(start, this.offset);
-      return { source, gain };
-    });
-    this.timer = setInterval(() => this.tick(), 50);
-    this.onchange();
-  }
-
-  pause() {
-    this.wanted = false;
-    if (!this.playing) return;
-    this.tick(false);
-    this.offset = this.position;
-    this.playing = false;
-    clearInterval(this.timer);
-    for (const { source, gain } of this.sources) {
-      gain.gain.setTargetAtTime(0, context.currentTime, 0.005);
-      source.stop(context.currentTime + 0.05);
-    }
-    this.sources = [];
-    this.onchange();
-  }
-
-  tick(stopAtEnd = true) {
-    if (!this.sources.length) return;
-    const now = context.currentTime;
-    if (now > this.last) {
-      this.heard[this.selected] += now - this.last;
-      this.last = now;
-    }
-    if (stopAtEnd && !this.loop && now - this.origin >= this.duration) {
-      this.pause();
-      this.offset = 0;
-    }
-    this.onchange();
-  }
-
-  select(k, restart = false) {
-    if (this.playing) this.tick();
-    if (k !== this.selected) this.switches += 1;
-    this.selected = k;
-    this.sources.forEach(({ gain }, j) => gain.gain.setTargetAtTime(j === k ? 1 : 0, context.currentTime, 0.008));
-    if (restart) this.seek(0);
-    this.onchange();
-  }
-
-  seek(seconds) {
-    const going = this.playing;
-    this.pause();
-    this.offset = seconds;
-    return going ? this.play() : this.onchange();
-  }
-
-  setLoop(loop) {
-    const going = this.playing;
-    this.pause();
-    this.loop = loop;
-    return going ? this.play() : this.onchange();
-  }
 }
 
 const ABOUT = {
@@ -156,8 +52,12 @@ function render({ model, el }) {
   const watch = new MutationObserver(theme);
   watch.observe(document.body, { attributes: true });
 
+  const ownPage = Boolean(document.body.dataset.voila); // then a listener knows neither notebook nor kernel
+
   function trouble(text, retry) {
-    banner.replaceChildren(h("span", {}, text), h("button", { type: "button", onclick: retry }, "Try again"));
+    const [what, act] = ownPage ? ["The connection is lost. Reload this page", () => location.reload()] : [text, retry];
+    banner.replaceChildren(h("span", {}, `${what} and enter the same name: all answers you saved are kept.`),
+      h("button", { type: "button", onclick: act }, ownPage ? "Reload" : "Try again"));
     banner.hidden = false;
   }
 
@@ -167,22 +67,28 @@ function render({ model, el }) {
     root.setAttribute("aria-busy", "true");
     const again = () => ask(message);
     waiting = setTimeout(() => {
-      if (tries >= 2) trouble("No reply yet. The kernel is busy or has stopped; run the notebook again or reload this page. "
-        + "What was saved stays saved.", again);
+      if (tries >= 2) trouble("No reply yet. If the kernel has stopped, run the notebook again", again);
       if (tries < 20) ask(message, tries + 1);
     }, 3000);
     try {
       model.send({ ...message, id: ++counter });
     } catch (error) {
-      trouble(`The kernel can't be reached (${error.message}). Run the notebook again or reload this page.`, again);
+      trouble(`The kernel can't be reached (${error.message}). Run the notebook again`, again);
     }
   }
 
   function show(heading, ...children) {
     const title = h("h2", { tabindex: "-1" }, heading);
+    const mine = here; // JupyterLab takes the focus when the node that has it goes
     body.replaceChildren(title, ...children.filter((child) => child));
-    title.focus({ preventScroll: true });
+    here = mine;
+    focus(title);
   }
+
+  // Who runs a notebook's cells one by one keeps the focus there until the test is clicked or tabbed into.
+  let here = ownPage;
+  const look = (event) => { here = ownPage || root.contains(event.target); };
+  const focus = (node) => here && node.focus({ preventScroll: true });
 
   const button = (text, onclick, kind = "main") => h("button", { type: "button", class: kind, onclick }, text);
   const facts = (...lines) => h("ul", {}, ...lines.map((line) => h("li", {}, line)));
@@ -204,17 +110,19 @@ function render({ model, el }) {
         "Headphones and a quiet place, please",
         "Each answer is saved as you give it, and can't be changed. You can stop at any time and come back under the same name"),
       form);
-    field.focus({ preventScroll: true });
+    focus(field);
   }
+
+  const someoneElse = (text) => button(text, () => {
+    sessionStorage.removeItem(test);
+    ask({ do: "someone else" });
+  }, "quiet");
 
   function resume(page) {
     show(`Is that you, ${page.name}?`,
       h("p", {}, `There is a listener of that name, who has answered ${page.done} of ${page.total} pages.`),
       h("div", { class: "row" }, button("Yes, go on", () => ask({ do: "name", name: page.name, again: true })),
-        button("No, I'm someone else", () => {
-          sessionStorage.removeItem(test);
-          ask({ do: "someone else" });
-        }, "quiet")));
+        someoneElse("No, I'm someone else")));
     keys = () => false;
   }
 
@@ -234,7 +142,8 @@ function render({ model, el }) {
   }
 
   function done(page) {
-    show("Thank you!", h("p", { class: "big" }, "✓"), h("p", {}, `All your answers (${page.answered}) are saved. You can close this page.`));
+    show("Thank you!", h("p", { class: "big" }, "✓"), h("p", {}, `All your answers (${page.answered}) are saved. You can close this page.`),
+      h("div", { class: "row" }, someoneElse("Another listener")));
     keys = () => false;
   }
 
@@ -397,7 +306,7 @@ function render({ model, el }) {
   model.on("msg:custom", receive);
 
   // In JupyterLab keys count while the test has the focus; on a page of its own, always.
-  const scope = document.body.dataset.voila ? document : root;
+  const scope = ownPage ? document : root;
   const press = (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=text]")) return;
     if (root.isConnected && keys(event)) {
@@ -406,6 +315,7 @@ function render({ model, el }) {
     }
   };
   scope.addEventListener("keydown", press, true);
+  for (const kind of ["focusin", "pointerdown"]) document.addEventListener(kind, look, true);
   root.addEventListener("keydown", (event) => event.stopPropagation());
 
   ask({ do: "hello" });
@@ -415,6 +325,7 @@ function render({ model, el }) {
     watch.disconnect();
     model.off("msg:custom", receive);
     scope.removeEventListener("keydown", press, true);
+    for (const kind of ["focusin", "pointerdown"]) document.removeEventListener(kind, look, true);
   };
 }
 

@@ -16,14 +16,16 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import paths
-from .listening_analysis import Analysis, analyse, tidy
 from .listening_design import KINDS, Screening, fingerprint, gather, load_design, save_design
 from .listening_session import Session
 from .listening_simulation import simulate
 from .listening_store import AnswerStore
+
+if TYPE_CHECKING:
+    from .listening_analysis import Analysis
 
 __all__ = ["ListeningTest"]
 
@@ -149,6 +151,8 @@ class ListeningTest:
 
     def answers(self):
         """The answers so far as a tidy DataFrame; see `listening_analysis.tidy`."""
+        from .listening_analysis import tidy  # pandas: a listener's page does without
+
         store = AnswerStore(self.folder / "answers.jsonl")
         return tidy(store.lines(), self.design)
 
@@ -157,10 +161,14 @@ class ListeningTest:
 
         The options are those of `listening_simulation.simulate`.
         """
+        from .listening_analysis import tidy
+
         return tidy(simulate(self.design, listeners, **options), self.design)
 
     def analyse(self, answers=None, **options) -> Analysis:
         """Screen and analyse the answers of this test, or others of the same form (those of `simulate`)."""
+        from .listening_analysis import analyse
+
         return analyse(self.answers() if answers is None else answers, self.design, **options)
 
     def export(self, folder: str | Path, answers=None, names: bool = False) -> Path:

@@ -145,7 +145,7 @@ class Analysis:
 
     def save(self, folder: str | Path, prefix: str = "listening", **provenance) -> list[Path]:
         """Write every figure as picture, page and numbers, and the screening as CSV (see `plots.save_figure`)."""
-        from .plots import save_figure
+        from .saving import save_figure
 
         facts = {"test": self.design.name, "fingerprint": self.design.fingerprint, "listeners": self.who} | provenance
         written = []

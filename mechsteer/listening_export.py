@@ -57,6 +57,8 @@ def export(test: ListeningTest, folder: Path, answers: pd.DataFrame | None, name
         call, said = "", "`answers.jsonl`: every answer, a line each"
         said += "" if names else "; listeners' names are replaced by numbers"
     else:
+        if not names and not analysis.simulated:
+            answers = answers.assign(name=answers["listener"])
         answers.to_csv(folder / "answers.csv", index=False)
         call = 'pd.read_csv(here / "answers.csv")'
         said = f"`answers.csv`: the answers ({'of simulated listeners' if analysis.simulated else 'given'})"

@@ -63,8 +63,9 @@ def power(
             by_item = (deviation.sum(1) ** 2).sum(1) * items / (items - 1)
             both = by_listener + by_item - (deviation**2).sum((1, 2))
             se = np.sqrt(np.maximum(both, np.maximum(by_listener, by_item))) / (n * items)
-            t = np.abs(mean - 0.5) / np.where(se > 0, se, np.inf)
-            seen += (t > student.isf(alpha / 2, min(n, items) - 1)).sum()
+            t = np.abs(mean - 0.5) / np.where(se > 1e-9, se, np.inf)
+            alike = (se <= 1e-9) & (mean != 0.5) & (2 * 0.5 ** min(n, items) < alpha)  # as in `crossed_test`
+            seen += ((t > student.isf(alpha / 2, min(n, items) - 1)) | alike).sum()
         share = seen / runs
         rows.append(
             {"listeners": n, "answers": n * items, "power": share, "error": np.sqrt(share * (1 - share) / runs)}

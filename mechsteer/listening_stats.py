@@ -77,7 +77,9 @@ def crossed_test(table: pd.DataFrame, value: str, null: float = 0.5) -> dict[str
 
     The mean is that of all rows; its variance is the listeners' plus the items' minus the part counted twice (not less
     than the larger of the two), with t's degrees of freedom from the smaller number of units. With one item only
-    listeners count, so the answer is about that item alone, and likewise for one listener.
+    listeners count, so the answer is about that item alone, and likewise for one listener. Where listeners don't
+    differ at all, nor items (everyone chose the same, say), p is the sign test's with one vote per unit of the
+    scarcer kind.
 
     Returns
     -------
@@ -102,8 +104,10 @@ def crossed_test(table: pd.DataFrame, value: str, null: float = 0.5) -> dict[str
     variance = max(sum(parts) - (deviation @ deviation / n**2 if len(parts) == 2 else 0), *parts, 0.0)
     se, df = float(np.sqrt(variance)), min(units) - 1
     gap = float(x.mean() - null)
-    t = gap / se if se > 0 else np.copysign(np.inf, gap) if gap else 0.0
-    p = float(2 * student.sf(abs(t), df)) if se > 0 else np.nan
+    if se > 1e-9 * max(1.0, np.abs(x).max()):
+        p = float(2 * student.sf(abs(gap / se), df))
+    else:
+        p = min(1.0, 2 * 0.5 ** min(units)) if gap else 1.0
     return {"mean": float(x.mean()), "se": se, "df": df, "p": p}
 
 
@@ -116,12 +120,19 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def _share(table: pd.DataFrame, column: str, boots: int, level: float, seed: int) -> dict[str, float]:
-    """A share of true answers against one half, with both kinds of interval and both kinds of p."""
+    """A share of true answers against one half, with both kinds of interval and both kinds of p.
+
+    If all answers are the same, no draw differs; then the interval is Wilson's with one vote per listener or item,
+    whichever are fewer.
+    """
     from scipy.stats import binomtest
 
     hit = table[column].to_numpy(float)
     mean = lambda w: np.divide(w @ hit, w.sum(), out=np.full((), np.nan), where=w.sum() > 0)
     lo, hi = bootstrap(table, mean, boots=boots, level=level, seed=seed)
+    if hit.min() == hit.max():
+        votes = min((n for n in table[["listener", "item"]].nunique() if n > 1), default=1)
+        lo, hi = wilson(hit[0] * votes, votes, level)
     wilson_lo, wilson_hi = wilson(hit.sum(), len(hit), level)
     return {
         "share": float(hit.mean()),

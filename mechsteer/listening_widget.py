@@ -14,12 +14,14 @@ from .listening_session import Session
 
 __all__ = ["ListeningPage"]
 
+HERE = Path(__file__).parent
+
 
 class ListeningPage(anywidget.AnyWidget):
     """Shows a `Session`; every message from the page gets one answer."""
 
-    _esm = Path(__file__).with_name("listening.js")
-    _css = Path(__file__).with_name("listening.css")
+    _esm = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("listening_player.js", "listening.js"))
+    _css = HERE / "listening.css"
 
     def __init__(self, session: Session):
         super().__init__()

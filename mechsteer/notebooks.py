@@ -23,7 +23,18 @@ import nbformat
 from . import changes, errors, paths
 from .notebook_text import answer, contents, navigation, normalise, readme
 
-__all__ = ["MAX_BYTES", "NotebookError", "execute", "find", "main", "parameters_of", "problems", "run", "source_hash"]
+__all__ = [
+    "MAX_BYTES",
+    "NotebookError",
+    "execute",
+    "find",
+    "main",
+    "parameters_of",
+    "problems",
+    "relink",
+    "run",
+    "source_hash",
+]
 
 MAX_BYTES = 1_000_000
 DEFAULT_MODEL = "tiny"
@@ -186,15 +197,35 @@ def run(
             f"{path.stem} would be {size / 1e6:.1f} MB, over the limit of {MAX_BYTES / 1e6:.0f} MB. Save media under "
             f"figures/ and link them; the heaviest output is of the cell {heavy.source.strip().splitlines()[0]!r}."
         )
-    out = out or path
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    return _replace(out or path, text)
+
+
+def _replace(path: Path, text: str) -> Path:
+    """Write a file in one step or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, out)
+        os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
-    return out
+    return path
+
+
+def relink(shelf: Sequence[Path]) -> list[Path]:
+    """Write the links between stored notebooks anew where they are out of date, and return those; outputs stay.
+
+    A new notebook, or a new title, changes its neighbours' links without changing what they compute.
+    """
+    changed = []
+    for path in shelf:
+        book = nbformat.read(path, as_version=4)
+        before = nbformat.writes(book)
+        navigation(book, path, shelf)
+        contents(book, shelf)
+        if nbformat.writes(book) != before:
+            changed.append(_replace(path, nbformat.writes(book) + "\n"))
+    return changed
 
 
 def source_hash(book: nbformat.NotebookNode) -> str:
@@ -206,7 +237,7 @@ def source_hash(book: nbformat.NotebookNode) -> str:
 def problems(path: Path) -> list[str]:
     """What is wrong with a stored notebook, one sentence each; empty when `run` could have written it."""
     book = nbformat.read(path, as_version=4)
-    found = []
+    texts, found = [cell.source for cell in book.cells], []
     if path.stat().st_size > MAX_BYTES:
         found.append(f"it has {path.stat().st_size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
     code = [cell for cell in book.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -223,6 +254,14 @@ def problems(path: Path) -> list[str]:
     ):
         if "://" not in target and not target.startswith(("data:", "mailto:")) and not (path.parent / target).exists():
             found.append(f"its link to {target} leads nowhere")
+    try:
+        shelf = find(folder=path.parent)
+        navigation(book, path, shelf)
+        contents(book, shelf)
+    except ValueError as error:  # no title to link with
+        return [*found, f"it can't be linked with its neighbours: {error}"]
+    if [cell.source for cell in book.cells] != texts:
+        found.append("its links to the other notebooks are out of date")
     return found
 
 
@@ -257,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, change in drawn.items():
             print(f"    figure {name}: {change}", flush=True)
     if given.model == DEFAULT_MODEL:
+        relink(find())
         readme(paths.project() / "README.md", find())
     print(f"{len(books)} notebooks in {time.monotonic() - began:.0f} s", flush=True)
     return 0

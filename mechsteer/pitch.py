@@ -29,6 +29,10 @@ def chroma_correlation(a: Any, b: Any, sample_rate: int) -> np.ndarray:
     -------
     np.ndarray (clip,): Pearson's r over the 12 pitch classes (frames of 256 ms every 40 ms), the mean over frames
     within 60 dB of `a`'s loudest. 1 is the same; NaN where `a` is silent. A frame in which `b` has no profile counts 0.
+
+    Raises
+    ------
+    ValueError  if `a` and `b` differ in shape, or are no audio.
     """
     x, y = _pair(a, b, sample_rate)
     p, q = spectra.chroma(x), spectra.chroma(y)
@@ -43,8 +47,8 @@ def chroma_correlation(a: Any, b: Any, sample_rate: int) -> np.ndarray:
 def pitch_agreement(a: Any, b: Any, sample_rate: int, cents: float = 50.0) -> np.ndarray:
     """Share of the frames voiced in `a` whose fundamental in `b` is within `cents` of it.
 
-    Parameters and shapes as in `chroma_correlation`. The fundamental is `fundamental`'s (in a mixture, that of the part
-    which dominates); a frame is voiced where less than a fifth of `a` is aperiodic.
+    Parameters, shapes and errors as in `chroma_correlation`. The fundamental is `fundamental`'s (in a mixture, that of
+    the part which dominates); a frame is voiced where less than a fifth of `a` is aperiodic.
 
     Returns
     -------

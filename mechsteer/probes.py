@@ -168,14 +168,30 @@ def find_directions(
 
 
 def apply_direction(direction: xr.DataArray, acts: xr.Dataset) -> xr.DataArray:
-    """Score clips (or frames) with a direction that carries `slope` and `bias`: its dims, with clip for d_model.
+    """Score clips (or frames) with directions: slope * (activation . direction) + bias; above 0 is yes.
 
-    Log odds for logistic, -1 to +1 for mse and diff_of_means on classes, the label's unit for values.
+    Parameters
+    ----------
+    direction : xr.DataArray
+        Dims ([concept, finder, layer, head,] d_model) of what `find_directions` or `load_direction` gives.
+    acts : xr.Dataset
+        Activations at the same site, dims (clip, [frame,] layer, [head,] d_model); a selection will do.
+
+    Returns
+    -------
+    xr.DataArray, the dims of both without d_model. Log odds for logistic, -1 to +1 for mse and diff_of_means on
+    classes, the label's unit for values.
+
+    Raises
+    ------
+    ValueError  if the direction has no slope and bias (a sum of directions has none), or `acts` lacks its site.
     """
-    return (
-        direction["slope"] * xr.dot(acts[direction.attrs["site"]], direction, dim=direction.dims[-1])
-        + direction["bias"]
-    )
+    site = direction.attrs.get("site")
+    if site is None or not {"slope", "bias"} <= set(direction.coords):
+        raise ValueError("this direction has no site, slope and bias to read with; find_directions gives one that has")
+    if site not in acts:
+        raise ValueError(f"the direction reads site {site!r}, and these activations hold {', '.join(acts.data_vars)}")
+    return direction["slope"] * xr.dot(acts[site], direction, dim=direction.dims[-1]) + direction["bias"]
 
 
 def _assemble(fits: dict[str, Fit], target: Target, y: np.ndarray, feature: str) -> xr.DataArray:

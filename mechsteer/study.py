@@ -156,7 +156,7 @@ def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
 def unprompted(finder: Finder, wanted: Callable[[str], bool]) -> Iterator[Experiment]:
     """A concept brought into, or taken out of, music that no prompt asks for, at each site."""
     every = list(range(finder.model.n_layers))
-    few, attn, head = (0.05, 0.1, 0.2, 0.4), (0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0, 4.0)
+    few, head = (0.05, 0.1, 0.2, 0.4), (0.1, 0.2, 0.4, 0.8)
     for name, label, value, strengths in (
         ("guitar", "lead", "guitar", few),
         ("rock", "style", "rock", few),
@@ -172,9 +172,7 @@ def unprompted(finder: Finder, wanted: Callable[[str], bool]) -> Iterator[Experi
             yield Experiment(name, *common, finder.probes(label, concept) | finder.randoms(), strengths, real)
         if name in ("guitar", "rock") and wanted(here := f"{name} at attention outputs"):
             where = dict(site="attn", layers=every)
-            yield Experiment(
-                here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), attn, real
-            )
+            yield Experiment(here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), few, real)
         if name == "guitar" and wanted(here := "guitar at the best heads"):
             where = dict(site="heads", layers=every, weights=finder.best_heads(label))
             yield Experiment(

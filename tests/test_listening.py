@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from listening_clips import RATE, clip, condition_of, conditions, make
 
-from mechsteer import loudness, plots
+from mechsteer import loudness, saving
 from mechsteer.audio import Generation
 from mechsteer.listening import ListeningTest
 from mechsteer.listening_design import Screening, trials
@@ -283,7 +283,7 @@ def test_an_export_makes_the_same_figures_again(tmp_path, monkeypatch):
     for name in ("Ann Smith", "Bo", "Cy"):
         session = Session(test.design, test.folder)
         follow(session, *begin(session, name))
-    monkeypatch.setattr(plots, "chrome", lambda: None)
+    monkeypatch.setattr(saving, "chrome", lambda: None)
     with pytest.warns(UserWarning, match="was not written"):
         out = test.export(tmp_path / "out")
     assert "Ann" not in "".join(p.read_text() for p in out.rglob("*") if p.suffix in {".jsonl", ".csv", ".md", ".json"})
@@ -303,6 +303,10 @@ def test_an_export_makes_the_same_figures_again(tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in (out / "analysis").glob("*.csv")} == tables and len(tables) == 2
     with pytest.raises(FileExistsError):
         test.export(out)
+    shutil.copytree(out, test.folder)
+    with pytest.warns(UserWarning, match="was not written"):
+        given = test.export(tmp_path / "given", answers=test.answers().assign(name="Ann Smith"))
+    assert "Ann" not in (given / "answers.csv").read_text()
 
 
 def test_the_widget_passes_messages_on_and_keeps_nothing_in_its_state(tmp_path):

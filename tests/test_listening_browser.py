@@ -51,6 +51,9 @@ def picture(tab, name: str) -> None:
         tab.locator(".mechsteer-listening").screenshot(path=str(Path(PICTURES) / f"listening_{name}.png"))
 
 
+FOCUSED = "() => document.querySelector('.mechsteer-listening').contains(document.activeElement)"
+
+
 def press(tab, name: str) -> None:
     """A button of the test: JupyterLab has a Yes of its own, now and then."""
     tab.locator(".mechsteer-listening").get_by_role("button", name=name).click()
@@ -148,13 +151,15 @@ def give_nothing_away(tab, design) -> None:
     assert not tab.seen.errors
 
 
-def test_voila_by_mouse_and_by_keyboard_with_a_reload_and_two_listeners_at_once(chrome, tmp_path):
+def test_voila_by_mouse_and_by_keyboard_with_a_reload_a_killed_kernel_and_two_listeners_at_once(chrome, tmp_path):
     test = make(tmp_path, items=3, **QUICK)
     with listening_page(tmp_path) as address, page(chrome) as ann, page(chrome, color_scheme="dark") as bo:
         ann.goto(address, wait_until="commit")
-        bo.goto(address, wait_until="commit")
         enter(ann, "Ann <img src=x onerror=alert(1)>")
+        anns = kernel_processes()
+        bo.goto(address, wait_until="commit")
         enter(bo, "../Bo")
+        (bos,) = set(kernel_processes()) - set(anns)
         for tab, act in ((ann, by_mouse), (bo, by_keyboard)):
             go_on(tab)
             state(tab, "trial-headphones")
@@ -169,12 +174,23 @@ def test_voila_by_mouse_and_by_keyboard_with_a_reload_and_two_listeners_at_once(
         by_keyboard(bo, 1)
         assert len(answers(tmp_path)) == 6
         ann.reload(wait_until="commit")
+        until_heard(bo)
+        bo.keyboard.press("2")
+        os.kill(bos, signal.SIGKILL)
+        bo.keyboard.press("Enter")  # into the void
+        bo.locator(".mechsteer-listening .banner:has-text('The connection is lost')").wait_for()
+        press(bo, "Reload")
         come_back(ann, "Page 2 of 3")
         assert ann.locator(".mechsteer-listening img").count() == 0, "a name is text, never markup"
+        come_back(bo, "Page 2 of 3")
+        assert len(answers(tmp_path)) == 6, "what was never acknowledged was never stored"
         for tab, act, choice in ((ann, by_mouse, 0), (bo, by_keyboard, 1)):
             act(tab, choice)
             give_nothing_away(tab, test.design)
             finish(tab, choice)
+        press(ann, "Another listener")
+        state(ann, "welcome")
+        assert ann.input_value(".mechsteer-listening input[type=text]") == ""
     complete(tmp_path, ["Ann <img src=x onerror=alert(1)>", "../Bo"], 5)
     main = [line for line in answers(tmp_path) if line["stage"] == "main"]
     assert {line["listener"]: line["choice"] for line in main} == {1: "A", 2: "B"}
@@ -187,6 +203,8 @@ def test_jupyterlab_by_mouse_and_by_keyboard_with_a_reload_and_a_killed_kernel(c
         open_notebook(tab, address, "take.ipynb")
         before = len(tab.locator(".jp-Cell").all())
         run_all(tab)
+        state(tab, "welcome")
+        assert not tab.evaluate(FOCUSED), "running a cell leaves the focus in the notebook"
         enter(tab, "Cy")
         go_on(tab)
         state(tab, "trial-preference")
@@ -218,28 +236,6 @@ def test_jupyterlab_by_mouse_and_by_keyboard_with_a_reload_and_a_killed_kernel(c
         give_nothing_away(tab, test.design)
         finish(tab, 0)
     complete(tmp_path, ["Cy"], 5)
-
-
-def test_voila_with_a_killed_kernel(chrome, tmp_path):
-    make(tmp_path, items=2, listen=0.3, headphones=0, practice=0)
-    with listening_page(tmp_path) as address, page(chrome) as tab:
-        tab.goto(address, wait_until="commit")
-        enter(tab, "Eve")
-        go_on(tab)
-        state(tab, "trial-preference")
-        by_keyboard(tab, 0)
-        until_heard(tab)
-        tab.keyboard.press("1")
-        (kernel,) = kernel_processes()
-        os.kill(kernel, signal.SIGKILL)
-        tab.keyboard.press("Enter")
-        told = tab.locator(".mechsteer-listening [role=alert]:visible")
-        told.wait_for()
-        assert "reload" in told.inner_text() and len(answers(tmp_path)) == 1
-        tab.reload(wait_until="commit")
-        come_back(tab, "Page 2 of 2")
-        finish(tab, 0)
-    complete(tmp_path, ["Eve"], 2)
 
 
 @pytest.mark.parametrize(("kind", "theme"), [("abx", "light"), ("rating", "dark")])

@@ -53,6 +53,19 @@ def test_the_crossed_test_is_the_plain_t_test_where_there_is_one_item():
     assert np.isnan(ls.crossed_test(table.head(1), "x")["p"])
 
 
+def test_unanimous_answers_are_as_sure_as_their_listeners_and_items_are_many():
+    table = choices({"steered": 50.0, "plain": 0.0}, 9, 12)
+    row = ls.preferences(table, boots=20).iloc[0]
+    assert row["share"] == 0 and row["p"] == pytest.approx(2 * 0.5**9)
+    assert (row["lo"], row["hi"]) == pytest.approx(ls.wilson(0, 9)) and row["hi"] > row["wilson_hi"]
+    balanced = pd.DataFrame(
+        [(i, j, (i - j) % 5 > 0) for i in range(5) for j in range(5)], columns=["listener", "item", "x"]
+    )
+    assert ls.crossed_test(balanced, "x")["p"] == pytest.approx(2 * 0.5**5), "4 of 5 each: no unit differs from another"
+    sure = lp.power(0.999, [4, 8], items=12, listener_sd=0, item_sd=0, runs=200).set_index("listeners")["power"]
+    assert sure[4] < 0.2 and sure[8] > 0.9
+
+
 def test_holm_by_hand():
     np.testing.assert_allclose(ls.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
 

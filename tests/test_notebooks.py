@@ -187,6 +187,17 @@ def test_links_and_contents_are_generated(tmp_path):
         title(new_notebook(cells=[new_markdown_cell("## only a section")]))
 
 
+def test_a_new_notebook_changes_its_neighbours_links_and_nothing_else(tmp_path):
+    first = write(tmp_path / "notebooks/01_a.ipynb", "print(N)", name="A?")
+    notebooks.run(first)
+    second = write(tmp_path / "notebooks/02_b.ipynb", name="B?")
+    assert notebooks.problems(first) == ["its links to the other notebooks are out of date"]
+    assert notebooks.relink([first, second]) == [first, second]
+    assert notebooks.problems(first) == [] and notebooks.relink([first, second]) == []
+    book = nbformat.read(first, 4)
+    assert "[next: B?](02_b.ipynb)" in book.cells[-1].source and "2" in texts(book)
+
+
 def test_a_notebook_opens_with_the_answer_that_its_run_gave(tmp_path):
     tagged = {"metadata": {"tags": ["answer"]}}
     place, told = new_markdown_cell("an older answer", **tagged), new_code_cell("Markdown(f'{N} is even')", **tagged)

@@ -1,0 +1,62 @@
+"""What README and CONTRIBUTING say holds: code runs, and every command, name and link is there."""
+
+import importlib.util
+import re
+import subprocess
+
+import pytest
+
+import mechsteer as ms
+from mechsteer import paths
+
+ROOT = paths.project()
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+
+
+def test_the_ten_lines_run_and_save_two_clips_that_differ(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    done = {}
+    exec(code, done)
+    assert done["acts"].sizes["clip"] == 300 and done["music"].audio.shape[0] == 2
+    assert (done["music"].codes[0] != done["music"].codes[1]).any()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["guitar_or_piano-00.wav", "guitar_or_piano-01.wav"]
+
+
+def test_a_concept_of_ones_own_is_a_column():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXTS["CONTRIBUTING.md"], re.DOTALL)
+    done = {}
+    exec(code, done)
+    assert set(done["scores"]["concept"]) == {"calm"} and done["calm"].dims == ("layer", "d_model")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_somewhere(name):
+    targets = [t for t in re.findall(r"\]\(([^)#\s]+)", TEXTS[name]) if "://" not in t]
+    targets += re.findall(r"`((?:figures|data|tests|benchmarks|mechsteer|notebooks)/[\w./]+\w)`", TEXTS[name])
+    made = ("data/runs", "data/listening", "notebooks/NN")  # written by use, and ignored by git; and a pattern
+    assert not [t for t in targets if not (ROOT / t).exists() and not t.startswith(made)]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_and_name_is_there(name):
+    text = TEXTS[name]
+    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"(?:^    |`)make ([a-z]+)", text, re.MULTILINE)) <= known
+    modules = set(re.findall(r"-m\s+(mechsteer[\w.]*\w)", text))
+    assert not [module for module in modules if importlib.util.find_spec(module) is None]
+    for dotted in set(re.findall(r"\bms\.([\w.]*\w)", text)):
+        found = ms
+        for part in dotted.split("."):
+            found = getattr(found, part)
+
+
+def test_the_command_lines_take_the_options_that_are_named():
+    for module, option in re.findall(r"-m\s+(mechsteer[\w.]*)(?: [^`\n#]*?)?(--[a-z-]+)", "".join(TEXTS.values())):
+        path = ROOT / (module.replace(".", "/") + ".py")
+        assert f'"{option}"' in path.read_text(encoding="utf-8"), f"{module} takes no {option}"
+
+
+def test_every_tracked_notebook_is_in_the_readmes_table():
+    listed = subprocess.run(["git", "ls-files", "notebooks"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all(f"({path})" in TEXTS["README.md"] for path in listed.stdout.split())
