@@ -18,7 +18,7 @@ function h(tag, attributes = {}, ...children) {
 const ABOUT = {
   preference: "Two sounds, A and B. Switch between them as often as you like, then choose one. There is no wrong answer.",
   abx: "Three sounds: A, B and X. X is the same as A or the same as B. Listen for which; if you can't tell, guess.",
-  rating: "Several sounds on one page. Listen to all of them, and give each a number from 0 to 100.",
+  rating: "Several sounds on one page. Listen to all of them, and give each a number from 0 (not at all) to 100 (as much as can be).",
 };
 
 function render({ model, el }) {
@@ -175,6 +175,7 @@ function render({ model, el }) {
 
     const sliders = kind !== "rating" ? [] : choices.map((letter, k) => h("input", { type: "range", min: "0", max: "100",
       value: "50", class: "vertical", "aria-label": `Rating of ${letter}`, "aria-describedby": hint.id, "data-untouched": "true",
+      "aria-valuetext": "not rated yet",
       onfocus: () => player.selected !== k && player.playing && hear(k),
       oninput: (event) => rate(k, Number(event.target.value)) }));
     const numbers = sliders.map(() => h("output", {}, "–"));
@@ -198,6 +199,7 @@ function render({ model, el }) {
     function rate(k, value) {
       rated[k] = value;
       sliders[k].removeAttribute("data-untouched");
+      sliders[k].removeAttribute("aria-valuetext");
       numbers[k].textContent = value;
       update();
     }

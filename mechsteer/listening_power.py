@@ -33,7 +33,7 @@ def power(
     items : pairs that each listener judges once; at least 2.
     listener_sd, item_sd : how much listeners and items differ, in log odds. 0.5 means that among listeners whose mean
         is 65 %, two thirds lie between 53 and 76 %. 0 is the optimist's case.
-    alpha : two-sided level of the test.
+    alpha : two-sided level of the test. A test that asks k questions at once (`p_holm`) sees the first at 0.05 / k.
     runs : simulated tests per row; the simulation's own error is at most 0.5 / sqrt(runs).
 
     Returns

@@ -197,19 +197,7 @@ def run(
             f"{path.stem} would be {size / 1e6:.1f} MB, over the limit of {MAX_BYTES / 1e6:.0f} MB. Save media under "
             f"figures/ and link them; the heaviest output is of the cell {heavy.source.strip().splitlines()[0]!r}."
         )
-    return _replace(out or path, text)
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write a file in one step or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path
+    return paths.replace(out or path, text)
 
 
 def relink(shelf: Sequence[Path]) -> list[Path]:
@@ -224,7 +212,7 @@ def relink(shelf: Sequence[Path]) -> list[Path]:
         navigation(book, path, shelf)
         contents(book, shelf)
         if nbformat.writes(book) != before:
-            changed.append(_replace(path, nbformat.writes(book) + "\n"))
+            changed.append(paths.replace(path, nbformat.writes(book) + "\n"))
     return changed
 
 

@@ -1,4 +1,4 @@
-"""Where things are read and written: one place that decides, two environment variables that overrule it.
+"""Where things are read and written, and how: one place that decides, two environment variables that overrule it.
 
 `MECHSTEER_FIGURES` and `MECHSTEER_RUNS` redirect what notebooks write (tests and runs on other models use them).
 """
@@ -6,7 +6,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["data", "figures", "listening", "project", "runs"]
+__all__ = ["data", "figures", "listening", "project", "replace", "runs"]
 
 
 def project() -> Path:
@@ -33,3 +33,15 @@ def runs() -> Path:
 def listening() -> Path:
     """Where listening tests keep stimuli and answers: `data/listening/`; below the runs where those are redirected."""
     return (runs() if os.environ.get("MECHSTEER_RUNS") else data()) / "listening"
+
+
+def replace(path: Path, content: str | bytes) -> Path:
+    """Write a file, its folder too if need be, in one step or not at all; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path

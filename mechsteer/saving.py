@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def save_figure(fig: go.Figure, data: pd.DataFrame, name: str, folder: Path | No
     facts = {"mechsteer": __version__, **data.attrs, **provenance}
     line = json.dumps(facts, sort_keys=True, default=lambda v: v.item() if hasattr(v, "item") else str(v))
     table, csv = numbers(data), folder / f"{name}.csv"
-    _replace(csv, f"# {line}\n{table}".encode())
+    paths.replace(csv, f"# {line}\n{table}")
     stamped = go.Figure(fig).update_layout(meta={"numbers": fingerprint(table)})
     return [*write_picture(stamped, name, folder), csv]
 
@@ -100,19 +99,12 @@ def write_picture(fig: go.Figure, name: str, folder: Path, page: bool = True) ->
     try:
         if chrome() is None:
             raise RuntimeError("there is no Chrome or Chromium (Debian: apt install chromium)")
-        _replace(png, _picture(fig))
+        paths.replace(png, _picture(fig))
     except Exception as error:  # whatever stops a browser, the numbers and the page are written
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         warnings.warn(f"{png.name} was not written, its numbers and {html.name} are there: {reason}.", stacklevel=3)
         return [html]
     return [png, html]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as scratch:
-        scratch.write(content)
-    Path(scratch.name).chmod(0o644)
-    os.replace(scratch.name, path)
 
 
 def read_figure(name: str | Path, folder: Path | None = None) -> pd.DataFrame:

@@ -206,15 +206,13 @@ def run_all(tab) -> None:
     tab.wait_for_function(_READY)
 
 
-def restart_kernel(tab) -> None:
-    """Restart the open notebook's kernel without asking."""
-    tab.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart()")
-    tab.wait_for_function(_READY)
-
-
 def kernel_processes() -> list[int]:
     """Process numbers of the kernels that this very test process started, through its servers."""
     import psutil
 
-    below = psutil.Process().children(recursive=True)
-    return [p.pid for p in below if any("ipykernel_launcher" in part for part in p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            if any("ipykernel_launcher" in part for part in process.cmdline()):
+                found.append(process.pid)
+    return found

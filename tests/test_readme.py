@@ -1,5 +1,6 @@
 """What README and CONTRIBUTING say holds: code runs, and every command, name and link is there."""
 
+import fnmatch
 import importlib.util
 import re
 import subprocess
@@ -34,7 +35,7 @@ def test_a_concept_of_ones_own_is_a_column():
 def test_every_link_leads_somewhere(name):
     targets = [t for t in re.findall(r"\]\(([^)#\s]+)", TEXTS[name]) if "://" not in t]
     targets += re.findall(r"`((?:figures|data|tests|benchmarks|mechsteer|notebooks)/[\w./]+\w)`", TEXTS[name])
-    made = ("data/runs", "data/listening", "notebooks/NN")  # written by use, and ignored by git; and a pattern
+    made = ("data/runs", "data/listening", "notebooks/NN", "notebooks/07_verb")  # written by use; and patterns
     assert not [t for t in targets if not (ROOT / t).exists() and not t.startswith(made)]
 
 
@@ -49,6 +50,12 @@ def test_every_command_and_name_is_there(name):
         found = ms
         for part in dotted.split("."):
             found = getattr(found, part)
+
+
+def test_the_layout_names_every_module():
+    named = set(re.findall(r"`([a-z_*]+)`", TEXTS["CONTRIBUTING.md"]))
+    modules = [path.stem for path in (ROOT / "mechsteer").glob("*.py") if path.stem != "__init__"]
+    assert not [m for m in modules if not any(fnmatch.fnmatch(m, name) for name in named)], "add it to CONTRIBUTING.md"
 
 
 def test_the_command_lines_take_the_options_that_are_named():
