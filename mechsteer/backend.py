@@ -176,6 +176,17 @@ def _sin_embedding(
 transformer.create_sin_embedding = _sin_embedding
 
 
+def _rotate(self, query, key):
+    """Rotary positions that go on where the cache ends; audiocraft 1.3 takes the number of heads for its length."""
+    axis = transformer._get_attention_time_dimension(self.memory_efficient)
+    past = self._streaming_state.get("past_keys")
+    start = int(self._streaming_state.get("offset", 0)) + (0 if past is None else past.shape[axis])
+    return self.rope.rotate_qk(query, key, start=start, time_dim=axis)
+
+
+transformer.StreamingMultiheadAttention._apply_rope = _rotate
+
+
 def adopt(lm: LMModel) -> LMModel:
     """Freeze a language model for inference and give it our cross-attention; its weights stay as they are."""
     t5 = any(isinstance(c, T5Conditioner) for c in lm.condition_provider.conditioners.values())

@@ -226,13 +226,6 @@ def test_training_learns_and_resumes(music, tmp_path):
     assert len(ms.hear(audio[:2, None], RATE, "cnn", weights=tmp_path)) == 2
 
 
-def test_wilson_interval():
-    from mechsteer.tiny.judge import wilson
-
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson(50, 50)[1] == pytest.approx(1)
-
-
 # --- pitch -----------------------------------------------------------------------------------------------------------
 
 

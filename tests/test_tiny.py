@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechsteer import paths, tiny
+from mechsteer import backend, paths, tiny
 from mechsteer.model import load
 from mechsteer.tiny import train
 from mechsteer.tiny.captions import caption
@@ -147,6 +147,60 @@ def test_training_loss_is_audiocrafts():
     out = model.lm.compute_predictions(codes, [], conditions, keep_only_valid_steps=False)
     theirs = torch.nn.functional.cross_entropy(out.logits.permute(0, 3, 1, 2), codes, reduction="none").mean((0, 2))
     assert bool(out.mask.all()) and torch.allclose(ours, theirs, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_slips_are_the_models_own_and_targets_stay_true():
+    """Rows without slips keep their loss; in the others the input, and nothing else, holds what the model draws."""
+    torch.manual_seed(0)
+    lm = build_lm(LMConfig(dim=16, num_heads=2, num_layers=1, n_q=3, card=8)).eval()
+    codes = torch.randint(0, 8, (3, 3, 10))
+    conditioner = lm.condition_provider.conditioners["description"]
+    conditions = {"description": conditioner(conditioner.tokenize(["jazz", "", "fast rock"]))}
+    plain = train.next_code_loss(lm, codes, conditions)
+    assert torch.equal(train.next_code_loss(lm, codes, conditions, torch.zeros(3)), plain)
+    heard = []
+    hook = lm.register_forward_pre_hook(lambda module, args: heard.append(args[0].clone()))
+    slipped = train.next_code_loss(lm, codes, conditions, torch.tensor([0.0, 1.0, 0.5]))
+    hook.remove()
+    true, given = train.delayed(codes, lm.special_token_id)[..., :-1], heard[-1]
+    assert heard[0].shape[0] == 2, "only the rows that slip are drawn"
+    assert torch.equal(given[0], true[0]) and (given[1:] != true[1:]).any()
+    assert torch.equal(given == lm.special_token_id, true == lm.special_token_id)
+    assert not torch.allclose(slipped, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("efficient", (False, True))
+def test_rotary_positions_go_on_where_the_cache_ends(efficient):
+    torch.manual_seed(0)
+    config = dict(dim=32, num_heads=2, num_layers=2, hidden_scale=2, causal=True, custom=True)
+    lm = backend.LMModel(
+        backend.DelayedPatternProvider(2),
+        backend.ConditioningProvider({}),
+        backend.ConditionFuser({"cross": [], "prepend": [], "sum": [], "input_interpolate": []}),
+        n_q=2,
+        card=16,
+        positional_embedding="rope",
+        memory_efficient=efficient,
+        **config,
+    ).eval()
+    codes = torch.randint(0, 16, (2, 2, 12))
+    whole = lm(codes, [], {})
+    with lm.streaming():
+        parts = [lm(codes[..., a:b], [], {}) for a, b in ((0, 5), *((i, i + 1) for i in range(5, 12)))]
+    assert torch.allclose(torch.cat(parts, 2), whole, atol=1e-5)
+
+
+def test_a_key_is_said_where_tonic_and_mode_are():
+    conditioner = SlotConditioner(output_dim=8)
+
+    def said(text):
+        row = conditioner.tokenize([text])[0].tolist()
+        return {slot: value for (slot, value), w in zip(conditioner.items, row, strict=True) if w and value is not None}
+
+    assert said("in C minor") == {"tonic": 0, "mode": "minor", "key": (0, "minor")}
+    assert said("in a minor key") == {"mode": "minor"}
 
 
 def test_missing_weights_say_what_to_do(tmp_path):

@@ -40,7 +40,9 @@ def load(device="cpu", dtype=None, source: Path | None = None):
     config = LMConfig(**config)
     lm = build_lm(config)
     lm.load_state_dict(weights)
-    lm = lm.to(device=device, dtype=dtype or torch.float32).eval()
+    lm = lm.to(device=device).eval()
+    lm.transformer.rope.get_rotation(0, int(config.max_duration * codec.frame_rate) + config.n_q + 1)  # in float32
+    lm = lm.to(dtype=dtype or torch.float32)
     return MusicGen("tiny", codec, lm, max_duration=config.max_duration)
 
 
@@ -62,7 +64,7 @@ def _read(path: Path):
     if not path.is_file():
         raise MissingWeights(
             f"no embedded model: {path} is missing. It is part of the repository (data/tiny); `make orchestra` and "
-            "`make tiny` train it anew, in about two hours on two cores"
+            "`make tiny` train it anew, in about four hours on two cores"
         )
     with safe_open(path, "pt") as file:
         return {k: file.get_tensor(k).float() for k in file.keys()}, json.loads(file.metadata()["config"])  # noqa: SIM118

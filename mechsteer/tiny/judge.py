@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 
 from .. import hearing, spectra
 from .. import judge_statistics as statistics
 from ..judge_network import SLACK, Network, beat_bpm
+from ..measures import share
 from .compose import LEADS, STYLES
 
 CLASSES = {"lead": list(LEADS), "style": list(STYLES)}
@@ -218,13 +218,6 @@ def _templates(name, x, hit, allowed, penalty=3e-4):
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share."""
-    z = norm.ppf(0.5 + level / 2)
-    middle, half = hits / n + z**2 / (2 * n), z * np.sqrt(hits * (n - hits) / n**3 + z**2 / (4 * n**2))
-    return float((middle - half) / (1 + z**2 / n)), float((middle + half) / (1 + z**2 / n))
-
-
 def measure(audio: np.ndarray, clips: pd.DataFrame, seconds: float, weights: Path) -> list[dict]:
     """The judges in `weights` on the first `seconds` of clips: share right and interval, per judge and attribute."""
     rows = []
@@ -236,8 +229,7 @@ def measure(audio: np.ndarray, clips: pd.DataFrame, seconds: float, weights: Pat
         right["tempo within 4 %"] = (table["tempo"] / truth["tempo"] - 1).abs() <= 0.04
         common = {"judge": judge, "seconds": seconds, "n": len(truth), "scores": int(truth["score"].nunique())}
         for name, hits in right.items():
-            low, high = wilson(int(hits.sum()), len(hits))
-            values = {"accuracy": float(hits.mean()), "low": low, "high": high}
+            values = dict(zip(("accuracy", "low", "high"), share(hits), strict=True))
             rows.append(common | {"attribute": name} | {key: round(value, 4) for key, value in values.items()})
         r = float(np.corrcoef(table["tempo"], truth["tempo"])[0, 1])
         rows.append(common | {"attribute": "tempo", "r": round(r, 4)})

@@ -1,9 +1,10 @@
-"""The embedded model's language model: audiocraft's `LMModel` with a text conditioner of eight slots.
+"""The embedded model's language model: audiocraft's `LMModel` with a text conditioner of nine slots.
 
 The conditioner reads free text over the caption vocabulary (`captions.parse`). Every attribute owns one slot, one
 key of the cross-attention: the learnt vector of what the text says of it, the mean where it names two ("piano and
 guitar"), the slot's own "unsaid" vector where it says nothing. A tempo in bpm is interpolated between the vectors
-of anchors 15 bpm apart, so that it is a continuous dial. Unconditional means all slots unsaid.
+of anchors 15 bpm apart, so that it is a continuous dial. A text that names a tonic and a mode also names a key: major
+or minor means no note before one knows the tonic. Unconditional means all slots unsaid.
 """
 
 import warnings
@@ -24,6 +25,7 @@ SLOTS = {
     "tempo": ("slow", "medium", "fast", *np.arange(60.0, 181.0, 15.0).tolist()),
     "mode": MODES,
     "tonic": tuple(range(12)),
+    "key": tuple((tonic, mode) for tonic in range(12) for mode in MODES),
     "register": ("low", "mid", "high"),
     "loudness": ("soft", "medium", "loud"),
 }
@@ -56,6 +58,7 @@ class SlotConditioner(TextConditioner):
     def weights(self, said: dict) -> np.ndarray:
         """What a text says (slot to list of values) as weights [item] that sum to 1 in every slot."""
         row = np.zeros(len(self.items), dtype=np.float32)
+        said = said | {"key": [(tonic, mode) for tonic in said.get("tonic", ()) for mode in said.get("mode", ())]}
         for slot, values in SLOTS.items():
             mentions = said.get(slot) or [None]
             for value in mentions:
@@ -88,8 +91,12 @@ class SlotConditioner(TextConditioner):
 
 
 def build_lm(config: LMConfig) -> LMModel:
-    """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to the text), at our size."""
-    return LMModel(
+    """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to the text), at our size.
+
+    Unlike MusicGen's, its self-attention has rotary positions beside the sinusoids: what comes back after a beat or a
+    bar is then as easily found at every place in a clip, which so short a training learns from sinusoids badly.
+    """
+    lm = LMModel(
         pattern_provider=DelayedPatternProvider(config.n_q, delays=list(range(config.n_q))),
         condition_provider=ConditioningProvider({"description": SlotConditioner(config.dim)}),
         fuser=ConditionFuser({"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}),
@@ -104,7 +111,7 @@ def build_lm(config: LMConfig) -> LMModel:
         causal=True,
         memory_efficient=True,
         cross_attention=True,
-        positional_embedding="sin",
+        positional_embedding="sin_rope",
         activation="gelu",
         dropout=0.0,
         bias_proj=False,
@@ -114,3 +121,6 @@ def build_lm(config: LMConfig) -> LMModel:
         depthwise_init="current",
         zero_bias_init=True,
     )
+    rope = lm.transformer.rope
+    rope.register_buffer("frequencies", rope.frequencies, persistent=False)  # no weight, and shared by all layers
+    return lm

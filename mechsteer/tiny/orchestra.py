@@ -31,7 +31,7 @@ from .captions import caption
 from .compose import LEADS, SECONDS, STYLES, Score, compose
 from .render import RATE, Renderer
 
-SIZES = {"paired": 300, "test": 60, "valid": 200, "single": 4560}  # scores, in the order they are built
+SIZES = {"paired": 300, "test": 60, "valid": 200, "single": 26560}  # scores, in the order they are built
 _GROUPS = tuple(SIZES)
 _CHUNK = 48  # clips per unit of work: two test scores, eight paired scores
 

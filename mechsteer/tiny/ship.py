@@ -70,6 +70,7 @@ def ship_orchestra(orchestra: Path, work: Path, out: Path):
     for table in ("notes", "chords"):
         rows = pd.read_parquet(orchestra / f"{table}.parquet")
         rows = rows[rows["clip"].isin(clips["clip"])]
+        rows = rows.round({"onset": 3, "offset": 3})  # ms
         small = {c: np.float32 for c in ("onset", "offset")} | {c: np.uint8 for c in ("pitch", "velocity") if c in rows}
         rows.astype(small).to_parquet(out / f"orchestra_{table}.parquet", index=False, compression="zstd")
     for path in sorted(out.glob("orchestra*")):

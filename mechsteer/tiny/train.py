@@ -29,6 +29,7 @@ from .lm import LMConfig, build_lm
 
 STAGES = ("features", "encode", "decoder", "lm")
 SHARE_UNSAID, SHARE_FULL = 0.12, 0.45  # of LM training rows: no caption at all; a caption that says everything
+SHARE_SLIPPED, MOST_SLIPS = 0.5, 0.4  # LM training rows that hear slips of the model's own; at most this share of codes
 
 
 class Muon(torch.optim.Optimizer):
@@ -237,10 +238,23 @@ def delayed(codes: torch.Tensor, special: int) -> torch.Tensor:
     return out
 
 
-def next_code_loss(lm, codes: torch.Tensor, conditions) -> torch.Tensor:
-    """Cross-entropy of every codebook, nats per token: a vector [K]."""
+def next_code_loss(lm, codes: torch.Tensor, conditions, slips: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy of every codebook, nats per token: a vector [K].
+
+    `slips` [B]: the share of each row's input codes that are the model's own draws given the true past, as a clip it
+    generates is made of its own codes (parallel scheduled sampling, Mihaylova & Martins 2019). Targets stay true.
+    """
     sequence = delayed(codes, lm.special_token_id)
-    logits = lm(sequence[..., :-1], [], conditions)
+    heard = sequence[..., :-1]
+    if slips is not None and (rows := torch.nonzero(slips)[:, 0]).numel():
+        with torch.no_grad():
+            chosen = {k: (c[rows], mask[rows]) for k, (c, mask) in conditions.items()}
+            own = torch.distributions.Categorical(logits=lm(heard[rows, :, :-1], [], chosen)).sample()
+        own = torch.cat([heard[rows, :, :1], own], -1)
+        slipped = torch.rand(own.shape, device=own.device) < slips[rows, None, None]
+        slipped &= heard[rows] != lm.special_token_id
+        heard = heard.index_copy(0, rows, torch.where(slipped, own, heard[rows]))
+    logits = lm(heard, [], conditions)
     return torch.stack(
         [
             F.cross_entropy(
@@ -270,7 +284,10 @@ def train_lm(lm, labels: pd.DataFrame, codes, work: Path, steps: int, batch: int
     def loss_of(step):
         rng = np.random.default_rng([3, step])
         lm.train()
-        losses = next_code_loss(lm, *batch_of(rng.choice(train, batch, replace=False), rng))
+        chosen = batch_of(rng.choice(train, batch, replace=False), rng)
+        torch.manual_seed(step)
+        slips = torch.from_numpy(rng.uniform(0, MOST_SLIPS, batch) * (rng.random(batch) < SHARE_SLIPPED)).float()
+        losses = next_code_loss(lm, *chosen, slips.to(device))
         values = {"ce": losses.mean(), "ce0": losses[0], "ce1": losses[1]}
         if (step + 1) % 250 == 0:
             with torch.no_grad():
@@ -300,7 +317,7 @@ def main():
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--feature-steps", type=int, default=900)
     parser.add_argument("--decoder-steps", type=int, default=1700)
-    parser.add_argument("--lm-steps", type=int, default=2150)
+    parser.add_argument("--lm-steps", type=int, default=3250)
     parser.add_argument("--lm-batch", type=int, default=16)
     args = parser.parse_args()
     if args.threads:
