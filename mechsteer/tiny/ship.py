@@ -25,6 +25,7 @@ from ..checkpoints import codec_fingerprint
 from .codec import CodecConfig
 from .lm import LMConfig
 
+SMALL = {"compression": "zstd", "compression_level": 19}
 AVERAGES = ("cluster_size", "embed_avg")  # the quantiser's, used in training only
 
 
@@ -65,14 +66,14 @@ def ship_orchestra(orchestra: Path, work: Path, out: Path):
     clips = pd.read_parquet(orchestra / "clips.parquet")
     clips = clips[clips["paired"]]
     codes = np.load(work / "codes.npy", mmap_mode="r")[clips["clip"].to_numpy()].astype(np.uint16)
-    clips.reset_index(drop=True).to_parquet(out / "orchestra.parquet", index=False, compression="zstd")
+    clips.reset_index(drop=True).to_parquet(out / "orchestra.parquet", index=False, **SMALL)
     np.savez_compressed(out / "orchestra_codes.npz", codes=codes, codec=codec_fingerprint(_half(codec)))
     for table in ("notes", "chords"):
         rows = pd.read_parquet(orchestra / f"{table}.parquet")
         rows = rows[rows["clip"].isin(clips["clip"])]
         rows = rows.round({"onset": 3, "offset": 3})  # ms
         small = {c: np.float32 for c in ("onset", "offset")} | {c: np.uint8 for c in ("pitch", "velocity") if c in rows}
-        rows.astype(small).to_parquet(out / f"orchestra_{table}.parquet", index=False, compression="zstd")
+        rows.astype(small).to_parquet(out / f"orchestra_{table}.parquet", index=False, **SMALL)
     for path in sorted(out.glob("orchestra*")):
         print(path.name, f"{path.stat().st_size / 1e6:.1f} MB")
 
