@@ -271,6 +271,6 @@ def test_branches_matter_only_under_guidance(model):
 
 def test_a_teacher_forced_pass_is_steered_like_generation(model):
     """The likelihood of what a steered model wrote is higher under that steering than without it."""
-    s = Steering(for_model(model), strength=3.0)
+    s = Steering(for_model(model), strength=12.0)
     codes = tokens(model, s, guidance=1.0, top_k=0, frames=40)
     assert (model.nll(codes, PROMPTS, s) < model.nll(codes, PROMPTS)).all()

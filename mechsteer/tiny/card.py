@@ -149,12 +149,13 @@ def measure(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
 
 
 def training_facts(work: Path) -> dict:
-    """Steps and hours of each stage, from its log."""
+    """Steps and hours of each stage, from its log; and `history.txt`, where a run was not what `tiny.train` does."""
     facts = {}
     for stage in ("features", "decoder", "lm"):
         last = json.loads((work / f"{stage}.log").read_text().strip().splitlines()[-1])
         facts[stage] = {"steps": last["step"], "hours": round(last["seconds"] / 3600, 2)}
-    return facts
+    history = work / "history.txt"
+    return facts | ({"history": history.read_text().strip()} if history.exists() else {})
 
 
 def hardware() -> str:
@@ -235,7 +236,7 @@ def main():
         if card["model_hash"] != model.hash:
             raise SystemExit("the card is of other weights; measure all of it: leave --speed out")
         kept = [row for row in card["measures"] if row["measure"] != SPEED]
-        write(card | {"measures": kept + rounded(speed_rows(model))})
+        write(card | {"training": training_facts(args.work), "measures": kept + rounded(speed_rows(model))})
         return
     orchestra = Orchestra(args.orchestra, "cpu")
     rows = layer_rows(model) + speed_rows(model)
