@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from .measures import wilson
+
 __all__ = [
     "agreement",
     "bootstrap",
@@ -24,14 +26,6 @@ __all__ = [
     "ratings",
     "wilson",
 ]
-
-
-def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share of n independent answers. Source: Wilson 1927, JASA 22; Brown et al. 2001."""
-    from scipy.stats import binomtest
-
-    low, high = binomtest(int(successes), int(n)).proportion_ci(level, "wilson")
-    return float(low), float(high)
 
 
 def bootstrap(

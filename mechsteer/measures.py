@@ -201,6 +201,12 @@ class Interval(NamedTuple):
     hi: float
 
 
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of n independent trials. Source: Wilson 1927, JASA 22; Brown et al. 2001."""
+    low, high = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+    return float(low), float(high)
+
+
 def share(values: Any, level: float = 0.95) -> Interval:
     """Share of true values with its Wilson score interval; missing values are left out.
 
@@ -210,14 +216,11 @@ def share(values: Any, level: float = 0.95) -> Interval:
     Raises
     ------
     ValueError  if no value is left, or one isn't true or false.
-
-    Source: Wilson 1927; Brown, Cai & DasGupta 2001.
     """
     hits = pd.Series(values).dropna()
     if not len(hits) or not hits.isin([True, False]).all():
         raise ValueError(f"a share is of values that are true or false; these are {hits.unique()[:5]}")
-    ci = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(level, method="wilson")
-    return Interval(float(hits.mean()), float(ci.low), float(ci.high))
+    return Interval(float(hits.mean()), *wilson(hits.sum(), len(hits), level))
 
 
 def mean_interval(values: Any, groups: Any = None, level: float = 0.95, n: int = 2000, seed: int = 0) -> Interval:

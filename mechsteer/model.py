@@ -299,7 +299,7 @@ class Model:
             One int is the seed of the first row and counts up over the *prompts* if they are a list; a single prompt
             keeps one seed in all rows, which then differ by their steering only. Give a list to choose otherwise.
         steering : Steering or None
-            The schedule runs on the clip's time, audio prompt included.
+            The schedule runs on the clip's time, audio prompt included; one that starts after its end warns.
         audio_prompt : codes (clip, codebook, frame), or (audio, sample_rate)
             The clips go on from it; its codes are kept.
         guidance : float
@@ -343,6 +343,9 @@ class Model:
                 f"duration={duration:g} s is {n_frames} frames; it must be longer than the audio prompt ({given}) and "
                 f"at most {self.max_duration:g} s, the longest this model was made for"
             )
+        begin = max((part.start for row in rows if row for part in row.parts), default=0.0)
+        if self.seconds_to_frames(begin) >= n_frames:
+            warnings.warn(f"a steering from {begin:g} s on does nothing in a clip of {duration:g} s", stacklevel=2)
         from tqdm.auto import tqdm
 
         settings = dict(duration=duration, guidance=guidance, temperature=temperature, top_k=top_k, prompt_frames=given)

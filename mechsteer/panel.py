@@ -101,7 +101,7 @@ class SteeringPanel(widgets.VBox):
         self.strength = make(widgets.FloatSlider, strength, "strength", min=-strongest, max=strongest, step=0.05)
         at = layers[len(layers) // 2] if layer is None else layer
         self.layer = make(widgets.SelectionSlider, at, "layer", options=layers)
-        self.start = make(widgets.FloatSlider, 0.0, "start, s", min=0.0, max=self.duration, step=0.25)
+        self.start = make(widgets.FloatSlider, 0.0, "start, s", min=0.0, max=self.duration - 0.25, step=0.25)
         self.prompt = make(widgets.Text, prompt or "", "prompt", placeholder="nothing: unconditional")
         self.seed = make(widgets.IntText, seed, "seed")
         self.button = widgets.Button(description="Generate", button_style="primary", icon="music")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from . import distances, hearing, paths
 from .activations import codes as codes_of
@@ -227,20 +228,24 @@ def main():
                 save_direction(direction_file(experiment.name, name, folder), direction.drop_vars("weight"))
         table, frame = run(experiment, model, args.n, args.seed, paths.runs() / "study")
         add(table.assign(**facts, date=datetime.date.today().isoformat()), folder / "doses.parquet")
-        add(frame.assign(model_hash=model.hash).round(DIGITS).astype(dict.fromkeys(DIGITS, "float32")),
-            folder / "clips.parquet")  # fmt: skip
+        heard = frame.assign(model_hash=model.hash).round(DIGITS).astype(dict.fromkeys(DIGITS, "float32"))
+        add(heard, folder / "clips.parquet")
         print(table[["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]].to_string())
 
 
 def add(table: pd.DataFrame, path: Path):
-    """Put an experiment into a file of them: in place of an older run of it, and of all that other weights gave."""
-    if path.exists():
-        old = pd.read_parquet(path)
-        theirs = (old["model_hash"] == table["model_hash"].iloc[0]) & ~old["experiment"].isin(table["experiment"])
-        table = pd.concat([old[theirs], table], ignore_index=True)
+    """Put an experiment into a file of them: in place of an older run of it, and of all that other weights gave.
+
+    Two runs with other `--only` may go on side by side: one waits for the other here.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(path.with_suffix(".part"), compression="zstd", index=False)
-    path.with_suffix(".part").replace(path)
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            old = pd.read_parquet(path)
+            theirs = (old["model_hash"] == table["model_hash"].iloc[0]) & ~old["experiment"].isin(table["experiment"])
+            table = pd.concat([old[theirs], table], ignore_index=True)
+        table.to_parquet(path.with_suffix(".part"), compression="zstd", compression_level=19, index=False)
+        path.with_suffix(".part").replace(path)
 
 
 def direction_file(experiment: str, name: str, folder: Path | None = None) -> Path:

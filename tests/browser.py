@@ -116,15 +116,6 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def voila(notebook: Path, *options: str) -> Iterator[str]:
-    """One notebook as a page by voila; yields its address. Each visit starts a kernel of its own."""
-    port = free_port()
-    arguments = ["voila", notebook.name, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", *options]
-    with _server(arguments, notebook.parent, port, "/voila/static/voila.js"):
-        yield f"http://127.0.0.1:{port}/"
-
-
-@contextlib.contextmanager
 def listening_page(folder: Path, theme: str = "light") -> Iterator[str]:
     """A listening test as `python -m mechsteer.listening_page` shows it; yields the page's address."""
     port = free_port()

@@ -210,6 +210,7 @@ def test_the_light_path_gives_the_tokens_of_nnsight(model, site):
     assert torch.equal(tokens(model, [Steering(d, layers=layers, strength=0.8, **o) for o in ROWS]), in_nnsight)
 
 
+@pytest.mark.filterwarnings("ignore:a steering from")
 @pytest.mark.parametrize("mode", ["add", "blend", "replace", "remove"])
 def test_no_strength_and_no_time_give_bit_for_bit_the_unsteered_tokens(model, mode):
     s = Steering(for_model(model), mode=mode)
@@ -224,6 +225,11 @@ def test_no_strength_and_no_time_give_bit_for_bit_the_unsteered_tokens(model, mo
         assert torch.equal(tokens(model, off), plain)
     mixed = tokens(model, [s, None, 0 * s, far])
     assert torch.equal(mixed[1:], plain[1:]) and not torch.equal(mixed[0], plain[0])
+
+
+def test_a_start_after_the_clips_end_is_told(model):
+    with pytest.warns(UserWarning, match="from 100 s on does nothing in a clip of"):
+        tokens(model, Steering(for_model(model), start=100.0))
 
 
 def test_two_halves_are_the_whole_and_removing_twice_is_removing_once(model):

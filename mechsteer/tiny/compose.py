@@ -25,7 +25,6 @@ LOUDNESS = {"soft": 58, "medium": 84, "loud": 110}  # velocity of an unaccented 
 TEMPO = (60, 180)  # beats per minute
 HARMONY = {"electric piano": 4, "vibraphone": 11, "marimba": 12, "saw synth": 81}
 BASS = {"acoustic bass": 32, "finger bass": 33, "synth bass": 38}
-PARTS = ("lead", "chords", "bass", "drums")
 
 _SCALE = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 _TRIAD = {"maj": (0, 4, 7), "min": (0, 3, 7), "dim": (0, 3, 6)}
