@@ -31,7 +31,7 @@ KEPT = ("lead", "style", "drums", "tempo_class", "mode")  # what both judges hea
 
 def dose_response(
     model: Model,
-    steering_by_name: Mapping[str, Steering | Steerings],
+    steering_by_name: Mapping[str, Steering | Steerings | Sequence[Steering | Steerings]],
     prompts: str | None | Sequence[str | None],
     strengths: Sequence[float],
     n: int = 24,
@@ -52,7 +52,8 @@ def dose_response(
     Parameters
     ----------
     steering_by_name : mapping
-        Each is multiplied with every strength. Give controls here, too: random and shuffled directions.
+        Each is multiplied with every strength. Several under one name go to the clips in turn. Give controls here, too:
+        a random direction for every clip, so that the cell speaks of random directions and not of one of them.
     prompts : str, None or several
     strengths : multiples of what each steering says, as a rule of the mean activation norm
     n, seed : clips per cell, and the first one's seed
@@ -62,8 +63,9 @@ def dose_response(
     start : float, s
         Listen from here on (`measures.describe`).
     out : folder, optional
-        Every finished cell is kept there under a name made from all that decides its result, the model's and the
-        judges' weights too. The same call finishes what is missing, and never takes what was made otherwise.
+        Every finished cell is kept there under a name made from what decides its result, the model's and the judges'
+        weights too. The same call finishes what is missing, and never takes what was made otherwise. The code isn't
+        part of the name: after mending a measure, empty the folder.
     options : for `Model.generate`: guidance, temperature, top_k
 
     Returns
@@ -86,14 +88,14 @@ def dose_response(
     if audio_prompt is not None:
         rows["audio_prompt"] = np.asarray(audio_prompt)[[i % len(audio_prompt) for i in range(n)]]
     settings = {"duration": duration, **options}
-    cells = [(name, float(x), x * steering) for name, steering in steering_by_name.items() for x in strengths]
+    cells = [(name, float(x), _scaled(given, x)) for name, given in steering_by_name.items() for x in strengths]
     shelf = _Shelf(out, model, {**rows, **settings, "start": start})
 
     def made(steerings) -> Generation:
         every = {key: [x for _ in steerings for x in values] for key, values in rows.items()}
         if audio_prompt is not None:
             every["audio_prompt"] = np.concatenate([rows["audio_prompt"]] * len(steerings))
-        each = [steering for steering in steerings for _ in range(n)]
+        each = [given[i % len(given)] if isinstance(given, tuple) else given for given in steerings for i in range(n)]
         return model.generate(steering=each, batch_size=batch_size, progress=False, **every, **settings)
 
     kept = {cell: shelf.get(cell[0], cell[1], cell[2]) for cell in [(UNSTEERED, 0.0, None), *cells]}
@@ -116,6 +118,10 @@ def dose_response(
     return pd.concat(kept.values(), ignore_index=True)
 
 
+def _scaled(given: Steering | Steerings | Sequence[Steering | Steerings], strength: float):
+    return strength * given if hasattr(given, "parts") else tuple(strength * steering for steering in given)
+
+
 def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFrame:
     frame = measures.describe(generation, twins, model, start=start)
     first = round(start * generation.sample_rate)
@@ -129,7 +135,7 @@ def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFram
 
 
 class _Shelf:
-    """Finished cells in a folder, each under a digest of all that decides its result."""
+    """Finished cells in a folder, each under a digest of what decides its result."""
 
     def __init__(self, folder, model: Model, common: dict):
         self.folder = None if folder is None else Path(folder)
@@ -139,7 +145,8 @@ class _Shelf:
 
     def _file(self, name, strength, steering) -> Path:
         digest = hashlib.sha256(f"{self.common} {name} {strength}".encode())
-        for part in () if steering is None else steering.parts:
+        given = steering if isinstance(steering, tuple) else [steering]
+        for part in (part for one in given if one is not None for part in one.parts):
             digest.update(repr((part, part.mode, part.start, part.stop, part.every, part.ramp, part.branch)).encode())
             digest.update(np.ascontiguousarray(part.vectors().values).tobytes())
         return self.folder / f"{digest.hexdigest()[:24]}.parquet"
@@ -179,10 +186,11 @@ def dose_table(
 
     Returns
     -------
-    pd.DataFrame: `by`, `n`; for `success` (cnn), `judge2_success` (features) and `kept_<what>` (cnn) the share and its
-    Wilson interval (`..._lo`, `..._hi`); the mean and its bootstrap interval over clips of `kept_chroma`,
-    `kept_melody` (agreement with the twin), `other_chroma`, `divergence` (s), `nll`, `nll_unprompted` (nats per
-    token), `brightness` (Hz) and `loudness` (LUFS); `kad` and `frechet` if there is a reference.
+    pd.DataFrame: `by`, `n`; for `success` (cnn), `judge2_success` (features), `both_success` (both at once) and
+    `kept_<what>` (cnn) the share and its Wilson interval (`..._lo`, `..._hi`); the mean and its bootstrap interval over
+    clips of `kept_chroma`, `kept_melody` (agreement with the twin), `other_chroma`, `divergence` (s), `nll`,
+    `nll_unprompted` (nats per token), `brightness` (Hz) and `loudness` (LUFS); `kad` with its interval and `frechet` if
+    there is a reference.
 
     Raises
     ------
@@ -200,6 +208,7 @@ def dose_table(
         shares = {
             "success": measures.success(cell, concept),
             "judge2_success": measures.success(cell, concept, "features"),
+            "both_success": measures.success(cell, concept, "both"),
         }
         for what in kept:
             theirs = twins.loc[cell["clip"], f"cnn_{what}"].to_numpy()
@@ -212,7 +221,8 @@ def dose_table(
         if reference is not None:
             heard = np.stack(cell["texture"])
             heard = heard[np.isfinite(heard).all(1)]
-            row |= {"kad": distances.kad(heard, reference), "frechet": distances.frechet(heard, reference)}
+            row |= dict(zip(("kad", "kad_lo", "kad_hi"), distances.kad_interval(heard, reference), strict=True))
+            row["frechet"] = distances.frechet(heard, reference)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -220,13 +230,15 @@ def dose_table(
 def knee(table: pd.DataFrame, quality: str = "nll_unprompted") -> pd.DataFrame:
     """The strength to use of every name: the most success before quality leaves the unsteered interval.
 
-    Strengths are taken in order of size, and those from the first that is too bad on are out, however good a later one
-    looks by accident.
+    Strengths are taken in order of size, above and below zero on their own, and those from the first that is too bad on
+    are out, however good a later one looks by accident. Music that repeats itself is *less* surprising than unsteered
+    music, so surprise (`nll`, `nll_unprompted`) must stay within the interval on both sides; a distance from real music
+    (`kad`) must only not be larger.
 
     Parameters
     ----------
     table : from `dose_table`
-    quality : a column whose larger values are worse, with `<quality>_hi`
+    quality : a column with `<quality>_hi`
 
     Returns
     -------
@@ -236,7 +248,9 @@ def knee(table: pd.DataFrame, quality: str = "nll_unprompted") -> pd.DataFrame:
     chosen = []
     for name, rows in table[table["name"] != UNSTEERED].groupby("name", sort=False):
         rows = rows.reindex(rows["strength"].abs().sort_values(kind="stable").index)
-        usable = rows[(rows[quality] <= unsteered[f"{quality}_hi"]).cummin()]
+        off = rows[quality] - unsteered[quality]
+        fine = (off.abs() if quality.startswith("nll") else off) <= unsteered[f"{quality}_hi"] - unsteered[quality]
+        usable = rows[fine.groupby(rows["strength"] < 0).cummin()]
         chosen.append(usable.loc[usable["success"].idxmax()] if len(usable) else unsteered.copy())
         chosen[-1] = chosen[-1].copy()
         chosen[-1]["name"] = name

@@ -1,7 +1,7 @@
 """Named steerings for one question: every method's direction, its controls, and every way to add it.
 
-`Finder` reads the activations of training scores once; each of its methods gives a dict
-{name: (method, Steering)} that `study.Experiment` and `dose_response` take. Used by 04_steer_and_listen.
+`Finder` reads the activations of training scores once; each of its methods gives a dict {name: (method, steering)},
+as `study.Experiment` takes them. Controls are many steerings, one for each clip in turn. Used by 04_steer_and_listen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from . import paths
 from .activations import codes as codes_of
@@ -21,11 +22,12 @@ from .datasets import clips
 from .directions import unit
 from .probes import METHODS, accuracy_by_layer, find_directions
 from .steering import Steering, top
+from .targets import read_groups, read_target, shuffled
 
 if TYPE_CHECKING:
     from .model import Model
 
-RANDOM = 5  # random directions; together they make one cell
+DRAWS = 100  # random directions, and permutations of the labels: a control is not one draw
 SITES = ("resid", "attn", "heads")
 
 
@@ -62,27 +64,34 @@ class Finder:
         return self.acts.isel(clip=np.flatnonzero(kept))
 
     def probes(self, label: str, concept: str, among: Sequence[str] = (), site: str = "resid", layers=None, **options):
-        """Every method's direction, and the first method's on shuffled labels; `among` leaves other classes out."""
+        """Every method's direction, and shuffled labels' differences of means; `among` leaves other classes out."""
         acts, layers = self._among(label, among), [self.layer] if layers is None else layers
         kind = "value" if acts[label].dtype.kind == "f" else "auto"
         methods = [m for m in METHODS if m != "logistic" or kind != "value"]
         made = find_directions(acts, label, methods, site, layers, kind=kind)
-        values = np.random.default_rng(0).permutation(acts[label].values)
-        wrong = acts.assign_coords({label: ("clip", values)})
-        wrong = find_directions(wrong, label, methods[:1], site, layers, kind=kind)
         found = {m: (m, Steering(made.sel(concept=concept, finder=m), **options)) for m in methods}
-        return found | {
-            "shuffled labels": ("shuffled labels", Steering(wrong.sel(concept=concept, finder=methods[0]), **options))
-        }
+        return found | self._shuffled(acts, label, concept, kind, site, layers, options)
 
-    def randoms(self, site: str = "resid", layers=None, weights=None, **options):
-        """`RANDOM` random directions, one vector per layer (for heads: per head)."""
+    def _shuffled(self, acts, label, concept, kind, site, layers, options):
+        """Differences of means of `DRAWS` permutations, each at the level at which the label varies."""
+        target, groups = read_target(acts, label, kind), read_groups(acts)
+        y = [shuffled(target, groups, i).y[:, target.concepts.index(concept)] for i in range(DRAWS)]
+        share = lambda mask: mask / mask.sum()
+        gap = (lambda y: y - y.mean()) if target.kind == "value" else (lambda y: share(y > 0) - share(y < 0))
+        weights = xr.DataArray(np.stack([gap(of) for of in y]), dims=("draw", "clip"))
+        made = xr.dot(weights, acts[site].sel(layer=layers), dim="clip").values
+        return {"shuffled labels": ("shuffled labels", self._plain(made, site, layers, **options))}
+
+    def randoms(self, site: str = "resid", layers=None, **options):
+        """`DRAWS` random directions, one vector per layer (for heads: per head)."""
         layers = [self.layer] if layers is None else layers
-        norm, rng = self.acts[f"{site}_norm"].sel(layer=layers).values, np.random.default_rng(0)
         shape = self.acts[site].sel(layer=layers).shape[1:]
-        draws = [rng.normal(size=shape) for _ in range(RANDOM)]
-        made = [Steering(d, site=site, layers=layers, norm=norm, weights=weights, **options) for d in draws]
-        return {f"random {i}": ("random", steering) for i, steering in enumerate(made)}
+        made = np.random.default_rng(0).normal(size=(DRAWS, *shape))
+        return {"random": ("random", self._plain(made, site, layers, **options))}
+
+    def _plain(self, vectors: np.ndarray, site: str, layers: Sequence[int], **options) -> list[Steering]:
+        norm = self.acts[f"{site}_norm"].sel(layer=layers).values
+        return [Steering(v, site=site, layers=layers, norm=norm, **options) for v in vectors]
 
     def best_heads(self, label: str, among: Sequence[str] = (), k: int = 8):
         """Weights (layer, head): 1 for the `k` heads whose mean output tells the classes apart best, else 0."""
@@ -113,7 +122,8 @@ class Finder:
     def ways(self, source: str, target: str, method: str = "diff_of_means", k: int = 8):
         """One probe method, everything else varied: half of guidance, layer, site, heads, mode, schedule, projection.
 
-        Over several layers the push is shared out evenly, so that its sum is the one of a single layer.
+        "all layers" shares the push out evenly, so that its sum is the one of a single layer; attention outputs and
+        heads get all of it at every layer. The study's controls are those of the conditional half at the middle layer.
         """
         every, pair = list(range(self.model.n_layers)), (source, target)
         find = lambda site: find_directions(self._among("lead", pair), "lead", (method,), site, every).sel(

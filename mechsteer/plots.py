@@ -27,9 +27,11 @@ __all__ = [
 
 # Okabe & Ito 2008: told apart in every common form of colour blindness, and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+METRICS = {"r2": "R²", "auc": "AUC", "balanced_accuracy": "balanced accuracy"}  # as an axis says them
 SHARES = ("accuracy", "balanced_accuracy", "auc")  # metrics between 0 and 1
 _GREY = "#767676"
 _DASHES = ("solid", "dash", "dot", "dashdot")
+_CONTROLS = ("dot", "dashdot", "2px,6px")  # of grey lines; the level ones are dashed
 
 _axis = {
     "showline": True,
@@ -115,8 +117,9 @@ def accuracy_by_layer(scores: pd.DataFrame, colour: str = "method", title: str =
         for k, name in enumerate(scores[colour].unique()):
             part = lines[(lines["concept"] == concept) & (lines[colour] == name)]
             _band(fig, part["layer"], part["lo"], part["hi"], COLOURS[k % len(COLOURS)], row, col)
-            _line(fig, part["layer"], part["mean"], str(name), COLOURS[k % len(COLOURS)], _DASHES[k % 4], row, col)
-    metrics = " / ".join(scores["metric"].unique())
+            tint, dash = COLOURS[k % len(COLOURS)], _DASHES[k % 4]
+            _line(fig, part["layer"], part["mean"], str(name).replace("_", " "), tint, dash, row, col)
+    metrics = " or ".join(METRICS.get(name, name) for name in scores["metric"].unique())
     return _axes(fig, places, "layer", metrics)
 
 
@@ -128,13 +131,13 @@ def head_map(
     Parameters
     ----------
     scores : columns concept, layer, head (both 0-based) and `value`.
-    span : ends of the colour scale; default from the mean of `chance`, where that column is, to the largest value.
+    span : ends of the colour scale; default from the smallest value to the largest.
     """
     _need(scores, ["concept", "layer", "head", value])
     fig, places = _panels(list(scores["concept"].unique()), title)
     means = scores.groupby(["concept", "layer", "head"], observed=True)[value].mean()
-    low = float(scores["chance"].mean()) if "chance" in scores else float(means.min())
-    low, high = span or (low, float(means.max()))
+    low, high = span or (float(means.min()), float(means.max()))
+    written = len(means) <= 80 * len(places)  # few enough to read
     for concept, row, col in places:
         grid = means[concept].unstack("head")
         fig.add_trace(
@@ -143,6 +146,7 @@ def head_map(
                 x=grid.columns,
                 y=grid.index,
                 coloraxis="coloraxis",
+                texttemplate="%{z:.2f}" if written else None,
                 hovertemplate=f"layer %{{y}}, head %{{x}}: %{{z:.3f}}<extra>{concept}</extra>",
             ),
             row=row,
@@ -175,7 +179,7 @@ def cosines_by_layer(cosines: pd.DataFrame, title: str = "") -> go.Figure:
             part = here[(here["method_a"] == a) & (here["method_b"] == b)]
             _band(fig, part["layer"], part["lo"], part["hi"], tint, row, col)
             name = f"{a}, split halves" if a == b else f"{a} and {b}"
-            _line(fig, part["layer"], part["cosine"], name, tint, dash, row, col)
+            _line(fig, part["layer"], part["cosine"], name.replace("_", " "), tint, dash, row, col)
     return _axes(fig, places, "layer", "cosine")
 
 
@@ -210,12 +214,13 @@ def dose_curves(
             for _, level in here[here["name"] == name].iterrows():
                 _band(fig, ends, [level[f"{value}_lo"]] * 2, [level[f"{value}_hi"]] * 2, _GREY, row, col)
                 _line(fig, ends, [level[value]] * 2, name, _GREY, "dash" if k == 0 else "longdash", row, col)
-        for k, name in enumerate([*names, *controls]):
+        drawn = [name for name in controls if name not in levels]
+        for k, name in enumerate([*names, *drawn]):
             part = here[here["name"] == name].sort_values("strength")
-            colour = _GREY if name in controls else COLOURS[k % len(COLOURS)]
+            colour = _GREY if name in drawn else COLOURS[k % len(COLOURS)]
             if len(part) and name not in levels:
                 _band(fig, part["strength"], part[f"{value}_lo"], part[f"{value}_hi"], colour, row, col)
-                dash = _DASHES[1 + (k - len(names)) % 3] if name in controls else _DASHES[k // len(COLOURS) % 4]
+                dash = _CONTROLS[(k - len(names)) % 3] if name in drawn else _DASHES[k // len(COLOURS) % 4]
                 _line(fig, part["strength"], part[value], name.replace("_", " "), colour, dash, row, col)
         below = (row + 1, col) not in {(r, c) for _, r, c in places}
         fig.update_xaxes(title_text="strength (multiples of the activation norm)" if below else None, row=row, col=col)

@@ -156,9 +156,11 @@ def find_directions(
     out = out.assign_coords(xr.Coordinates.from_pandas_multiindex(index, "where")).unstack("where")
     out = out.transpose("concept", "finder", *where, feature)
     kept = {k: acts.attrs[k] for k in ("model", "model_hash", "data", "pool", "prompt") if k in acts.attrs}
+    known = int((~np.isnan(target.y.reshape(len(target.y), -1)).all(1)).sum())
+    said = kept.pop("data", f"{known} clips")
     out.attrs = {
-        "data": f"{acts.sizes['clip']} clips",
         **kept,
+        "data": said if said.startswith(f"{known} clips") else f"{known} of {said}",
         "site": site,
         "label": label,
         "kind": target.kind,

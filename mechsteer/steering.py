@@ -43,7 +43,8 @@ class Steering:
         `remove`: takes the share s of the projection away (1 is all of it).
     start, stop : float
         Seconds; `stop=None` is the end. A sequence step at time t predicts codebook 0 of the frame at t, and the
-        finer codebooks of the frames just before, which so may change up to the largest delay (3 frames) early.
+        finer codebooks of the frames just before, which so may change early, by up to the largest delay in frames (as a
+        rule one less than there are codebooks).
     every : int
         Act on every n-th frame, counted from `start`.
     ramp : float
@@ -67,7 +68,7 @@ class Steering:
     `a | b` applies both where each is: at one site and layer additions are summed, then blends, replacements and
     removals act in turn, each in the order written; removals after the first take away only what is left.
 
-    Sources: `blend` is the rule of the seed paper's code (arXiv 2506.10225); `remove` is directional ablation.
+    Sources: `blend` is the rule of the authors' code of arXiv 2506.10225; `remove` is directional ablation.
     """
 
     direction: Any

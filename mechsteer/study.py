@@ -77,15 +77,16 @@ BEGINNING = 3.0  # s of a real clip before steering sets in, where music goes on
 class Experiment:
     """One question: the concept that counts as success, who is asked, and the steerings to try.
 
-    `steerings`: name -> (method, Steering); `prompts`: in turn over the clips; `reference`: rows of the orchestra that
-    are real music of the concept; `asked`: a prompt that asks for the concept outright, to see how far words get.
+    `steerings`: name -> (method, Steering), or (method, several) for the clips in turn; `prompts`: in turn over the
+    clips; `reference`: rows of the orchestra that are real music of the concept; `asked`: a prompt that asks for the
+    concept outright, to see how far words get.
     """
 
     name: str
     concept: Mapping[str, Any]
     source: str
     prompts: str | None | Sequence[str | None]
-    steerings: Mapping[str, tuple[str, Steering]]
+    steerings: Mapping[str, tuple[str, Steering | Sequence[Steering]]]
     strengths: Sequence[float]
     reference: Callable[[pd.DataFrame], pd.Series]
     asked: str | None = None
@@ -101,26 +102,16 @@ def run(
     common = dict(
         duration=experiment.duration, start=experiment.start, audio_prompt=experiment.audio_prompt, out=folder
     )
-    ask = lambda steerings, size, first, prompts=experiment.prompts: dose_response(
-        model, steerings, prompts, experiment.strengths, size, seed + first, **common
-    )
-    randoms = {name: s for name, (method, s) in experiment.steerings.items() if method == "random"}
-    frames = [ask({name: s for name, (_, s) in experiment.steerings.items() if name not in randoms}, n, 0)]
-    for i, (name, steering) in enumerate(randoms.items()):  # together they cover the seeds of one cell
-        first = i * (n // len(randoms))
-        frame = ask({name: steering}, n // len(randoms), first)
-        frames.append(frame[frame["name"] != UNSTEERED].assign(clip=lambda t, first=first: t["clip"] + first))
+    ask = lambda steerings, prompts: dose_response(model, steerings, prompts, experiment.strengths, n, seed, **common)
+    frames = [ask({name: given for name, (_, given) in experiment.steerings.items()}, experiment.prompts)]
     if experiment.asked:
-        frame = ask({}, n, 0, experiment.asked).assign(name="prompt alone")  # its twins have another prompt
+        frame = ask({}, experiment.asked).assign(name="prompt alone")  # its twins have another prompt
         frames.append(frame.assign(**dict.fromkeys(("twin_chroma", "twin_melody", "twin_divergence"), np.nan)))
     frame = pd.concat(frames, ignore_index=True)
     method = {name: method for name, (method, _) in experiment.steerings.items()}
     method |= {UNSTEERED: UNSTEERED, "prompt alone": "prompt alone"}
-    frame["name"] = frame["name"].where(~frame["name"].isin(randoms), "random")
     table = dose_table(frame, experiment.concept, STAYS, reference=real_texture(experiment.reference))
-    steered = {name: steering.parts[0] for name, (_, steering) in experiment.steerings.items()}
-    if randoms:
-        method["random"], steered["random"] = "random", next(iter(randoms.values())).parts[0]
+    steered = {name: first_part(given) for name, (_, given) in experiment.steerings.items()}
     facts = [
         {"experiment": experiment.name, "concept": "+".join(map(str, experiment.concept.values()))}
         | {"source": experiment.source, "method": method[name]}
@@ -131,6 +122,11 @@ def run(
     ]
     kept = [column for column in CLIPS if column in frame]
     return pd.concat([pd.DataFrame(facts), table], axis=1), frame[kept].assign(experiment=experiment.name)
+
+
+def first_part(given: Steering | Sequence[Steering]) -> Steering:
+    """Where and when all of them act: several differ in their direction only."""
+    return (given if hasattr(given, "parts") else given[0]).parts[0]
 
 
 def real_texture(chosen: Callable[[pd.DataFrame], pd.Series], most: int = 200, seconds: float = 5.0) -> np.ndarray:
@@ -218,12 +214,14 @@ def main():
     parser.add_argument("--only", nargs="*", default=[], help="names of experiments")
     parser.add_argument("--out", type=Path, default=paths.data() / "study")
     args = parser.parse_args()
+    if args.n < 2:
+        raise SystemExit("--n: an interval needs two clips a cell or more")
     model, folder = load(args.model), args.out
     facts = {"seed": args.seed, "model": model.name, "model_hash": model.hash}
     facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
     for experiment in questions(model, args.only):
         for name, (_, steering) in experiment.steerings.items():
-            direction = steering.parts[0].direction
+            direction = first_part(steering).direction
             if experiment.name in KEPT and direction.attrs.get("model_hash"):
                 save_direction(direction_file(experiment.name, name, folder), direction.drop_vars("weight"))
         table, frame = run(experiment, model, args.n, args.seed, paths.runs() / "study")

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 import mechsteer as ms
 from mechsteer import paths, study
-from mechsteer.finders import RANDOM, Finder
+from mechsteer.finders import DRAWS, Finder
 
 TABLES = ("doses", "clips")
 
@@ -24,19 +24,34 @@ def shipped():
     return {name: pd.read_parquet(paths.data() / "study" / f"{name}.parquet") for name in TABLES}
 
 
-def test_an_experiment_brings_its_facts_and_pools_its_random_directions(tiny, tmp_path):
-    vectors = np.random.default_rng(0).normal(size=(RANDOM + 1, tiny.d_model))
+def test_an_experiment_brings_its_facts_and_every_clip_a_control_of_its_own(tiny, tmp_path):
+    n, vectors = 5, np.random.default_rng(0).normal(size=(4, tiny.d_model))
     steer = [ms.Steering(v, layers=[2], norm=5.0, branch="cond") for v in vectors]
-    steerings = {"mse": ("mse", steer[0])} | {f"random {i}": ("random", s) for i, s in enumerate(steer[1:])}
+    steerings = {"mse": ("mse", steer[0]), "random": ("random", steer[1:])}
     few = lambda t: (t["lead"] == "guitar") & (t["style"] == "jazz") & (t["tempo"] > 150)
     question = study.Experiment("guitar", {"lead": "guitar"}, "jazz", "jazz", steerings, [0.5], few, duration=3.0)
-    table, clips = study.run(question, tiny, RANDOM, 0, tmp_path)
-    assert table["name"].tolist() == ["unsteered", "mse", "random"] and (table["n"] == RANDOM).all()
+    table, clips = study.run(question, tiny, n, 0, tmp_path)
+    assert table["name"].tolist() == ["unsteered", "mse", "random"] and (table["n"] == n).all()
     assert table["kind"].tolist() == ["control", "read", "control"] and table["layers"].tolist() == ["", "2", "2"]
     of_random = clips[clips["name"] == "random"]
-    assert of_random["seed"].tolist() == of_random["clip"].tolist() == list(range(RANDOM))
-    again, _ = study.run(dataclasses.replace(question), tiny, RANDOM, 0, tmp_path)
+    assert of_random["seed"].tolist() == of_random["clip"].tolist() == list(range(n))
+    again, _ = study.run(dataclasses.replace(question), tiny, n, 0, tmp_path)
     pd.testing.assert_frame_equal(again, table)
+    for i in (1, 4):  # clips 1 and 4 have the second and, in turn, the first random direction
+        alone = tiny.generate("jazz", 3.0, i, 0.5 * steer[1 + i % 3], progress=False)
+        assert of_random["nll"].iloc[i] == pytest.approx(tiny.nll(alone.codes, "jazz").item(), abs=0.02)
+
+
+def test_controls_are_many_draws_and_shuffling_keeps_the_level_of_the_label(tiny):
+    finder = Finder(tiny, scores=8)
+    found = finder.probes("style", "jazz") | finder.randoms("heads", [1, 2])
+    for name in ("shuffled labels", "random"):
+        vectors = np.stack([s.direction.values for s in found[name][1]])
+        assert len(np.unique(vectors.round(6), axis=0)) > 0.2 * DRAWS, "permutations of 8 scores repeat, but not often"
+    shuffled, real = found["shuffled labels"][1], found["diff_of_means"][1]
+    assert all(s.layers == real.layers and np.allclose(s.direction.norm, real.direction.norm) for s in shuffled)
+    same = [abs(float((s.direction * real.direction).sum())) for s in shuffled]
+    assert np.mean(same) < 0.8, "a permutation across scores of few classes resembles the real one at times only"
 
 
 def test_results_of_other_weights_and_of_an_older_run_give_way(tmp_path):
@@ -63,10 +78,12 @@ def test_every_question_can_be_asked(tiny, tmp_path, monkeypatch):
     asked = {e.name: e for e in study.questions(tiny, names)}
     assert set(asked) == set(names)
     heads = asked["guitar at the best heads"].steerings
-    assert all(s.site == "heads" and int((s.direction.weight != 0).sum()) == 8 for _, s in heads.values())
+    each = [study.first_part(given) for _, given in heads.values()]
+    assert all(s.site == "heads" and int((s.direction.weight != 0).sum()) == 8 for s in each)
     songs = ms.clips("orchestra")
     assert (asked["fast"].reference(songs) == (songs["tempo"] >= 140)).all()
-    ways = {name: 0.2 * s for name, (_, s) in asked["piano to guitar, ways to add"].steerings.items()}
+    ways = asked["piano to guitar, ways to add"].steerings.items()
+    ways = {name: 0.2 * (given if hasattr(given, "parts") else given[0]) for name, (_, given) in ways}
     made = tiny.generate("jazz piano", 1.0, [0] * (len(ways) + 1), [None, *ways.values()], progress=False)
     moved = (made.codes[1:] != made.codes[:1]).any(axis=(1, 2))
     assert moved.all(), f"nothing changed by {[name for name, m in zip(ways, moved, strict=True) if not m]}"

@@ -1,7 +1,7 @@
 """Measure the embedded model and write its card: `python -m mechsteer.tiny.card`.
 
 Everything is measured on scores that neither the codec, the LM nor the judges were trained on. Writes
-`data/tiny/card.json` (every measure with n, a 95 % interval, and the command), and with `--figures` the
+`data/tiny/card.json` (every measure with n, its 95 % interval or the range of its runs, and the command), and with `--figures` the
 spectrograms and short clips to listen to.
 """
 
@@ -178,8 +178,8 @@ TABLE = (  # what README shows of the card: (row, measure, attribute, judge)
     ("full prompt: tempo asked and heard, r", "full prompt, guidance 3", "tempo, r", "cnn"),
     ("unprompted: share of the rarest lead", "unprompted", None, "cnn"),
     ("unprompted: embedding spread against real", "unprompted", "embedding spread against real", "features"),
-    ("audio per second, batch 1", SPEED, "batch 1", None),
-    ("audio per second, batch 32", SPEED, "batch 32", None),
+    ("seconds of audio made per second, batch 1", SPEED, "batch 1", None),
+    ("seconds of audio made per second, batch 32", SPEED, "batch 32", None),
 )
 
 
@@ -194,7 +194,7 @@ def readme_table(card: dict) -> str:
     for name, measure, attribute, judge in TABLE:
         row = find(measure, attribute, judge)
         second = find(measure, attribute, "features") if judge == "cnn" and attribute else None
-        interval = f"{row['lo']:.2f} to {row['hi']:.2f}" if "lo" in row else ""
+        interval = f"{row['lo']:.2f} to {row['hi']:.2f}" if "lo" in row and "interval" not in row else ""
         other = f"{second['value']:.2f}" if second else ""
         lines.append(f"| {name} | {row['value']:.2f} | {interval} | {row['n']} | {other} |")
     return "\n".join(lines)
