@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import require
 
-from mechsteer import figures, paths, plots, saving
+from mechsteer import figures, paths, plots, saving, study_figures
 
 
 @pytest.fixture
@@ -109,3 +109,19 @@ def test_the_present_style_is_drawn(shelf, monkeypatch):
     assert figures.redraw("02_line", shelf) == "redrawn"
     assert "#ff0000" not in (shelf / "02_line.html").read_text(encoding="utf-8")
     assert figures.redraw("02_line", shelf) == "same"
+
+
+def test_the_figures_of_the_study_are_drawn_from_its_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    study = study_figures.shipped()
+    for name, draw in study_figures.DRAWN.items():
+        with pytest.warns(UserWarning, match="Chrome"):
+            assert figures.redraw_study(name, tmp_path) == "not written"
+        assert not figures.page_changed(name, tmp_path)
+        read = saving.read_figure(name, tmp_path)
+        assert read.attrs["model"].split()[-1] == study["model_hash"].iloc[0]
+        assert read["both_success"].to_numpy() == pytest.approx(draw(study)[1]["both_success"].to_numpy(), abs=1e-5)
+    fig, _ = study_figures.dose_response(study)
+    drawn = next(t for t in fig.data if t.name == "mse")
+    rows = study[(study["experiment"] == "guitar") & (study["name"] == "mse")].sort_values("strength")
+    assert list(drawn.y) == rows["both_success"].tolist(), "guitar has the first panel"

@@ -1,8 +1,8 @@
 """Measure the embedded model and write its card: `python -m mechsteer.tiny.card`.
 
 Everything is measured on scores that neither the codec, the LM nor the judges were trained on. Writes
-`data/tiny/card.json` (every measure with n, its 95 % interval or the range of its runs, and the command), and with `--figures` the
-spectrograms and short clips to listen to.
+`data/tiny/card.json` (every measure with n, its 95 % interval or the range of its runs, and the command), and with
+`--figures` the spectrograms and short clips to listen to.
 """
 
 import argparse

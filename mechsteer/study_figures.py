@@ -1,0 +1,84 @@
+"""The figures of the shipped study, drawn from its table of cells: 04 shows them, `make figures` draws them anew.
+
+Each takes the table of data/study/doses.parquet and returns the figure and the rows behind it. Success is where both
+judges hear the concept; intervals are 95 % (Wilson's for shares, bootstrap for KAD).
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+
+from . import paths, plots
+
+__all__ = ["DRAWN", "dose_response", "facts", "shipped", "sites", "ways"]
+
+WAYS = "ways to add"
+METHODS = ("logistic", "mse", "diff_of_means")
+
+
+def shipped() -> pd.DataFrame:
+    """The shipped table: one row per experiment, steering and strength (`dose.dose_table`, and what each was)."""
+    return pd.read_parquet(paths.data() / "study" / "doses.parquet")
+
+
+def facts(study: pd.DataFrame) -> dict:
+    """Where the numbers come from, as `save_figure` keeps it."""
+    row = study.iloc[0]
+    return {"model": f"{row['model']} {row['model_hash']}", "seed": int(row["seed"]), "command": _COMMAND}
+
+
+_COMMAND = "python -m mechsteer.study"
+
+
+def of_study(study: pd.DataFrame) -> str:
+    """For titles: "study of tiny, 100 clips a point"."""
+    return f"study of {study['model'].iloc[0]}, {study['n'].min()} clips a point"
+
+
+def dose_response(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
+    """Success by strength in the residual stream, guitar first; the table is the whole study."""
+    shown = study[~study["experiment"].str.contains(" at |, ")]
+    shown = shown.sort_values("experiment", key=lambda names: names != "guitar", kind="stable")
+    fig = plots.dose_curves(shown, "both_success", title=f"Steered for, and heard by both judges ({of_study(study)})")
+    fig.update_yaxes(title_text="target heard by both judges, share", col=1)
+    return fig, study
+
+
+def sites(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
+    """What guitar costs in the residual stream, at attention outputs and at single heads: success against KAD."""
+    rows = study[study["experiment"].str.startswith("guitar") & (study["source"] == "unprompted")]
+    rows = rows[rows["method"].isin(METHODS)].replace({"diff_of_means": "diff of means"})
+    success, kad = rows["both_success"], rows["kad"]
+    rows = rows.assign(up=rows["both_success_hi"] - success, down=success - rows["both_success_lo"])
+    rows = rows.assign(right=rows["kad_hi"] - kad, left=kad - rows["kad_lo"])
+    fig = px.line(
+        rows, x="kad", y="both_success", color="method", facet_col="experiment", markers=True, range_y=[-0.02, 1.08],
+        text="strength", error_y="up", error_y_minus="down", error_x="right", error_x_minus="left",
+        labels={"kad": "KAD to real guitar clips"}, color_discrete_sequence=list(plots.COLOURS), template="mechsteer",
+        width=1080, height=420,
+    )  # fmt: skip
+    fig.update_traces(textposition="top left", line={"width": 1}, error_x={"thickness": 1}, error_y={"thickness": 1})
+    fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("experiment=")))
+    fig.update_yaxes(title="guitar heard by both judges, share", col=1)
+    fig.update_layout(title=f"What success costs at each site ({of_study(study)})")
+    return fig, rows
+
+
+def ways(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
+    """One direction, added in every way that `finders.Finder.ways` lists, and its two controls."""
+    rows = study[study["experiment"].str.contains(WAYS) & (study["name"] != "unsteered")]
+    rows = rows.sort_values(["both_success", "name"]).assign(strength=lambda t: t["strength"].astype(str))
+    fig = px.scatter(
+        rows, x="both_success", y="name", color="strength", symbol="kind", template="mechsteer", height=680, width=940,
+        error_x=rows["both_success_hi"] - rows["both_success"],
+        error_x_minus=rows["both_success"] - rows["both_success_lo"], hover_data=["success", "judge2_success", "kad"],
+        color_discrete_sequence=list(plots.COLOURS),
+        labels={"both_success": "guitar heard by both judges, share of clips", "name": ""},
+    )  # fmt: skip
+    fig.update_layout(title=f"One direction, added in every way ({of_study(study)})")
+    return fig, rows
+
+
+DRAWN = {"04_dose_response": dose_response, "04_sites": sites, "04_ways": ways}
