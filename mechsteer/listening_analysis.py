@@ -111,7 +111,8 @@ class Analysis:
     ----------
     results : `stats.preferences`, `stats.discrimination` or `stats.ratings` over the kept listeners
     strengths : `stats.bradley_terry` for preferences over three or more conditions, else None
-    agreement : Krippendorff's alpha between the kept listeners
+    agreement : Krippendorff's alpha between the kept listeners: on the condition chosen or, in ABX, on which trials are
+        told rightly, both against chance within each pair of conditions; or on the ratings
     listeners : `screen`, one row per listener
     answers : the tidy answers, all of them
     simulated : whether any answer is a simulated listener's; then every table, figure and text says so
@@ -202,7 +203,10 @@ def analyse(
         results = (stats.discrimination if design.kind == "abx" else stats.preferences)(chosen, **options)
         if design.kind == "preference" and len(design.conditions) > 2:
             strengths = stats.bradley_terry(chosen, **options)
-        alpha = stats.agreement(chosen.pivot(index="listener", columns="trial", values="chosen"))
+        # X differs from listener to listener, so what they can agree on is which trials are told rightly
+        judged = chosen.pivot(index="listener", columns="trial", values="correct" if design.kind == "abx" else "chosen")
+        pairs = {trial.key: str(sorted(trial.slots)) for trial in trials(design, 1)}
+        alpha = stats.agreement(judged, within=[pairs[trial] for trial in judged])
     made = bool(answers["simulated"].iloc[0])
     for table in (results, strengths):
         if table is not None:

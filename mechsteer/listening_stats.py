@@ -297,27 +297,34 @@ def ratings(
     return table.sort_values("mean", ascending=False, ignore_index=True)
 
 
-def agreement(values: pd.DataFrame, kind: str = "nominal") -> float:
+def agreement(values: pd.DataFrame, kind: str = "nominal", within: Sequence | None = None) -> float:
     """Krippendorff's alpha between listeners: 1 is full agreement, 0 is what chance gives, below 0 is worse.
 
     Parameters
     ----------
     values : listeners down, what was judged across; NaN where a listener didn't answer.
     kind : "nominal" (choices) or "interval" (ratings).
+    within : one label per column. Chance then deals answers out anew among columns with the same label only. Needed
+        where columns offer different answers, as trials on different pairs of conditions do: nobody can choose what
+        isn't offered, so chance over all columns together would disagree too much, and alpha among coin-flippers
+        would be above 0. Default: any answer could have been given in any column.
 
-    If nearly all choices are the same, alpha is near 0 however well listeners agree, because there is hardly anything
-    left to agree on; look at the shares too. NaN if there are no two answers to compare or all are the same.
+    Chance keeps the shares (per label): listeners who choose one condition in 3 of 4 trials, each in other trials, have
+    alpha 0. So alpha says whether listeners agree on *which* trials are which, and the shares say the rest. Where
+    nearly all choices are the same, alpha is near 0 however well listeners agree, because there is hardly anything
+    left to agree on. NaN if there are no two answers to compare, or all (per label) are the same.
+
+    Observed and expected disagreement are summed over the labels, weighted by their answers, before the ratio is taken;
+    a label under which all answers are the same adds nothing to either.
 
     Source: Krippendorff 2004, "Content Analysis", ch. 11. With two or more choices and no gaps it is close to Fleiss'
     kappa (equal to it but for a correction for few answers).
     """
     if kind not in {"nominal", "interval"}:
         raise ValueError(f"kind {kind!r}; there are nominal and interval")
-    grid = values.to_numpy(dtype=object)
-    units = [[v for v in column if not pd.isna(v)] for column in grid.T]
-    units = [unit for unit in units if len(unit) > 1]
-    if not units:
-        return float("nan")
+    labels = np.zeros(values.shape[1], int) if within is None else pd.factorize(np.asarray(within))[0]
+    if len(labels) != values.shape[1]:
+        raise ValueError(f"within needs one label per column: {values.shape[1]}, not {len(labels)}")
     distance = (lambda a, b: float(a != b)) if kind == "nominal" else (lambda a, b: (float(a) - float(b)) ** 2)
 
     def apart(values: Sequence) -> float:
@@ -325,9 +332,14 @@ def agreement(values: pd.DataFrame, kind: str = "nominal") -> float:
         pairs = itertools.product(range(len(kinds)), repeat=2)
         return sum(counts[i] * counts[j] * distance(kinds[i], kinds[j]) for i, j in pairs if i != j)
 
-    pooled = [v for unit in units for v in unit]
-    observed = sum(apart(unit) / (len(unit) - 1) for unit in units) / len(pooled)
-    expected = apart(pooled) / (len(pooled) * (len(pooled) - 1))
+    grid, observed, expected = values.to_numpy(dtype=object), 0.0, 0.0
+    for label in np.unique(labels):
+        units = [[v for v in column if not pd.isna(v)] for column in grid.T[labels == label]]
+        units = [unit for unit in units if len(unit) > 1]
+        if units:
+            pooled = [v for unit in units for v in unit]
+            observed += sum(apart(unit) / (len(unit) - 1) for unit in units)
+            expected += apart(pooled) / (len(pooled) - 1)
     return 1 - observed / expected if expected else float("nan")
 
 

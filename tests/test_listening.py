@@ -269,6 +269,22 @@ def test_the_other_kinds_are_analysed_too(tmp_path, kind):
         assert len(easy) == 2 and (easy["share"] > 0.6).all()
 
 
+@pytest.mark.parametrize("kind", ["preference", "abx"])
+def test_agreement_is_0_for_coins_and_1_where_all_agree(tmp_path, kind):
+    test = make(tmp_path, kind, THREE, items=8, headphones=0, practice=0, screening=Screening(None, None, None, None))
+    coins = [test.analyse(test.simulate(18, listener_sd=0, item_sd=0, seed=k), boots=2).agreement for k in range(6)]
+    assert abs(np.mean(coins)) < 0.03 and np.abs(coins).max() < 0.1
+    table = test.simulate(6)
+    even = table["item"].str.extract(r"(\d+)$")[0].astype(int) % 2 == 0
+    names = np.sort(table[["left", "right"]].to_numpy(str), axis=1)
+    if kind == "abx":  # all are right on even items and wrong on odd ones, whichever X each of them gets
+        other = table["left"].where(table["left"] != table["x"], table["right"])
+        table["chosen"], table["correct"] = np.where(even, table["x"], other), even
+    else:
+        table["chosen"] = np.where(even, *names.T)
+    assert test.analyse(table, boots=2).agreement == 1
+
+
 def test_no_answers_or_mixed_ones_are_not_analysed(tmp_path):
     test = make(tmp_path)
     with pytest.raises(ValueError, match="no answers"):

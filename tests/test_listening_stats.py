@@ -140,6 +140,41 @@ def test_krippendorffs_alpha_on_his_own_example():
     assert np.isnan(ls.agreement(answers.head(1)))
 
 
+PAIRS = (("steered", "unsteered"), ("random", "unsteered"), ("steered", "prompt"))
+
+
+def grid_of(choose, listeners: int = 18, items: int = 8) -> tuple[pd.DataFrame, list[int]]:
+    """Choices between each of PAIRS on each item by a rule (pair, item, listener) -> 0 or 1; and each column's pair."""
+    columns = [(k, item) for k in range(len(PAIRS)) for item in range(items)]
+    rows = [[PAIRS[k][choose(k, item, n)] for k, item in columns] for n in range(listeners)]
+    return pd.DataFrame(rows), [k for k, _ in columns]
+
+
+def test_coin_flips_on_several_pairs_agree_no_more_than_chance():
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        grid, pairs = grid_of(lambda k, item, n, rng=rng: rng.integers(2))
+        found.append((ls.agreement(grid, within=pairs), ls.agreement(grid)))
+    fair, pooled = np.array(found).T
+    assert abs(fair.mean()) < 0.01 and np.abs(fair).max() < 0.1
+    assert pooled.mean() > 0.25, "over all pairs together, coins would seem to agree"
+    unlike, pairs = grid_of(lambda k, item, n: int(rng.random() < (0.05, 0.5, 0.95)[k]))
+    assert abs(ls.agreement(unlike, within=pairs)) < 0.1, "nor does it where the shares differ by pair"
+
+
+def test_agreement_on_several_pairs_is_1_where_all_agree():
+    grid, pairs = grid_of(lambda k, item, n: (item + k) % 2)
+    assert ls.agreement(grid, within=pairs) == 1
+    grid, pairs = grid_of(lambda k, item, n: 0 if k == 0 else item % 2)  # a pair with one winner adds nothing
+    assert ls.agreement(grid, within=pairs) == 1
+    assert np.isnan(ls.agreement(grid_of(lambda k, item, n: k % 2)[0], within=pairs)), "nothing left to agree on"
+    one, _ = grid_of(lambda k, item, n: (item * n) % 2)
+    assert ls.agreement(one, within=[0] * one.shape[1]) == pytest.approx(ls.agreement(one))
+    with pytest.raises(ValueError, match="one label per column"):
+        ls.agreement(grid, within=pairs[1:])
+
+
 def test_power_grows_with_listeners_and_false_alarms_stay_near_the_level():
     table = lp.power(0.65, [5, 15, 40], items=10, runs=400).set_index("listeners")["power"]
     assert table[5] < table[15] < table[40] and table[40] > 0.8
