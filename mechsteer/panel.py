@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 from collections.abc import Sequence
 
 import ipywidgets as widgets
@@ -27,6 +28,7 @@ def steering_panel(
     strongest: float = 2.0,
     layer: int | None = None,
     concept: str | None = None,
+    start: float = 0.0,
 ) -> SteeringPanel:
     """Sliders for one steering, and a button that generates a clip with it beside its unsteered twin.
 
@@ -45,6 +47,8 @@ def steering_panel(
         Where the slider begins; default the middle one. A direction is added at the layer where it was read.
     concept : str
         What is chosen at first; default the first.
+    start : float
+        Seconds from the clip's beginning, less than `duration`: where its slider begins.
 
     Returns
     -------
@@ -53,7 +57,8 @@ def steering_panel(
 
     Raises
     ------
-    ValueError  if the directions have several finders, name a concept twice, lack `concept` or don't fit the model.
+    ValueError  if the directions have several finders, name a concept twice, lack `concept` or don't fit the model; or
+        if `start` isn't inside the clip.
 
     Taught in 00_start_here.
     """
@@ -61,7 +66,7 @@ def steering_panel(
     found = _by_concept(model, several)
     if concept is not None and concept not in found:
         raise ValueError(f"no direction for {concept!r}; there are {', '.join(found)}")
-    panel = SteeringPanel(model, found, prompt, seed, duration, strength, strongest, layer)
+    panel = SteeringPanel(model, found, prompt, seed, duration, strength, strongest, layer, start)
     panel.concept.value = concept or panel.concept.value
     return panel
 
@@ -86,9 +91,11 @@ def _by_concept(model, several: Sequence[xr.DataArray]) -> dict[str, xr.DataArra
 class SteeringPanel(widgets.VBox):
     """What `steering_panel` makes: `concept`, `strength`, `layer`, `start`, `prompt`, `seed` and `button`."""
 
-    def __init__(self, model, by_concept, prompt, seed, duration, strength, strongest, layer) -> None:
+    def __init__(self, model, by_concept, prompt, seed, duration, strength, strongest, layer, start) -> None:
         self.model, self._by_concept = model, by_concept
         self.duration = min(8.0, model.max_duration) if duration is None else duration
+        if not 0 <= start < self.duration:
+            raise ValueError(f"start={start:g} s isn't inside the clip, which has {self.duration:g} s")
         self.clips: Generation | None = None
         self._twin: Generation | None = None
         first = next(iter(by_concept.values()))
@@ -101,7 +108,8 @@ class SteeringPanel(widgets.VBox):
         self.strength = make(widgets.FloatSlider, strength, "strength", min=-strongest, max=strongest, step=0.05)
         at = layers[len(layers) // 2] if layer is None else layer
         self.layer = make(widgets.SelectionSlider, at, "layer", options=layers)
-        self.start = make(widgets.FloatSlider, 0.0, "start, s", min=0.0, max=self.duration - 0.25, step=0.25)
+        latest = max(0.25 * (math.ceil(self.duration / 0.25) - 1), start)  # the last step inside the clip
+        self.start = make(widgets.FloatSlider, start, "start, s", min=0.0, max=latest, step=0.25)
         self.prompt = make(widgets.Text, prompt or "", "prompt", placeholder="nothing: unconditional")
         self.seed = make(widgets.IntText, seed, "seed")
         self.button = widgets.Button(description="Generate", button_style="primary", icon="music")

@@ -81,6 +81,15 @@ def test_the_concept_of_the_beginning_is_chosen_and_a_wrong_one_told(model, dire
         ms.steering_panel(model, directions, concept="gitar")
 
 
+def test_the_start_of_the_beginning_is_the_sliders_and_the_steerings(model, directions):
+    panel = ms.steering_panel(model, directions, duration=4.0, start=3.0)
+    assert panel.start.value == panel.steering.start == 3.0 and "start=3)" in panel.code.value
+    assert ms.steering_panel(model, directions, duration=4.0, start=3.9).start.value == 3.9  # off the slider's steps
+    for start in (4.0, -0.25):
+        with pytest.raises(ValueError, match=f"start={start:g} s isn't inside the clip, which has 4 s"):
+            ms.steering_panel(model, directions, duration=4.0, start=start)
+
+
 def test_directions_that_leave_a_choice_or_do_not_fit_are_refused(model, directions):
     with pytest.raises(ValueError, match="choose one finder"):
         ms.steering_panel(model, directions.expand_dims(finder=["mse", "logistic"]))
