@@ -26,6 +26,7 @@ SMALL: dict[str, dict] = {
 # Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.
 SMALLEST: dict[str, dict] = {
     "01_collect_activations": {"SCORES": 1},
+    "02_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 6, "FOLDS": 3},
     "06_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0},
 }
 
