@@ -1,6 +1,6 @@
 """Errors whose message is all there is to say: a notebook shows that sentence, without the way there."""
 
-__all__ = ["MissingWeights", "NoSuchDevice", "TooLittleMemory"]
+__all__ = ["MissingWeights", "NoSuchDevice", "Told", "TooLittleMemory"]
 
 
 class Told(Exception):  # noqa: N818  (what it is called depends on what it tells)

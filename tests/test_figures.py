@@ -77,17 +77,6 @@ def test_a_page_without_a_stamp_and_a_figure_without_a_model_are_told_apart(shel
     assert figures.page_changed("05_power", shelf).startswith("the page names no numbers: make notebooks ONLY=05")
 
 
-def test_the_figure_of_the_study_is_compared_with_the_shipped_table(shelf, capsys):
-    study = pd.DataFrame({"x": [0, 1], "y": [0.5, 1 / 3]})
-    (paths.data() / "study").mkdir()
-    study.to_parquet(paths.data() / "study/doses.parquet")
-    for values, said in (([0.5, 1 / 3], ""), ([0.5, 0.25], "the shipped study has changed: y by at most 0.0833")):
-        save(values, shelf, name="04_dose_response")
-        with pytest.warns(UserWarning):
-            assert figures.main(["04"]) == bool(said)
-        assert said in capsys.readouterr().out
-
-
 def test_what_cannot_be_drawn_names_its_notebook(shelf, capsys):
     (shelf / "02_line.html").unlink()
     assert figures.main(["02"]) == 1
