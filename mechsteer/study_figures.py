@@ -38,9 +38,10 @@ def of_study(study: pd.DataFrame) -> str:
 
 
 def dose_response(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
-    """Success by strength in the residual stream, guitar first; the table is the whole study."""
+    """Success by strength in the residual stream: guitar, the other unprompted ones, transfers; the table is all."""
     shown = study[~study["experiment"].str.contains(" at |, ")]
-    shown = shown.sort_values("experiment", key=lambda names: names != "guitar", kind="stable")
+    place = (shown["experiment"] != "guitar").astype(int) + (shown["source"] != "unprompted")
+    shown = shown.loc[place.sort_values(kind="stable").index]
     fig = plots.dose_curves(shown, "both_success", title=f"Steered for, and heard by both judges ({of_study(study)})")
     fig.update_yaxes(title_text="target heard by both judges, share", col=1)
     return fig, study
@@ -49,35 +50,39 @@ def dose_response(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
 def sites(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     """What guitar costs in the residual stream, at attention outputs and at single heads: success against KAD."""
     rows = study[study["experiment"].str.startswith("guitar") & (study["source"] == "unprompted")]
-    rows = rows[rows["method"].isin(METHODS)].replace({"diff_of_means": "diff of means"})
+    rows = rows[rows["method"].isin(METHODS)].replace({"diff_of_means": "diff of means"}).sort_values("strength")
+    rows["place"] = rows["experiment"].replace("guitar", "residual stream").str.replace("guitar at ", "")
     success, kad = rows["both_success"], rows["kad"]
     rows = rows.assign(up=rows["both_success_hi"] - success, down=success - rows["both_success_lo"])
     rows = rows.assign(right=rows["kad_hi"] - kad, left=kad - rows["kad_lo"])
     fig = px.line(
-        rows, x="kad", y="both_success", color="method", facet_col="experiment", markers=True, range_y=[-0.02, 1.08],
-        text="strength", error_y="up", error_y_minus="down", error_x="right", error_x_minus="left",
+        rows, x="kad", y="both_success", color="method", facet_col="place", markers=True, range_y=[-0.02, 1.02],
+        hover_data=["strength"], error_y="up", error_y_minus="down", error_x="right", error_x_minus="left",
         labels={"kad": "KAD to real guitar clips"}, color_discrete_sequence=list(plots.COLOURS), template="mechsteer",
         width=1080, height=420,
     )  # fmt: skip
-    fig.update_traces(textposition="top left", line={"width": 1}, error_x={"thickness": 1}, error_y={"thickness": 1})
-    fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("experiment=")))
+    sizes = {"size": [5, 7, 10, 13]}  # the doses, from small to large
+    fig.update_traces(line={"width": 1}, marker=sizes, error_x={"thickness": 1}, error_y={"thickness": 1})
+    fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("place=")))
     fig.update_yaxes(title="guitar heard by both judges, share", col=1)
-    fig.update_layout(title=f"What success costs at each site ({of_study(study)})")
+    fig.update_layout(title=f"What success costs at each site; larger dots, larger strengths ({of_study(study)})")
     return fig, rows
 
 
 def ways(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     """One direction, added in every way that `finders.Finder.ways` lists, and its two controls."""
     rows = study[study["experiment"].str.contains(WAYS) & (study["name"] != "unsteered")]
-    rows = rows.sort_values(["both_success", "name"]).assign(strength=lambda t: t["strength"].astype(str))
+    order = rows.groupby("name")["both_success"].mean().sort_values().index
+    order = sorted(order, key=lambda name: name not in ("random", "shuffled labels"))  # controls at the bottom
+    rows = rows.sort_values(["strength", "name"]).assign(strength=lambda t: t["strength"].astype(str))
     fig = px.scatter(
-        rows, x="both_success", y="name", color="strength", symbol="kind", template="mechsteer", height=680, width=940,
+        rows, x="both_success", y="name", color="strength", symbol="kind", template="mechsteer", height=700, width=1080,
         error_x=rows["both_success_hi"] - rows["both_success"],
         error_x_minus=rows["both_success"] - rows["both_success_lo"], hover_data=["success", "judge2_success", "kad"],
-        color_discrete_sequence=list(plots.COLOURS),
+        color_discrete_sequence=list(plots.COLOURS), category_orders={"name": order[::-1]},
         labels={"both_success": "guitar heard by both judges, share of clips", "name": ""},
     )  # fmt: skip
-    fig.update_layout(title=f"One direction, added in every way ({of_study(study)})")
+    fig.update_layout(title=f"One direction, added in every way ({of_study(study)})", margin={"l": 270})
     return fig, rows
 
 
