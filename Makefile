@@ -20,7 +20,7 @@ figures: .venv/ready  ## draw the stored figures again, and say which numbers ar
 	$(PY) -m mechsteer.figures $(ONLY)
 
 test: .venv/ready  ## run every test, the notebooks' too
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lab: .venv/ready  ## open JupyterLab on this machine only, behind a token
 	.venv/bin/jupyter lab --ip=127.0.0.1 $(ROOT)

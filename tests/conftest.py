@@ -10,9 +10,19 @@ import pytest
 CACHE = Path(tempfile.mkdtemp(prefix="mechsteer-hub-"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(CACHE), "OMP_WAIT_POLICY": "PASSIVE"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are too small to share out
+os.environ["MECHSTEER_RUNS"] = str(CACHE / "runs")  # nothing is read from, or left in, the user's own runs
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ["meta", "tiny"] if (ROOT / "data" / "tiny" / "card.json").exists() else ["meta"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Where several workers share the tests, a file's stay together: they share what they load. The longest go first."""
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: "notebook_runs" not in item.name)
 
 
 def pytest_unconfigure():

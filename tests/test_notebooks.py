@@ -265,13 +265,14 @@ if STORED:
         return tmp_path_factory.mktemp("suite")
 
     @pytest.mark.timeout(600)
+    @pytest.mark.xdist_group("notebooks")
     @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
     def test_the_notebook_runs_with_small_parameters(path, shared):
         book = notebooks.execute(path, SMALL[path.stem], figures=shared / "figures", runs=shared / "runs", limit=590)
         assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code" and cell.source.strip())
 
     @pytest.mark.timeout(600)
-    @pytest.mark.parametrize("stem", SMALLEST)
+    @pytest.mark.parametrize("stem", [pytest.param(s, marks=pytest.mark.xdist_group(f"meta {s}")) for s in SMALLEST])
     def test_a_model_of_metas_format_takes_the_same_notebook(stem, meta_folder, tmp_path):
         (path,) = notebooks.find([stem])
         parameters = SMALLEST[stem] | {"MODEL": str(meta_folder)}

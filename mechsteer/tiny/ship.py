@@ -73,9 +73,17 @@ def ship_orchestra(orchestra: Path, work: Path, out: Path):
         rows = rows[rows["clip"].isin(clips["clip"])]
         rows = rows.round({"onset": 3, "offset": 3})  # ms
         small = {c: np.float32 for c in ("onset", "offset")} | {c: np.uint8 for c in ("pitch", "velocity") if c in rows}
-        rows.astype(small).to_parquet(out / f"orchestra_{table}.parquet", index=False, **SMALL)
+        _write_events(rows.astype(small), out / f"orchestra_{table}.parquet")
     for path in sorted(out.glob("orchestra*")):
         print(path.name, f"{path.stat().st_size / 1e6:.1f} MB")
+
+
+def _write_events(rows: pd.DataFrame, path: Path):
+    """The times byte by byte, which halves what they take: neighbours share the upper bytes, and few values repeat."""
+    times = ["onset", "offset"]
+    others = [column for column in rows if column not in times]
+    split = dict.fromkeys(times, "BYTE_STREAM_SPLIT")
+    rows.to_parquet(path, index=False, use_dictionary=others, column_encoding=split, **SMALL)
 
 
 def main():
