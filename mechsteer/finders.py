@@ -93,6 +93,18 @@ class Finder:
         norm = self.acts[f"{site}_norm"].sel(layer=layers).values
         return [Steering(v, site=site, layers=layers, norm=norm, **options) for v in vectors]
 
+    def penalised(self, label: str, concept: str, alphas: Sequence[float], **options):
+        """Logistic and MSE probes of the middle layer, at every penalty instead of the one that reads best.
+
+        Activations are scaled by one number here, so that with more and more penalty both turn into the difference of
+        means: their weights then are the gradient at 0, which is the same for both.
+        """
+        find = lambda method, alpha: find_directions(
+            self.acts, label, (method,), "resid", [self.layer], alphas=(alpha,), standardize="layer"
+        ).sel(concept=concept, finder=method)
+        each = [(method, alpha) for method in ("logistic", "mse") for alpha in alphas]
+        return {f"{m}, penalty {alpha:g}": (m, Steering(find(m, alpha), **options)) for m, alpha in each}
+
     def best_heads(self, label: str, among: Sequence[str] = (), k: int = 8):
         """Weights (layer, head): 1 for the `k` heads whose mean output tells the classes apart best, else 0."""
         acts = self._among(label, among)

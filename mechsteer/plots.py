@@ -29,7 +29,7 @@ __all__ = [
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 METRICS = {"r2": "R²", "auc": "AUC", "balanced_accuracy": "balanced accuracy"}  # as an axis says them
 SHARES = ("accuracy", "balanced_accuracy", "auc")  # metrics between 0 and 1
-_GREY = "#767676"
+GREY = "#767676"
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _CONTROLS = ("dot", "dashdot", "2px,6px")  # of grey lines; the level ones are dashed
 
@@ -113,7 +113,7 @@ def accuracy_by_layer(scores: pd.DataFrame, colour: str = "method", title: str =
         here = scores[scores["concept"] == concept].groupby("layer", observed=True)
         for column, name, dash in (("chance", "chance", "dash"), ("shuffled", "shuffled labels", "dot")):
             level = here[column].mean()
-            _line(fig, level.index, level, name, _GREY, dash, row, col)
+            _line(fig, level.index, level, name, GREY, dash, row, col)
         for k, name in enumerate(scores[colour].unique()):
             part = lines[(lines["concept"] == concept) & (lines[colour] == name)]
             _band(fig, part["layer"], part["lo"], part["hi"], COLOURS[k % len(COLOURS)], row, col)
@@ -174,7 +174,7 @@ def cosines_by_layer(cosines: pd.DataFrame, title: str = "") -> go.Figure:
     for concept, row, col in places:
         here = cosines[cosines["concept"] == concept].sort_values("layer")
         null = here.groupby("layer", observed=True).agg({"null_lo": "min", "null_hi": "max"})
-        _band(fig, null.index, null["null_lo"], null["null_hi"], _GREY, row, col, name="random directions")
+        _band(fig, null.index, null["null_lo"], null["null_hi"], GREY, row, col, name="random directions")
         for (a, b), (tint, dash) in styles.items():
             part = here[(here["method_a"] == a) & (here["method_b"] == b)]
             _band(fig, part["layer"], part["lo"], part["hi"], tint, row, col)
@@ -212,12 +212,12 @@ def dose_curves(
         ends = [min(0.0, here["strength"].min()), here["strength"].max()]
         for k, name in enumerate(levels):  # what has no strength, such as the unsteered clips, is a level line
             for _, level in here[here["name"] == name].iterrows():
-                _band(fig, ends, [level[f"{value}_lo"]] * 2, [level[f"{value}_hi"]] * 2, _GREY, row, col)
-                _line(fig, ends, [level[value]] * 2, name, _GREY, "dash" if k == 0 else "longdash", row, col)
+                _band(fig, ends, [level[f"{value}_lo"]] * 2, [level[f"{value}_hi"]] * 2, GREY, row, col)
+                _line(fig, ends, [level[value]] * 2, name, GREY, "dash" if k == 0 else "longdash", row, col)
         drawn = [name for name in controls if name not in levels]
         for k, name in enumerate([*names, *drawn]):
             part = here[here["name"] == name].sort_values("strength")
-            colour = _GREY if name in drawn else COLOURS[k % len(COLOURS)]
+            colour = GREY if name in drawn else COLOURS[k % len(COLOURS)]
             if len(part) and name not in levels:
                 _band(fig, part["strength"], part[f"{value}_lo"], part[f"{value}_hi"], colour, row, col)
                 dash = _CONTROLS[(k - len(names)) % 3] if name in drawn else _DASHES[k // len(COLOURS) % 4]
@@ -269,7 +269,7 @@ def _axes(fig: go.Figure, places: Sequence[tuple[str, int, int]], x: str, y: str
 
 def _line(fig: go.Figure, x, y, name: str, colour: str, dash: str, row: int, col: int) -> None:
     first = all(trace.legendgroup != name for trace in fig.data)
-    mode = "lines" if colour == _GREY else "lines+markers"
+    mode = "lines" if colour == GREY else "lines+markers"
     line = {"color": colour, "dash": dash, "width": 2}
     trace = go.Scatter(x=list(x), y=list(y), name=name, mode=mode, line=line, legendgroup=name, showlegend=first)
     fig.add_trace(trace, row=row, col=col)

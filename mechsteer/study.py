@@ -58,6 +58,7 @@ TRANSFERS = (  # what changes, from what, to what, and what is to stay
     ("style", "classical", "electronic", {"lead": "flute"}),
 )
 STAYS = ("lead", "style", "drums", "tempo_class")
+PENALTIES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 SIGNED = (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4)
 CLIPS = (
     ["name", "strength", "clip", "seed", "prompt"]
@@ -118,6 +119,7 @@ def run(
         | dict(zip(("learnt_from", "kind"), FACTS[method[name]], strict=True))
         | {"site": getattr(steered.get(name), "site", ""), "branch": getattr(steered.get(name), "branch", "")}
         | {"layers": " ".join(map(str, getattr(steered.get(name), "layers", ())))}
+        | reading(steered.get(name), steered.get("diff_of_means"))
         for name in table["name"]
     ]
     kept = [column for column in CLIPS if column in frame]
@@ -127,6 +129,20 @@ def run(
 def first_part(given: Steering | Sequence[Steering]) -> Steering:
     """Where and when all of them act: several differ in their direction only."""
     return (given if hasattr(given, "parts") else given[0]).parts[0]
+
+
+def reading(part: Steering | None, means: Steering | None) -> dict[str, float]:
+    """A probe of one layer: `penalty`, `held_out` AUC (R2 for numbers), and `cosine` with the difference of means."""
+    if part is None or means is None or part.direction.shape != means.direction.shape or part.layers != means.layers:
+        return {}
+    made = part.direction.squeeze()
+    if made.ndim != 1 or "alpha" not in made.coords:
+        return {}
+    return {
+        "penalty": float(made["alpha"]),
+        "held_out": float(made["score"]),
+        "cosine": float(made.values @ means.direction.squeeze().values),
+    }
 
 
 def real_texture(chosen: Callable[[pd.DataFrame], pd.Series], most: int = 200, seconds: float = 5.0) -> np.ndarray:
@@ -167,6 +183,9 @@ def unprompted(finder: Finder, wanted: Callable[[str], bool]) -> Iterator[Experi
         common = ({heard: value}, "unprompted", None)
         if wanted(name):
             yield Experiment(name, *common, finder.probes(label, concept) | finder.randoms(), strengths, real)
+        if name in ("guitar", "rock") and wanted(here := f"{name}, by penalty"):
+            made = finder.probes(label, concept) | finder.penalised(label, concept, PENALTIES) | finder.randoms()
+            yield Experiment(here, *common, made, (0.2, 0.4), real)
         if name in ("guitar", "rock") and wanted(here := f"{name} at attention outputs"):
             where = dict(site="attn", layers=every)
             yield Experiment(here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), few, real)

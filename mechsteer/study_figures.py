@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 
 from . import paths, plots
 
-__all__ = ["DRAWN", "dose_response", "facts", "shipped", "sites", "ways"]
+__all__ = ["DRAWN", "dose_response", "facts", "penalties", "shipped", "sites", "ways"]
 
-WAYS = "ways to add"
+WAYS, PENALTY = "ways to add", "by penalty"
 METHODS = ("logistic", "mse", "diff_of_means")
 
 
@@ -50,6 +50,7 @@ def dose_response(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
 def sites(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     """What guitar costs in the residual stream, at attention outputs and at single heads: success against KAD."""
     rows = study[study["experiment"].str.startswith("guitar") & (study["source"] == "unprompted")]
+    rows = rows[~rows["experiment"].str.contains(PENALTY)]
     rows = rows[rows["method"].isin(METHODS)].replace({"diff_of_means": "diff of means"}).sort_values("strength")
     rows["place"] = rows["experiment"].replace("guitar", "residual stream").str.replace("guitar at ", "")
     success, kad = rows["both_success"], rows["kad"]
@@ -86,4 +87,40 @@ def ways(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     return fig, rows
 
 
-DRAWN = {"04_dose_response": dose_response, "04_sites": sites, "04_ways": ways}
+def penalties(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
+    """Logistic and MSE probes at every penalty: do they read, where do they point, do they write?
+
+    At the right edge the difference of means, into which both turn as the penalty grows; grey, random directions.
+    The probes at the penalty that cross-validation chooses are in the table, not in the picture.
+    """
+    rows = study[study["experiment"].str.contains(PENALTY)]
+    rows = rows.assign(concept=rows["experiment"].str.removesuffix(f", {PENALTY}"))
+    line = rows["name"].str.contains("penalty")
+    weak, edge = rows.loc[line, "penalty"].min(), 10 * rows.loc[line, "penalty"].max()
+    marks = [rows[line], rows[rows["name"] == "diff_of_means"].assign(penalty=edge)]
+    marks += [rows[rows["name"] == "random"].assign(penalty=where) for where in (weak, edge)]
+    marks = pd.concat(marks).sort_values("penalty").replace({"diff_of_means": "diff of means"})
+    heard = {strength: f"both judges hear<br>it, strength {strength:g}" for strength in sorted(set(marks["strength"]))}
+    success = marks["both_success"]
+    written = marks.assign(what=marks["strength"].map(heard), value=success)
+    written = written.assign(up=marks["both_success_hi"] - success, down=success - marks["both_success_lo"])
+    once = marks[marks["strength"] == min(heard)]
+    read = {"held_out": "it is read:<br>held-out AUC", "cosine": "cosine with the<br>difference of means"}
+    parts = [once.assign(what=what, value=once[column]).dropna(subset="value") for column, what in read.items()]
+    fig = px.line(
+        pd.concat([*parts, written]), x="penalty", y="value", color="method", facet_row="what", facet_col="concept",
+        error_y="up", error_y_minus="down", markers=True, log_x=True, range_y=[-0.03, 1.05], template="mechsteer",
+        color_discrete_map={"random": plots.GREY}, color_discrete_sequence=list(plots.COLOURS), width=1000, height=900,
+        category_orders={"what": [*read.values(), *heard.values()], "method": ["logistic", "mse", "diff of means"]},
+        labels={"value": ""}, hover_data=["held_out", "cosine", "kad"],
+    )  # fmt: skip
+    fig.update_traces(line={"width": 1.5}, error_y={"thickness": 1})
+    fig.for_each_annotation(lambda a: a.update(text=a.text.split("=")[-1]))
+    ticks = sorted(marks.loc[marks["penalty"] < edge, "penalty"].unique())
+    fig.update_xaxes(tickvals=[*ticks, edge], ticktext=[*(f"{tick:g}" for tick in ticks), "∞"])
+    fig.update_xaxes(title="penalty", row=1)
+    fig.update_layout(title=f"More penalty: the same reading, another direction, more writing ({of_study(study)})")
+    return fig, rows
+
+
+DRAWN = {"04_dose_response": dose_response, "04_penalties": penalties, "04_sites": sites, "04_ways": ways}

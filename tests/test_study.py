@@ -54,6 +54,19 @@ def test_controls_are_many_draws_and_shuffling_keeps_the_level_of_the_label(tiny
     assert np.mean(same) < 0.8, "a permutation across scores of few classes resembles the real one at times only"
 
 
+def test_with_all_penalty_both_probes_are_the_difference_of_means(tiny):
+    finder = Finder(tiny, scores=8)
+    means = finder.probes("lead", "guitar")["diff_of_means"][1]
+    found = finder.penalised("lead", "guitar", (1e-4, 1e4))
+    facts = {name: study.reading(given, means) for name, (_, given) in found.items()}
+    for method in ("logistic", "mse"):
+        weak, strong = (facts[f"{method}, penalty {alpha}"] for alpha in ("0.0001", "10000"))
+        assert strong["cosine"] > 0.999 and weak["cosine"] < 0.9
+        assert (weak["penalty"], strong["penalty"]) == (1e-4, 1e4) and weak["held_out"] > 0.8
+    random = study.first_part(finder.randoms()["random"][1])
+    assert study.reading(random, means) == {}, "no probe, nothing to say of it"
+
+
 def test_results_of_other_weights_and_of_an_older_run_give_way(tmp_path):
     path = tmp_path / "doses.parquet"
     row = lambda experiment, weights, value: pd.DataFrame(
