@@ -117,9 +117,9 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def listening_page(folder: Path, theme: str = "light") -> Iterator[str]:
-    """A listening test as `python -m mechsteer.listening_page` shows it; yields the page's address."""
+    """A listening test as `python -m mechsteer.listening.page` shows it; yields the page's address."""
     port = free_port()
-    arguments = ["mechsteer.listening_page", str(folder), f"--port={port}", f"--theme={theme}"]
+    arguments = ["mechsteer.listening.page", str(folder), f"--port={port}", f"--theme={theme}"]
     with _server(arguments, folder, port, "/voila/static/voila.js"):
         yield f"http://127.0.0.1:{port}/"
 

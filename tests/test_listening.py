@@ -15,8 +15,8 @@ from listening_clips import RATE, clip, condition_of, conditions, make
 from mechsteer import loudness, saving
 from mechsteer.audio import Generation
 from mechsteer.listening import ListeningTest
-from mechsteer.listening_design import Screening, trials
-from mechsteer.listening_session import Session
+from mechsteer.listening.design import Screening, trials
+from mechsteer.listening.session import Session
 
 THREE = ("steered", "unsteered", "oversteered")
 

@@ -26,7 +26,7 @@ from browser import (
 from conftest import require
 from listening_clips import make
 
-from mechsteer.listening_store import AnswerStore
+from mechsteer.listening.store import AnswerStore
 
 PICTURES = os.environ.get("MECHSTEER_PICTURES")
 QUICK = {"listen": 0.3, "headphones": 1, "practice": 1}

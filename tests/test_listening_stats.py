@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechsteer import listening_power as lp
-from mechsteer import listening_stats as ls
+from mechsteer.listening import power as lp
+from mechsteer.listening import stats as ls
 
 
 def choices(strengths: dict, listeners: int, items: int, seed: int = 0, sd: float = 0.0) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mechsteer.listening_store import AnswerStore, clean_name
+from mechsteer.listening.store import AnswerStore, clean_name
 
 
 def test_answers_come_back_in_order_and_names_get_numbers(tmp_path):

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "mechsteer"
 FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
 WITHOUT_TORCH = {"checks", "datasets", "directions", "distances", "geometry", "measures", "notebooks", "paths", "plots"}
 WITHOUT_TORCH |= {"probes", "saving", "scores", "solvers", "store", "targets", "truth"}
-WITHOUT_TORCH |= {"listening", "listening_export", "listening_plots", "listening_power", "listening_widget", "loudness"}
+WITHOUT_TORCH |= {"listening.__init__", "listening.export", "listening.plots", "listening.power", "listening.test"}
+WITHOUT_TORCH |= {"listening.widget", "loudness"}
 
 
 def imports(name: str, deep: bool) -> set[str]:

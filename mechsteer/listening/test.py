@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import paths
-from .listening_design import KINDS, Screening, fingerprint, gather, load_design, save_design
-from .listening_session import Session
-from .listening_simulation import simulate
-from .listening_store import AnswerStore
+from .. import paths
+from .design import KINDS, Screening, fingerprint, gather, load_design, save_design
+from .session import Session
+from .simulation import simulate
+from .store import AnswerStore
 
 if TYPE_CHECKING:
-    from .listening_analysis import Analysis
+    from .analysis import Analysis
 
 __all__ = ["ListeningTest"]
 
@@ -145,13 +145,13 @@ class ListeningTest:
 
     def take(self):
         """The page for one listener at a time, as a widget; show it as a cell's last line."""
-        from .listening_widget import ListeningPage
+        from .widget import ListeningPage
 
         return ListeningPage(Session(self.design, self.folder))
 
     def answers(self):
-        """The answers so far as a tidy DataFrame; see `listening_analysis.tidy`."""
-        from .listening_analysis import tidy  # pandas: a listener's page does without
+        """The answers so far as a tidy DataFrame; see `listening.analysis.tidy`."""
+        from .analysis import tidy  # pandas: a listener's page does without
 
         store = AnswerStore(self.folder / "answers.jsonl")
         return tidy(store.lines(), self.design)
@@ -159,15 +159,15 @@ class ListeningTest:
     def simulate(self, listeners: int = 20, **options):
         """Answers of simulated listeners, for trying out an analysis; never written to the test's answers.
 
-        The options are those of `listening_simulation.simulate`.
+        The options are those of `listening.simulation.simulate`.
         """
-        from .listening_analysis import tidy
+        from .analysis import tidy
 
         return tidy(simulate(self.design, listeners, **options), self.design)
 
     def analyse(self, answers=None, **options) -> Analysis:
         """Screen and analyse the answers of this test, or others of the same form (those of `simulate`)."""
-        from .listening_analysis import analyse
+        from .analysis import analyse
 
         return analyse(self.answers() if answers is None else answers, self.design, **options)
 
@@ -185,7 +185,7 @@ class ListeningTest:
         ------
         FileExistsError  if the folder exists.
         """
-        from .listening_export import export
+        from .export import export
 
         return export(self, Path(folder), answers, names)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anywidget
 
-from .listening_session import Session
+from .session import Session
 
 __all__ = ["ListeningPage"]
 
@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 class ListeningPage(anywidget.AnyWidget):
     """Shows a `Session`; every message from the page gets one answer."""
 
-    _esm = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("listening_player.js", "listening.js"))
-    _css = HERE / "listening.css"
+    _esm = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("player.js", "widget.js"))
+    _css = HERE / "widget.css"
 
     def __init__(self, session: Session):
         super().__init__()

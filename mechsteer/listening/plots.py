@@ -1,4 +1,4 @@
-"""Figures of listening tests from the tables of `listening_stats` and `listening_power`, in the style of `plots`.
+"""Figures of listening tests from the tables of `stats` and `power`, in the style of `mechsteer.plots`.
 
 Each says under its title how many listeners count and whether they were simulated.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from . import plots
-from .listening_design import Design
+from .. import plots
+from .design import Design
 
 __all__ = ["power", "results", "strengths"]
 
@@ -45,7 +45,7 @@ def strengths(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
 def power(table: pd.DataFrame, target: float = 0.8, colour: str = "preference", title: str = "") -> go.Figure:
     """Power by number of listeners, a line for each value of `colour`; the target is dashed.
 
-    `table` is what `listening_power.power` returns, for several preferences put together with a column `preference`.
+    `table` is what `listening.power.power` returns, for several preferences put together with a column `preference`.
     """
     missing = [column for column in ("listeners", "power", "error", colour) if column not in table]
     if missing:

@@ -1,4 +1,4 @@
-"""Checks of the exercises of 05; see `checks` for how they work."""
+"""Checks of the exercises of 05; see `mechsteer.checks` for how they work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from .checks import EMPTY, exercise
+from ..checks import EMPTY, exercise
 
 __all__ = ["chance_of", "draw_listeners", "surprise"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import audio, loudness
+from .. import audio, loudness
 
 __all__ = ["KINDS", "Design", "Screening", "Trial", "gather", "load_design", "save_design", "trials"]
 

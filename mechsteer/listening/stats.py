@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from .measures import wilson
+from ..measures import wilson
 
 __all__ = [
     "agreement",

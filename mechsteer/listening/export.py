@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .listening_store import AnswerStore
+from .store import AnswerStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .listening import ListeningTest
+    from .test import ListeningTest
 
 __all__ = ["export"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import encode_file
-from .listening_design import Design, Trial, trials
-from .listening_store import AnswerStore, clean_name
+from ..audio import encode_file
+from .design import Design, Trial, trials
+from .store import AnswerStore, clean_name
 
 __all__ = ["Session"]
 

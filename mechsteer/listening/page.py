@@ -1,4 +1,4 @@
-"""Show a listening test as a page of its own, by voila: `python -m mechsteer.listening_page data/listening/guitar`.
+"""Show a listening test as a page of its own, by voila: `python -m mechsteer.listening.page data/listening/guitar`.
 
 On this machine only unless told otherwise; any number of listeners may come, each visit gets its own kernel. The page
 asks for nothing from other servers.
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: becomes voila's process."""
     import importlib.util
 
-    parser = argparse.ArgumentParser(prog="python -m mechsteer.listening_page", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m mechsteer.listening.page", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="the test's folder, such as data/listening/guitar")
     parser.add_argument("--port", type=int, default=8866)
     parser.add_argument("--ip", default="127.0.0.1", help="0.0.0.0 lets other machines in: there is no password")

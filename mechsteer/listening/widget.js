@@ -1,6 +1,6 @@
 // The page of a listening test: shows what the kernel's Session sends, and sends back what the listener does.
 // It knows letters and sounds, never a condition. Every text from outside goes through textContent.
-// listening_player.js comes before it.
+// player.js comes before it.
 
 let counter = 0;
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .listening_design import Design, trials
+from .design import Design, trials
 
 __all__ = ["simulate"]
 
@@ -30,7 +30,7 @@ def simulate(
     ----------
     strengths : condition -> log odds; default 0 for all, so that nothing but chance decides.
     listener_sd, item_sd : how much the difference between two conditions varies with the listener and with the item,
-        in log odds, as in `listening_power.power`.
+        in log odds, as in `listening.power.power`.
     careless : so many of the listeners always answer A (or 100), and guess in the headphone check.
 
     In ABX, X is told rightly with the probability 1 / (1 + exp(-|difference|)). Ratings are 50 + 12 strength + noise.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from . import listening_stats as stats
-from .listening_design import Design, Screening, trials
+from . import stats
+from .design import Design, Screening, trials
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -137,7 +137,7 @@ class Analysis:
 
     def figures(self) -> dict[str, go.Figure]:
         """Name -> Plotly figure: `results`, and `strengths` where there are any."""
-        from . import listening_plots as draw
+        from . import plots as draw
 
         found = {"results": draw.results(self.results, self.design, self.who)}
         if self.strengths is not None:
@@ -146,7 +146,7 @@ class Analysis:
 
     def save(self, folder: str | Path, prefix: str = "listening", **provenance) -> list[Path]:
         """Write every figure as picture, page and numbers, and the screening as CSV (see `plots.save_figure`)."""
-        from .saving import save_figure
+        from ..saving import save_figure
 
         facts = {"test": self.design.name, "fingerprint": self.design.fingerprint, "listeners": self.who} | provenance
         written = []
