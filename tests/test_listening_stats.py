@@ -1,9 +1,12 @@
 """Statistics of listening tests: what is planted is found, and false alarms are as rare as promised."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from mechsteer.listening import plots
 from mechsteer.listening import power as lp
 from mechsteer.listening import stats as ls
 
@@ -193,3 +196,14 @@ def test_power_by_formula_and_the_number_it_takes():
         lp.listeners_needed(0.55, 0.9, items=2, most=20, runs=100)
     with pytest.raises(ValueError, match="between 0 and 1"):
         lp.power(1.0)
+
+
+def test_a_figures_title_says_what_was_found():
+    table = pd.DataFrame({"condition": ["a", "b"], "over": ["c", "c"], "share": [0.4, 0.1], "lo": 0.0, "hi": 0.7})
+    design = lambda kind: SimpleNamespace(kind=kind, question="Which?")
+    title = lambda fig: fig.layout.title.text.split("<br>")[0]
+    assert title(plots.results(table, design("preference"), "")) == "Which? C over b: 90%", "turned to the winner"
+    told = plots.results(table.rename(columns={"over": "against"}), design("abx"), "")
+    assert title(told) == "Told apart best: a / c, X told rightly 40%"
+    rated = table.rename(columns={"share": "mean"}).assign(mean=[30, 60])
+    assert title(plots.results(rated, design("rating"), "")) == "Which? Most: b, 60 of 100"

@@ -1,6 +1,6 @@
 """Figures of listening tests from the tables of `stats` and `power`, in the style of `mechsteer.plots`.
 
-Each says under its title how many listeners count and whether they were simulated.
+Each says in its title what was found, and under it how many listeners count and whether they were simulated.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ from .design import Design
 
 __all__ = ["power", "results", "strengths"]
 
-_GREY = "#767676"
-
 
 def results(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
     """Shares of choices (preference, ABX) or mean ratings with their intervals by listener and item."""
     if design.kind == "rating":
         fig = _dots(table["condition"], table["mean"], table["lo"], table["hi"], "rating, 0 to 100", (0, 100), None)
-        return _titled(fig, design.question, who)
+        most = table.loc[table["mean"].idxmax()]
+        return _titled(fig, f"{design.question} Most: {most['condition']}, {most['mean']:.0f} of 100", who)
     other = "against" if design.kind == "abx" else "over"
     if design.kind == "abx":
         labels, x, span = table["condition"] + " / " + table[other], "share of X told rightly", (0, 1)
         fig = _dots(labels, table["share"], table["lo"], table["hi"], x, span, 0.5)
-        return _titled(fig, design.question, who)
+        most = table["share"].idxmax()
+        return _titled(fig, f"Told apart best: {labels[most]}, X told rightly {table['share'][most]:.0%}", who)
     turned = table["share"] < 0.5  # the condition chosen more often is named first
     first = table["condition"].where(~turned, table[other])
     second = table[other].where(~turned, table["condition"])
     share = table["share"].where(~turned, 1 - table["share"])
     lo = table["lo"].where(~turned, 1 - table["hi"])
     hi = table["hi"].where(~turned, 1 - table["lo"])
-    fig = _dots(first + " over " + second, share, lo, hi, "share of choices for the first", (0, 1), 0.5)
-    return _titled(fig, design.question, who)
+    labels, most = first + " over " + second, share.idxmax()
+    fig = _dots(labels, share, lo, hi, "share of choices for the first", (0, 1), 0.5)
+    return _titled(fig, f"{design.question} {labels[most].capitalize()}: {share[most]:.0%}", who)
 
 
 def strengths(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
     """Bradley-Terry strengths with their intervals; a difference of 1 is a preference of 73 %."""
     fig = _dots(table["condition"], table["strength"], table["lo"], table["hi"], "strength, log odds", None, 0.0)
-    return _titled(fig, f"One scale: {design.question}", who)
+    return _titled(fig, f"{design.question} Most: {table.loc[table['strength'].idxmax(), 'condition']}", who)
 
 
 def power(table: pd.DataFrame, target: float = 0.8, colour: str = "preference", title: str = "") -> go.Figure:
@@ -61,7 +62,7 @@ def power(table: pd.DataFrame, target: float = 0.8, colour: str = "preference", 
             name=f"{name:.0%}" if isinstance(name, float) else str(name),
             line={"color": tint, "width": 2, "dash": dashes[k % 4]},
         )
-    fig.add_hline(y=target, line={"color": _GREY, "dash": "dash"}, annotation_text=f"{target:.0%}")
+    fig.add_hline(y=target, line={"color": plots.GREY, "dash": "dash"}, annotation_text=f"{target:.0%}")
     fig.update_layout(template="mechsteer", title_text=title, width=760, height=440, legend_title_text=colour)
     fig.update_xaxes(title_text="listeners (simulated)", rangemode="tozero")
     return fig.update_yaxes(title_text="share of tests that see it", range=[0, 1.02], tickformat=".0%")
@@ -86,12 +87,14 @@ def _dots(labels, middle, lo, hi, x: str, span: tuple[float, float] | None, null
         hovertemplate="%{y}: %{x:.3f}<extra></extra>",
     )
     if null is not None:
-        fig.add_vline(x=null, line={"color": _GREY, "dash": "dash"})
+        fig.add_vline(x=null, line={"color": plots.GREY, "dash": "dash"})
     fig.update_layout(template="mechsteer", width=760, height=200 + 46 * len(middle), showlegend=False)
     fig.update_xaxes(title_text=x, range=span, tickformat=".0%" if span == (0, 1) else None)
     return fig.update_yaxes(autorange="reversed", automargin=True, ticks="", showline=False)
 
 
 def _titled(fig: go.Figure, title: str, who: str) -> go.Figure:
-    text = f"{title}<br><span style='font-size:13px;color:{_GREY}'>{who}; 95 % intervals by listener and item</span>"
+    text = (
+        f"{title}<br><span style='font-size:13px;color:{plots.GREY}'>{who}; 95 % intervals by listener and item</span>"
+    )
     return fig.update_layout(title_text=text)
