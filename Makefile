@@ -19,7 +19,7 @@ notebooks: .venv/ready  ## run the numbered notebooks, in order, and write their
 figures: .venv/ready  ## draw the stored figures again, and say which numbers are the same, changed (by how much), new
 	$(PY) -m mechsteer.figures $(ONLY)
 
-test: .venv/ready  ## run every test, the notebooks' too
+test: .venv/ready  ## run every test, the notebooks' too, on two cores (ARGS="-n 4" for four)
 	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lab: .venv/ready  ## open JupyterLab on this machine only, behind a token

@@ -6,6 +6,7 @@ judges hear the concept; intervals are 95 % (Wilson's for shares, bootstrap for 
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
@@ -42,7 +43,10 @@ def dose_response(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     shown = study[~study["experiment"].str.contains(" at |, ")]
     place = (shown["experiment"] != "guitar").astype(int) + (shown["source"] != "unprompted")
     shown = shown.loc[place.sort_values(kind="stable").index]
-    fig = plots.dose_curves(shown, "both_success", title=f"Steered for, and heard by both judges ({of_study(study)})")
+    found = shown[shown["kind"].isin(["read", "write"])]
+    best = found.loc[found.groupby("experiment")["both_success"].idxmax(), "name"].value_counts()
+    title = f"{best.index[0].replace('_', ' ').capitalize()} reaches most in {best.iloc[0]} of {best.sum()} panels"
+    fig = _titled(plots.dose_curves(shown, "both_success"), title, of_study(study))
     fig.update_yaxes(title_text="target heard by both judges, share", col=1)
     return fig, study
 
@@ -66,8 +70,30 @@ def sites(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     fig.update_traces(line={"width": 1}, marker=sizes, error_x={"thickness": 1}, error_y={"thickness": 1})
     fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("place=")))
     fig.update_yaxes(title="guitar heard by both judges, share", col=1)
-    fig.update_layout(title=f"What success costs at each site; larger dots, larger strengths ({of_study(study)})")
+    half = cost_of_half(study, rows).unstack("method").rename(dict(zip(rows["experiment"], rows["place"], strict=True)))
+    ends = [f"{half.stack()[at]:.1f} ({at[0]}, {at[1]})" for at in (half.stack().idxmin(), half.stack().idxmax())]
+    title = f"Half of the clips turned costs a KAD of {' to '.join(ends)}"
+    _titled(fig, title, f"larger dots, larger strengths; {of_study(study)}")
     return fig, rows
+
+
+def cost_of_half(study: pd.DataFrame, rows: pd.DataFrame, value: str = "kad") -> pd.Series:
+    """`value` where success crosses one half on the way up, linear between doses, by experiment and method.
+
+    NaN where it never gets there, or is there unsteered. `rows` are those of `study` to look at.
+    """
+    start = study[study["name"] == "unsteered"].set_index("experiment")
+
+    def crossing(part: pd.DataFrame) -> float:
+        part = pd.concat([start.loc[[part.name[0]]], part.sort_values("strength")])
+        crossed = np.flatnonzero(part["both_success"].to_numpy() >= 0.5)
+        if not len(crossed) or crossed[0] == 0:
+            return np.nan
+        pair = part.iloc[crossed[0] - 1 : crossed[0] + 1]
+        return np.interp(0.5, pair["both_success"], pair[value])
+
+    upwards = rows[rows["strength"] > 0]
+    return upwards.groupby(["experiment", "method"], sort=False)[["strength", "both_success", value]].apply(crossing)
 
 
 def ways(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
@@ -83,7 +109,8 @@ def ways(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
         color_discrete_sequence=list(plots.COLOURS), category_orders={"name": order[::-1]},
         labels={"both_success": "guitar heard by both judges, share of clips", "name": ""},
     )  # fmt: skip
-    fig.update_layout(title=f"One direction, added in every way ({of_study(study)})", margin={"l": 270})
+    fig.update_layout(margin={"l": 270})
+    _titled(fig, f"One direction, added in every way: most is heard by {order[-1]}", of_study(study))
     return fig, rows
 
 
@@ -107,11 +134,15 @@ def penalties(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     once = marks[marks["strength"] == min(heard)]
     read = {"held_out": "it is read:<br>held-out AUC", "cosine": "cosine with the<br>difference of means"}
     parts = [once.assign(what=what, value=once[column]).dropna(subset="value") for column, what in read.items()]
+    ends = rows[line & rows["penalty"].isin([weak, edge / 10]) & (rows["strength"] == min(heard))]
+    ends = ends.pivot_table(index="concept", columns="penalty", values="both_success")
+    said = ", ".join(f"{concept} {low:.2f} to {high:.2f}" for concept, low, high in ends.itertuples())
+    colours = dict(zip(["logistic", "mse", "diff of means"], plots.COLOURS, strict=False)) | {"random": plots.GREY}
     fig = px.line(
         pd.concat([*parts, written]), x="penalty", y="value", color="method", facet_row="what", facet_col="concept",
         error_y="up", error_y_minus="down", markers=True, log_x=True, range_y=[-0.03, 1.05], template="mechsteer",
-        color_discrete_map={"random": plots.GREY}, color_discrete_sequence=list(plots.COLOURS), width=1000, height=900,
-        category_orders={"what": [*read.values(), *heard.values()], "method": ["logistic", "mse", "diff of means"]},
+        color_discrete_map=colours, width=1000, height=900,
+        category_orders={"what": [*read.values(), *heard.values()], "method": list(colours), "concept": [*ends.index]},
         labels={"value": ""}, hover_data=["held_out", "cosine", "kad"],
     )  # fmt: skip
     fig.update_traces(line={"width": 1.5}, error_y={"thickness": 1})
@@ -119,8 +150,14 @@ def penalties(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     ticks = sorted(marks.loc[marks["penalty"] < edge, "penalty"].unique())
     fig.update_xaxes(tickvals=[*ticks, edge], ticktext=[*(f"{tick:g}" for tick in ticks), "∞"])
     fig.update_xaxes(title="penalty", row=1)
-    fig.update_layout(title=f"More penalty: the same reading, another direction, more writing ({of_study(study)})")
+    small = f"mean of both methods at strength {min(heard):g}, weakest to strongest penalty; {of_study(study)}"
+    _titled(fig, f"More penalty reads alike and writes more: {said}", small)
+    fig.update_layout(legend={"orientation": "h", "y": -0.09, "title": ""})
     return fig, rows
+
+
+def _titled(fig: go.Figure, title: str, small: str) -> go.Figure:
+    return fig.update_layout(title=f"{title}<br><span style='font-size:13px'>{small}</span>", margin_t=115)
 
 
 DRAWN = {"04_dose_response": dose_response, "04_penalties": penalties, "04_sites": sites, "04_ways": ways}
