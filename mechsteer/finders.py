@@ -93,14 +93,15 @@ class Finder:
         norm = self.acts[f"{site}_norm"].sel(layer=layers).values
         return [Steering(v, site=site, layers=layers, norm=norm, **options) for v in vectors]
 
-    def penalised(self, label: str, concept: str, alphas: Sequence[float], **options):
+    def penalised(self, label: str, concept: str, alphas: Sequence[float], among: Sequence[str] = (), **options):
         """Logistic and MSE probes of the middle layer, at every penalty instead of the one that reads best.
 
         Activations are scaled by one number here, so that with more and more penalty both turn into the difference of
         means: their weights then are the gradient at 0, which is the same for both.
         """
+        acts = self._among(label, among)
         find = lambda method, alpha: find_directions(
-            self.acts, label, (method,), "resid", [self.layer], alphas=(alpha,), standardize="layer"
+            acts, label, (method,), "resid", [self.layer], alphas=(alpha,), standardize="layer"
         ).sel(concept=concept, finder=method)
         each = [(method, alpha) for method in ("logistic", "mse") for alpha in alphas]
         return {f"{m}, penalty {alpha:g}": (m, Steering(find(m, alpha), **options)) for m, alpha in each}

@@ -7,6 +7,7 @@ preconditioner. Shapes: N rows (clips or frames), D features, R <= D principal a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,14 +86,16 @@ def mse(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed
     return design.to_raw(w, np.broadcast_to(b, (len(w), y.shape[1])))
 
 
-def logistic(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0, tol=0.01, steps=100):
+def logistic(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0, tol: float = 1e-5):
     """One-vs-rest logistic regression of y [N, K] in {-1, +1}, all columns at once.
 
     Minimises mean log(1 + exp(-y (x.w + b))) + alpha/2 |w|^2 for each of `alphas` (a number, or one per column), each
-    started at the last solution. Preconditioned nonlinear conjugate gradients (Polak-Ribiere, a Newton then a secant
-    step along each line); the preconditioner is the curvature's upper bound (spectrum/4 + alpha), diagonal on the
-    principal axes (Boehning & Lindsay 1988). A column stops when its preconditioned gradient falls to `tol` of its
-    weights. Returns raw weights [A, D, K] and biases [A, K].
+    started at the last solution. Nonlinear conjugate gradients (Polak-Ribiere, a Newton then a secant step along each
+    line) in rounds. Each round is preconditioned by the present curvature on the principal axes, spectrum times mean
+    p (1 - p), plus alpha: with classes that a plane separates it falls far below its bound of spectrum / 4, and who
+    steps or stops by the bound ends far from the optimum, along another direction. A column is done when a Newton step
+    with that curvature promises less than `tol` of the objective; RuntimeWarning for what never gets there.
+    Returns raw weights [A, D, K] and biases [A, K].
     """
     if values:
         raise ValueError(
@@ -108,44 +111,46 @@ def logistic(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False,
     for alpha in alphas:
         penalty = np.full(w.shape, alpha, np.float32)
         penalty[-1] = 0
-        bound = np.append(design.spectrum, np.float32(1))[:, None] / 4 + penalty
-        w = _minimise(x, truth, design.weights[:, None], w, penalty, bound, tol, steps)
+        w = _minimise(x, truth, design.weights[:, None], w, penalty, design.spectrum, tol)
         path.append(w)
     path = np.stack(path)
     return design.to_raw(path[:, :-1], path[:, -1])
 
 
-def _minimise(x, truth, weights, w, penalty, bound, tol, steps):
-    """Nonlinear conjugate gradients on the columns of w [R + 1, K] that have not converged yet (see `logistic`)."""
+def _minimise(x, truth, weights, w, penalty, spectrum, tol, rounds=100, steps=15):
+    """Rounds of conjugate gradients on the columns of w [R + 1, K] that have not converged yet (see `logistic`)."""
     done, live = w.copy(), np.arange(w.shape[1])
-    logits = x @ w
-    p = _sigmoid(logits)
-    gradient = x.T @ (weights * (p - truth)) + penalty * w
-    step = -gradient / bound
-    for _ in range(steps):
-        along = x @ step
-        slope = (gradient * step).sum(0)
-        damping = (penalty * np.square(step)).sum(0)
-        t = -slope / ((weights * p * (1 - p) * np.square(along)).sum(0) + damping + 1e-30)
-        moved = (weights * (_sigmoid(logits + t * along) - truth) * along).sum(0)
-        moved += (penalty * w * step).sum(0) + t * damping  # slope at the Newton step; a secant step follows
-        t *= np.clip(slope / np.minimum(slope - moved, -1e-30), 0.1, 3)
-        w, logits = w + t * step, logits + t * along
+    scale = np.append(spectrum, np.float32(1))[:, None]
+    for _ in range(rounds):
+        logits = x @ w
         p = _sigmoid(logits)
-        last, gradient = gradient, x.T @ (weights * (p - truth)) + penalty * w
-        size = (np.square(gradient) / bound).sum(0)
-        converged = size < tol**2 * (np.square(w) * bound)[:-1].sum(0) + 1e-12
-        turn = (gradient * (gradient - last) / bound).sum(0) / ((np.square(last) / bound).sum(0) + 1e-30)
-        step = np.maximum(turn, 0) * step - gradient / bound
-        step = np.where((gradient * step).sum(0) < 0, step, -gradient / bound)
-        if converged.any():
-            done[:, live[converged]] = w[:, converged]
-            rest = ~converged
-            live, columns = live[rest], (w, logits, p, gradient, step, truth, penalty, bound)
-            w, logits, p, gradient, step, truth, penalty, bound = (a[:, rest] for a in columns)
-        if not len(live):
+        curvature = scale * (weights * p * (1 - p)).sum(0) + penalty + 1e-12
+        gradient = x.T @ (weights * (p - truth)) + penalty * w
+        value = (weights * (np.logaddexp(0, logits) - truth * logits)).sum(0) + (penalty * np.square(w)).sum(0) / 2
+        rest = (np.square(gradient) / curvature).sum(0) > 2 * tol * value
+        done[:, live] = w
+        if not rest.any():
             return done
+        live, columns = live[rest], (w, logits, p, gradient, truth, penalty, curvature)
+        w, logits, p, gradient, truth, penalty, curvature = (a[:, rest] for a in columns)
+        step = -gradient / curvature
+        for _ in range(steps):
+            along = x @ step
+            slope = (gradient * step).sum(0)
+            damping = (penalty * np.square(step)).sum(0)
+            t = -slope / ((weights * p * (1 - p) * np.square(along)).sum(0) + damping + 1e-30)
+            moved = (weights * (_sigmoid(logits + t * along) - truth) * along).sum(0)
+            moved += (penalty * w * step).sum(0) + t * damping  # slope at the Newton step; a secant step follows
+            t *= np.clip(slope / np.minimum(slope - moved, -1e-30), 0.1, 3)
+            w, logits = w + t * step, logits + t * along
+            p = _sigmoid(logits)
+            last, gradient = gradient, x.T @ (weights * (p - truth)) + penalty * w
+            turn = (gradient * (gradient - last) / curvature).sum(0)
+            turn /= (np.square(last) / curvature).sum(0) + 1e-30
+            step = np.maximum(turn, 0) * step - gradient / curvature
+            step = np.where((gradient * step).sum(0) < 0, step, -gradient / curvature)
     done[:, live] = w
+    warnings.warn(f"{len(live)} logistic probes have not converged: their directions may be off", RuntimeWarning, 4)
     return done
 
 
@@ -264,20 +269,19 @@ def fit(x, y, inner, methods, values, blocks, alphas=ALPHAS, standardize="featur
         losses = np.stack([losses[:, blocks == block].mean(1) for block in blocks], axis=1)
         best = np.where(np.isnan(losses), np.inf, losses).argmin(0)
         alpha = np.array(alphas)[best] if method in PENALISED else np.full(len(best), np.nan)
-        w, b = solve(method, design, y, values, [alpha], seed, tol=0.002)
+        w, b = solve(method, design, y, values, [alpha], seed)
         fits[method] = Fit(w[0], b[0], alpha, scores[best, :, np.arange(len(best))].T)
     return fits
 
 
-def solve(method, design, y, values, alphas, seed=0, tol=0.01):
+def solve(method, design, y, values, alphas, seed=0):
     """One method on columns of both kinds; raw weights [A, D, K] and biases [A, K], NaN where it has no answer."""
-    options = {"tol": tol} if method == "logistic" else {}
     parts = {}
     for kind in (False, True):
         columns = np.flatnonzero(values == kind)
         if len(columns) and not (kind and method == "logistic"):
             chosen = [np.broadcast_to(alpha, len(values))[columns] for alpha in alphas]
-            parts[kind] = columns, METHODS[method](design, y[:, columns], chosen, kind, seed, **options)
+            parts[kind] = columns, METHODS[method](design, y[:, columns], chosen, kind, seed)
     a = max((len(b) for _, (_, b) in parts.values()), default=1)
     w, b = np.full((a, len(design.mean), len(values)), np.nan), np.full((a, len(values)), np.nan)
     for columns, (part_w, part_b) in parts.values():

@@ -141,7 +141,7 @@ def penalties(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     fig = px.line(
         pd.concat([*parts, written]), x="penalty", y="value", color="method", facet_row="what", facet_col="concept",
         error_y="up", error_y_minus="down", markers=True, log_x=True, range_y=[-0.03, 1.05], template="mechsteer",
-        color_discrete_map=colours, width=1000, height=900,
+        color_discrete_map=colours, width=1250, height=900,
         category_orders={"what": [*read.values(), *heard.values()], "method": list(colours), "concept": [*ends.index]},
         labels={"value": ""}, hover_data=["held_out", "cosine", "kad"],
     )  # fmt: skip

@@ -119,8 +119,7 @@ def test_solvers_agree_with_scikit_learn():
     design = solvers.prepare(x)
     z = (x - x.mean(0)) / x.std(0)
     w_ridge, _ = solvers.mse(design, y)
-    w_logistic, b_logistic = solvers.logistic(design, y, tol=1e-4, steps=1000)
-    w_quick, _ = solvers.logistic(design, y)
+    w_logistic, b_logistic = solvers.logistic(design, y)
     for i, alpha in enumerate(solvers.ALPHAS):
         for k in range(3):
             ridge = Ridge(alpha * len(x)).fit(z, y[:, k]).coef_ / x.std(0)
@@ -128,7 +127,26 @@ def test_solvers_agree_with_scikit_learn():
             theirs = LogisticRegression(C=1 / (alpha * len(x)), tol=1e-8, max_iter=5000).fit(z, y[:, k])
             ours = x @ w_logistic[i, :, k] + b_logistic[i, k]
             np.testing.assert_allclose(ours, theirs.decision_function(z), atol=0.01 * np.abs(ours).max())
-            assert cosine(w_quick[i, :, k], theirs.coef_[0] / x.std(0)) > 0.99
+
+
+def test_logistic_probes_converge_where_a_plane_separates_the_classes():
+    """There first-order methods crawl: stopped early, they read as well and point elsewhere."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((400, 120)) * np.geomspace(8, 0.05, 120) @ np.linalg.qr(rng.standard_normal((120, 120)))[0]
+    normal = np.linalg.qr(rng.standard_normal((120, 1)))[0][:, 0]
+    y = np.where(x @ normal > 1.0, 1, -1).astype("float32")[:, None]
+    for standardize in ("feature", "layer"):
+        design = solvers.prepare(x, standardize=standardize)
+        path, _ = solvers.logistic(design, y, (1.0, 1e-2, 1e-4, 1e-6))
+        for w, alpha in zip(path, (1.0, 1e-2, 1e-4, 1e-6), strict=True):
+            theirs = LogisticRegression(C=1 / (alpha * len(x)), tol=1e-10, solver="newton-cholesky", max_iter=1000)
+            theirs = theirs.fit((x - design.mean) / design.scale, y[:, 0]).coef_[0] / design.scale
+            assert cosine(w[:, 0], theirs) > 0.999
+            assert np.linalg.norm(w[:, 0]) == pytest.approx(np.linalg.norm(theirs), rel=0.02)
+            alone, _ = solvers.logistic(design, y, [alpha])  # from nothing, as find_directions does
+            assert cosine(alone[0, :, 0], theirs) > 0.999
+    with pytest.warns(RuntimeWarning, match="not converged"):
+        solvers.logistic(design, y, [1e-6], tol=1e-30)
 
 
 def test_scaling_shifting_and_rotating_activations_move_directions_as_they_must():
