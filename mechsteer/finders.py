@@ -97,14 +97,14 @@ class Finder:
         """Logistic and MSE probes of the middle layer, at every penalty instead of the one that reads best.
 
         Activations are scaled by one number here, so that with more and more penalty both turn into the difference of
-        means: their weights then are the gradient at 0, which is the same for both.
+        means: their weights follow the gradient at 0, which (the bias being free) is along it for either loss.
         """
-        acts = self._among(label, among)
-        find = lambda method, alpha: find_directions(
-            acts, label, (method,), "resid", [self.layer], alphas=(alpha,), standardize="layer"
-        ).sel(concept=concept, finder=method)
-        each = [(method, alpha) for method in ("logistic", "mse") for alpha in alphas]
-        return {f"{m}, penalty {alpha:g}": (m, Steering(find(m, alpha), **options)) for m, alpha in each}
+        acts, found, both = self._among(label, among), {}, ("logistic", "mse")
+        for alpha in alphas:
+            made = find_directions(acts, label, both, "resid", [self.layer], alphas=(alpha,), standardize="layer")
+            steer = lambda name, made=made: Steering(made.sel(concept=concept, finder=name), **options)
+            found |= {f"{name}, penalty {alpha:g}": (name, steer(name)) for name in both}
+        return found
 
     def best_heads(self, label: str, among: Sequence[str] = (), k: int = 8):
         """Weights (layer, head): 1 for the `k` heads whose mean output tells the classes apart best, else 0."""

@@ -10,13 +10,18 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+from scipy.stats import binomtest
 
 from . import paths, plots
 
-__all__ = ["DRAWN", "dose_response", "facts", "penalties", "shipped", "sites", "ways"]
+__all__ = ["DRAWN", "dose_response", "duels", "facts", "penalties", "shipped", "sites", "ways"]
 
 WAYS, PENALTY = "ways to add", "by penalty"
 METHODS = ("logistic", "mse", "diff_of_means")
+_TINTS = dict(zip(["logistic", "mse", "diff of means"], plots.COLOURS, strict=False))
+_TINTS |= {f"{name}, penalty chosen for reading": _TINTS[name] for name in ("logistic", "mse")}
+_TINTS |= dict.fromkeys(("random", "unsteered"), plots.GREY)
+_ORDER = lambda names: names.map({name: k for k, name in enumerate(_TINTS)})
 
 
 def shipped() -> pd.DataFrame:
@@ -44,8 +49,11 @@ def dose_response(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     place = (shown["experiment"] != "guitar").astype(int) + (shown["source"] != "unprompted")
     shown = shown.loc[place.sort_values(kind="stable").index]
     found = shown[shown["kind"].isin(["read", "write"])]
-    best = found.loc[found.groupby("experiment")["both_success"].idxmax(), "name"].value_counts()
-    title = f"{best.index[0].replace('_', ' ').capitalize()} reaches most in {best.iloc[0]} of {best.sum()} panels"
+    best = found.loc[found.groupby(["experiment", "name"])["both_success"].idxmax()].sort_values("both_success")
+    ahead = best.groupby("experiment").apply(lambda of: of["both_success_lo"].iloc[-1] > of["both_success_hi"].iloc[-2])
+    first = best.groupby("experiment")["name"].last()[ahead].replace({"diff_of_means": "difference of means"})
+    led = ", ".join(f"{name} in {count}" for name, count in first.value_counts().items())
+    title = f"Clearly ahead of every other direction at its best strength, of {len(ahead)} panels: {led or 'none'}"
     fig = _titled(plots.dose_curves(shown, "both_success"), title, of_study(study))
     fig.update_yaxes(title_text="target heard by both judges, share", col=1)
     return fig, study
@@ -55,25 +63,27 @@ def sites(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     """What guitar costs in the residual stream, at attention outputs and at single heads: success against KAD."""
     rows = study[study["experiment"].str.startswith("guitar") & (study["source"] == "unprompted")]
     rows = rows[~rows["experiment"].str.contains(PENALTY)]
-    rows = rows[rows["method"].isin(METHODS)].replace({"diff_of_means": "diff of means"}).sort_values("strength")
+    rows = rows[rows["method"].isin([*METHODS, "unsteered"])].sort_values("strength")
+    rows = rows.replace({"diff_of_means": "diff of means"}).sort_values("name", key=_ORDER, kind="stable")
     rows["place"] = rows["experiment"].replace("guitar", "residual stream").str.replace("guitar at ", "")
     success, kad = rows["both_success"], rows["kad"]
     rows = rows.assign(up=rows["both_success_hi"] - success, down=success - rows["both_success_lo"])
     rows = rows.assign(right=rows["kad_hi"] - kad, left=kad - rows["kad_lo"])
+    start = rows.loc[rows["name"] == "unsteered", "kad"].iloc[0]
     fig = px.line(
         rows, x="kad", y="both_success", color="method", facet_col="place", markers=True, range_y=[-0.02, 1.02],
         hover_data=["strength"], error_y="up", error_y_minus="down", error_x="right", error_x_minus="left",
-        labels={"kad": "KAD to real guitar clips"}, color_discrete_sequence=list(plots.COLOURS), template="mechsteer",
+        labels={"kad": "KAD to real guitar clips"}, color_discrete_map=_TINTS, template="mechsteer",
         width=1080, height=420,
     )  # fmt: skip
     sizes = {"size": [5, 7, 10, 13]}  # the doses, from small to large
     fig.update_traces(line={"width": 1}, marker=sizes, error_x={"thickness": 1}, error_y={"thickness": 1})
     fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("place=")))
     fig.update_yaxes(title="guitar heard by both judges, share", col=1)
-    half = cost_of_half(study, rows).unstack("method").rename(dict(zip(rows["experiment"], rows["place"], strict=True)))
-    ends = [f"{half.stack()[at]:.1f} ({at[0]}, {at[1]})" for at in (half.stack().idxmin(), half.stack().idxmax())]
-    title = f"Half of the clips turned costs a KAD of {' to '.join(ends)}"
-    _titled(fig, title, f"larger dots, larger strengths; {of_study(study)}")
+    half = cost_of_half(study, rows[rows["strength"] > 0]).groupby("method").agg(["min", "max"])
+    title = "; ".join(f"{name} {low:.1f} to {high:.1f}" for name, low, high in half.itertuples())
+    small = f"by site, larger dots for larger strengths; {of_study(study)}"
+    _titled(fig, f"KAD with half of the clips turned (unsteered {start:.1f}): {title}", small)
     return fig, rows
 
 
@@ -110,23 +120,26 @@ def ways(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
         labels={"both_success": "guitar heard by both judges, share of clips", "name": ""},
     )  # fmt: skip
     fig.update_layout(margin={"l": 270})
-    _titled(fig, f"One direction, added in every way: most is heard by {order[-1]}", of_study(study))
+    _titled(fig, f"One direction, added in every way: guitar is heard most often with {order[-1]!r}", of_study(study))
     return fig, rows
 
 
 def penalties(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     """Logistic and MSE probes at every penalty: do they read, where do they point, do they write?
 
-    At the right edge the difference of means, into which both turn as the penalty grows; grey, random directions.
-    The probes at the penalty that cross-validation chooses are in the table, not in the picture.
+    On the lines all activations are scaled by one number, so that at the right edge (no end of penalty) both are the
+    difference of means. Open circles: the probes of the other figures, with every feature scaled to unit variance and
+    the penalty of least held-out loss. Grey: random directions.
     """
     rows = study[study["experiment"].str.contains(PENALTY)]
     rows = rows.assign(concept=rows["experiment"].str.removesuffix(f", {PENALTY}"))
     line = rows["name"].str.contains("penalty")
-    weak, edge = rows.loc[line, "penalty"].min(), 10 * rows.loc[line, "penalty"].max()
-    marks = [rows[line], rows[rows["name"] == "diff_of_means"].assign(penalty=edge)]
-    marks += [rows[rows["name"] == "random"].assign(penalty=where) for where in (weak, edge)]
-    marks = pd.concat(marks).sort_values("penalty").replace({"diff_of_means": "diff of means"})
+    weak, strong = rows.loc[line, "penalty"].min(), rows.loc[line, "penalty"].max()
+    marks = [rows[line], rows[rows["name"] == "diff_of_means"].assign(penalty=10 * strong)]
+    marks += [rows[rows["name"] == "random"].assign(penalty=where) for where in (weak, 10 * strong)]
+    chosen = rows[rows["name"].isin(["logistic", "mse"])]
+    marks += [chosen.assign(method=chosen["method"] + ", penalty chosen for reading")]
+    marks = pd.concat(marks).replace({"diff_of_means": "diff of means"}).sort_values("penalty")
     heard = {strength: f"both judges hear<br>it, strength {strength:g}" for strength in sorted(set(marks["strength"]))}
     success = marks["both_success"]
     written = marks.assign(what=marks["strength"].map(heard), value=success)
@@ -134,26 +147,55 @@ def penalties(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     once = marks[marks["strength"] == min(heard)]
     read = {"held_out": "it is read:<br>held-out AUC", "cosine": "cosine with the<br>difference of means"}
     parts = [once.assign(what=what, value=once[column]).dropna(subset="value") for column, what in read.items()]
-    ends = rows[line & rows["penalty"].isin([weak, edge / 10]) & (rows["strength"] == min(heard))]
-    ends = ends.pivot_table(index="concept", columns="penalty", values="both_success")
-    said = ", ".join(f"{concept} {low:.2f} to {high:.2f}" for concept, low, high in ends.itertuples())
-    colours = dict(zip(["logistic", "mse", "diff of means"], plots.COLOURS, strict=False)) | {"random": plots.GREY}
+    concepts = sorted(set(rows["concept"]))
     fig = px.line(
         pd.concat([*parts, written]), x="penalty", y="value", color="method", facet_row="what", facet_col="concept",
-        error_y="up", error_y_minus="down", markers=True, log_x=True, range_y=[-0.03, 1.05], template="mechsteer",
-        color_discrete_map=colours, width=1250, height=900,
-        category_orders={"what": [*read.values(), *heard.values()], "method": list(colours), "concept": [*ends.index]},
-        labels={"value": ""}, hover_data=["held_out", "cosine", "kad"],
+        error_y="up", error_y_minus="down", markers=True, log_x=True, template="mechsteer", range_y=[-0.03, 1.05],
+        color_discrete_map=_TINTS, width=400 + 300 * len(concepts), height=920, hover_data=["held_out", "kad"],
+        category_orders={"what": [*read.values(), *heard.values()], "method": list(_TINTS), "concept": concepts},
+        labels={"value": ""},
     )  # fmt: skip
     fig.update_traces(line={"width": 1.5}, error_y={"thickness": 1})
+    fig.for_each_trace(lambda t: t.update(marker={"symbol": "circle-open", "size": 10}) if "chosen" in t.name else None)
     fig.for_each_annotation(lambda a: a.update(text=a.text.split("=")[-1]))
-    ticks = sorted(marks.loc[marks["penalty"] < edge, "penalty"].unique())
-    fig.update_xaxes(tickvals=[*ticks, edge], ticktext=[*(f"{tick:g}" for tick in ticks), "∞"])
+    fig.update_yaxes(matches="y", range=[0.9, 1.005], row=len(heard) + 2)  # all of them read: a closer look
+    ticks = sorted(rows.loc[line, "penalty"].unique())
+    fig.update_xaxes(tickvals=[*ticks, 10 * strong], ticktext=[*(f"{tick:g}" for tick in ticks), "∞"])
     fig.update_xaxes(title="penalty", row=1)
-    small = f"mean of both methods at strength {min(heard):g}, weakest to strongest penalty; {of_study(study)}"
-    _titled(fig, f"More penalty reads alike and writes more: {said}", small)
-    fig.update_layout(legend={"orientation": "h", "y": -0.09, "title": ""})
-    return fig, rows
+    ends = rows[line & rows["penalty"].isin([weak, strong]) & (rows["strength"] == min(heard))]
+    ends = ends.pivot_table(index=["method", "concept"], columns="penalty", values="both_success").groupby("method")
+    said = ["; ".join(f"{name} {a:.2f} to {b:.2f}" for (_, name), a, b in of.itertuples()) for _, of in ends]
+    said = ", ".join(f"{method} ({of})" for method, of in zip(ends.groups, said, strict=True))
+    small = f"success at strength {min(heard):g}, from the weakest to the strongest penalty; {of_study(study)}"
+    fig.update_layout(legend={"orientation": "h", "y": -0.08, "title": ""})
+    return _titled(fig, f"What a probe's penalty writes: {said}", small), rows
+
+
+def duels(study: pd.DataFrame, clips: pd.DataFrame, a: str = "logistic", b: str = "mse") -> pd.DataFrame:
+    """Two methods on the same clips: success of each, clips that only one turned, and McNemar's exact p.
+
+    `clips` is data/study/clips.parquet. One row per experiment and strength that has both; index these two.
+    """
+    found = []
+    for (experiment, strength), rows in study[study["name"].isin([a, b])].groupby(
+        ["experiment", "strength"], sort=False
+    ):
+        if set(rows["name"]) != {a, b}:
+            continue
+        here = clips[(clips["experiment"] == experiment) & (clips["strength"] == strength)]
+        turned = [_turned(here[here["name"] == name].set_index("clip"), rows["concept"].iloc[0]) for name in (a, b)]
+        only = [int((turned[i] & ~turned[1 - i]).sum()) for i in (0, 1)]
+        p = binomtest(only[0], max(sum(only), 1)).pvalue if sum(only) else 1.0
+        row = {"experiment": experiment, "strength": strength, a: turned[0].mean(), b: turned[1].mean()}
+        found.append(row | {f"{a} only": only[0], f"{b} only": only[1], "p": p})
+    return pd.DataFrame(found).set_index(["experiment", "strength"])
+
+
+def _turned(clips: pd.DataFrame, concept: str) -> pd.Series:
+    """Where both judges hear the concept, named as the study's table does."""
+    label = "drums" if concept == "True" else "lead" if concept in set(clips["cnn_lead"]) else "style"
+    value = True if concept == "True" else concept
+    return (clips[f"cnn_{label}"] == value) & (clips[f"features_{label}"] == value)
 
 
 def _titled(fig: go.Figure, title: str, small: str) -> go.Figure:

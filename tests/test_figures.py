@@ -110,6 +110,13 @@ def test_the_figures_of_the_study_are_drawn_from_its_table(tmp_path, monkeypatch
         read = saving.read_figure(name, tmp_path)
         assert read.attrs["model"].split()[-1] == study["model_hash"].iloc[0]
         assert read["both_success"].to_numpy() == pytest.approx(draw(study)[1]["both_success"].to_numpy(), abs=1e-5)
+    duels = study_figures.duels(study, pd.read_parquet(study_figures.paths.data() / "study" / "clips.parquet"))
+    shares = study.set_index(["name", "experiment", "strength"])["both_success"]
+    for name in ("logistic", "mse"):
+        assert duels[name].to_numpy() == pytest.approx(shares[name].reindex(duels.index).to_numpy()), "clips and table"
+    assert (duels["logistic"] - duels["mse"]).to_numpy() == pytest.approx(
+        (duels["logistic only"] - duels["mse only"]).to_numpy() / 100
+    )
     fig, _ = study_figures.dose_response(study)
     drawn = next(t for t in fig.data if t.name == "mse")
     rows = study[(study["experiment"] == "guitar") & (study["name"] == "mse")].sort_values("strength")

@@ -199,11 +199,16 @@ def test_power_by_formula_and_the_number_it_takes():
 
 
 def test_a_figures_title_says_what_was_found():
-    table = pd.DataFrame({"condition": ["a", "b"], "over": ["c", "c"], "share": [0.4, 0.1], "lo": 0.0, "hi": 0.7})
+    table = pd.DataFrame(
+        {"condition": ["a", "b"], "over": ["c", "c"], "share": [0.6, 0.1], "lo": 0.05, "hi": [0.7, 0.3]}
+    )
     design = lambda kind: SimpleNamespace(kind=kind, question="Which?")
     title = lambda fig: fig.layout.title.text.split("<br>")[0]
     assert title(plots.results(table, design("preference"), "")) == "Which? C over b: 90%", "turned to the winner"
-    told = plots.results(table.rename(columns={"over": "against"}), design("abx"), "")
-    assert title(told) == "Told apart best: a / c, X told rightly 40%"
+    assert title(plots.results(table[:1], design("preference"), "")) == "Which? No difference is shown"
+    told = table.rename(columns={"over": "against"})
+    assert title(plots.results(told, design("abx"), "")) == "Not shown to be told apart"
+    told = plots.results(told.assign(lo=[0.52, 0.05]), design("abx"), "")
+    assert title(told) == "Told apart best: a / c, X told rightly 60%"
     rated = table.rename(columns={"share": "mean"}).assign(mean=[30, 60])
     assert title(plots.results(rated, design("rating"), "")) == "Which? Most: b, 60 of 100"

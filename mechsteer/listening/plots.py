@@ -25,7 +25,8 @@ def results(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
         labels, x, span = table["condition"] + " / " + table[other], "share of X told rightly", (0, 1)
         fig = _dots(labels, table["share"], table["lo"], table["hi"], x, span, 0.5)
         most = table["share"].idxmax()
-        return _titled(fig, f"Told apart best: {labels[most]}, X told rightly {table['share'][most]:.0%}", who)
+        best = f"Told apart best: {labels[most]}, X told rightly {table['share'][most]:.0%}"
+        return _titled(fig, best if table["lo"][most] > 0.5 else "Not shown to be told apart", who)
     turned = table["share"] < 0.5  # the condition chosen more often is named first
     first = table["condition"].where(~turned, table[other])
     second = table[other].where(~turned, table["condition"])
@@ -34,7 +35,8 @@ def results(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
     hi = table["hi"].where(~turned, 1 - table["lo"])
     labels, most = first + " over " + second, share.idxmax()
     fig = _dots(labels, share, lo, hi, "share of choices for the first", (0, 1), 0.5)
-    return _titled(fig, f"{design.question} {labels[most].capitalize()}: {share[most]:.0%}", who)
+    said = f"{labels[most].capitalize()}: {share[most]:.0%}" if lo[most] > 0.5 else "No difference is shown"
+    return _titled(fig, f"{design.question} {said}", who)
 
 
 def strengths(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
