@@ -93,15 +93,15 @@ class Finder:
         norm = self.acts[f"{site}_norm"].sel(layer=layers).values
         return [Steering(v, site=site, layers=layers, norm=norm, **options) for v in vectors]
 
-    def penalised(self, label: str, concept: str, alphas: Sequence[float], among: Sequence[str] = (), **options):
+    def penalised(self, label: str, concept: str, alphas: Sequence[float], **options):
         """Logistic and MSE probes of the middle layer, at every penalty instead of the one that reads best.
 
         Activations are scaled by one number here, so that with more and more penalty both turn into the difference of
         means: their weights follow the gradient at 0, which (the bias being free) is along it for either loss.
         """
-        acts, found, both = self._among(label, among), {}, ("logistic", "mse")
+        found, both = {}, ("logistic", "mse")
         for alpha in alphas:
-            made = find_directions(acts, label, both, "resid", [self.layer], alphas=(alpha,), standardize="layer")
+            made = find_directions(self.acts, label, both, "resid", [self.layer], alphas=(alpha,), standardize="layer")
             steer = lambda name, made=made: Steering(made.sel(concept=concept, finder=name), **options)
             found |= {f"{name}, penalty {alpha:g}": (name, steer(name)) for name in both}
         return found

@@ -212,10 +212,6 @@ def transferred(finder: Finder, wanted: Callable[[str], bool], label: str, sourc
         yield Experiment(name, *common, candidates(), doses, real, asked)
     if (label, source, target, stays) != TRANSFERS[0]:
         return
-    if wanted(here := f"{name}, by penalty"):
-        pair, when = (source, target), {"branch": "cond"}
-        made = finder.probes(label, target, pair, **when) | finder.penalised(label, target, PENALTIES, pair, **when)
-        yield Experiment(here, *common, made | finder.randoms(**when), doses, real)
     if wanted(here := f"{name}, ways to add"):
         controls = finder.probes(label, target, (source, target), branch="cond") | finder.randoms(branch="cond")
         controls = {name: made for name, made in controls.items() if made[0] in ("random", "shuffled labels")}
