@@ -127,7 +127,9 @@ def _minimise(x, truth, weights, w, penalty, spectrum, tol, rounds=100, steps=15
         curvature = scale * (weights * p * (1 - p)).sum(0) + penalty + 1e-12
         gradient = x.T @ (weights * (p - truth)) + penalty * w
         value = (weights * (np.logaddexp(0, logits) - truth * logits)).sum(0) + (penalty * np.square(w)).sum(0) / 2
-        rest = (np.square(gradient) / curvature).sum(0) > 2 * tol * value
+        rest = (np.square(gradient) / curvature).sum(
+            0
+        ) > 2 * tol * value + 1e-10  # a column of one class has no optimum
         done[:, live] = w
         if not rest.any():
             return done
