@@ -14,10 +14,10 @@ help:  ## this list
 	@echo "  Options: MODEL=facebook/musicgen-small or a folder of Meta's format (notebooks), ONLY=\"01 02\" (notebooks, figures), ARGS=... (test)"
 
 notebooks: .venv/ready  ## run the numbered notebooks, in order, and write their outputs and figures
-	$(PY) -m mechsteer.notebooks $(if $(MODEL),--model "$(MODEL)") $(ONLY)
+	$(PY) -m workshop.suite.notebooks $(if $(MODEL),--model "$(MODEL)") $(ONLY)
 
 figures: .venv/ready  ## draw the stored figures again, and say which numbers are the same, changed (by how much), new
-	$(PY) -m mechsteer.figures $(ONLY)
+	$(PY) -m workshop.suite.redraw $(ONLY)
 
 test: .venv/ready  ## run every test, the notebooks' too, on two cores (ARGS="-n 4" for four)
 	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
@@ -33,20 +33,20 @@ format: .venv/ready  ## let ruff sort the imports and format code and notebooks
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 
-bench: .venv/ready  ## time what we promise to be fast (benchmarks/)
-	@for script in benchmarks/*.py; do \
-	  [ -e "$$script" ] || { echo "benchmarks/ holds no script yet"; exit 1; }; \
+bench: .venv/ready  ## time what we promise to be fast (workshop/benchmarks/)
+	@for script in workshop/benchmarks/*.py; do \
+	  [ -e "$$script" ] || { echo "workshop/benchmarks/ holds no script yet"; exit 1; }; \
 	  echo "== $$script"; $(PY) "$$script" || exit 1; \
 	done
 
 orchestra: .venv/ready  ## compose and render the labelled music again (needs fluidsynth and a soundfont)
-	$(PY) -m mechsteer.tiny.orchestra --out data/runs/orchestra --seed 0
+	$(PY) -m workshop.tiny.orchestra --out data/runs/orchestra --seed 0
 
 tiny: .venv/ready  ## train the embedded model again from that music (hours on a CPU; resumes after a stop)
-	$(PY) -m mechsteer.tiny.train
+	$(PY) -m workshop.tiny.train
 
 study: .venv/ready  ## run the full steering study again (hours on a CPU; resumes after a stop)
-	$(PY) -m mechsteer.study
+	$(PY) -m workshop.study.run
 
 clean:  ## remove what make installed here (.venv, .uv) and caches; your data and figures stay
 	rm -rf .venv .uv build .pytest_cache .ruff_cache

@@ -1,88 +1,59 @@
-"""mechsteer: look inside MusicGen and steer it.
+"""mechsteer: look inside MusicGen and steer it. Seven folders, in the order in which data pass them:
 
-Names load on first use (PEP 562), so `import mechsteer as ms` costs milliseconds and a notebook that only reads saved
-data never imports torch.
+| folder | what it does | what it gives to notebooks |
+|---|---|---|
+| `model` | load, look inside, generate | `load` `Steering` |
+| `activations` | labelled clips, and what the model makes of them | `clips` `read_clip` `codes` `collect` ... |
+| `directions` | what separates a concept, and what writes it | `find_directions` `accuracy_by_layer` `cosine` ... |
+| `measures` | what changed in the sound | `describe` `hear` `success` `dose_response` `knee` ... |
+| `show` | what a person looks at | `save_figure` `steering_panel` |
+| `listening` | blind tests with people | `ListeningTest` `listeners_needed` |
+| `tiny` | the embedded model, as `load` builds it | |
+
+Imports go from a folder to those above it, never down. Modules and names load on first use (PEP 562), so that
+`import mechsteer as ms` costs milliseconds; what isn't a name here is reached through its folder, as in
+`ms.directions.geometry.span_angles`.
 """
 
 import importlib
 
+from ._shared import did_you_mean
+
 __version__ = "0.1.0"
 
-# public name -> the module that owns it
-_OWNERS = {
-    "load": "model",
-    "hear": "hearing",
-    "embedding": "hearing",
-    "chroma_correlation": "pitch",
-    "pitch_agreement": "pitch",
-    "Generation": "audio",
-    "Steering": "steering",
-    "describe": "measures",
-    "success": "measures",
-    "share": "measures",
-    "mean_interval": "measures",
-    "clap_similarity": "measures",
-    "texture": "distances",
-    "frechet": "distances",
-    "kad": "distances",
-    "kad_interval": "distances",
-    "clips": "datasets",
-    "codes": "activations",
-    "collect": "activations",
-    "open_activations": "store",
-    "frame_labels": "truth",
-    "notes": "datasets",
-    "accuracy_by_layer": "probes",
-    "apply_direction": "probes",
-    "caption_contrast": "contrasts",
-    "optimised_vector": "contrasts",
-    "find_directions": "probes",
-    "direction_cosines": "geometry",
-    "dose_response": "dose",
-    "dose_table": "dose",
-    "knee": "dose",
-    "ListeningTest": "listening.test",
-    "Screening": "listening.design",
-    "listeners_needed": "listening.power",
-    "load_direction": "directions",
-    "save_direction": "directions",
-    "save_figure": "saving",
-    "steering_panel": "panel",
+_FOLDERS = ("model", "activations", "directions", "measures", "show", "listening", "tiny")
+_NAMES = {  # module -> what it gives to notebooks
+    "model.model": "load",
+    "model.steering": "Steering",
+    "activations.clips": "clips read_clip",
+    "activations.collect": "codes collect",
+    "activations._store": "open_activations",
+    "activations.frames": "frame_labels",
+    "directions.find": "find_directions logistic mse",
+    "directions.scores": "accuracy_by_layer",
+    "directions.files": "unit cosine null_cosine load_direction save_direction",
+    "directions.geometry": "direction_cosines",
+    "directions.written": "caption_contrast optimised_vector",
+    "measures.describe": "describe success",
+    "measures.intervals": "share mean_interval",
+    "measures.dose": "dose_response dose_table knee",
+    "measures.judges.hear": "hear",
+    "show.saving": "save_figure",
+    "show.panel": "steering_panel",
+    "listening.test": "ListeningTest",
+    "listening.power": "listeners_needed",
 }
-_MODULES = (
-    "activations",
-    "audio",
-    "checks",
-    "contrasts",
-    "datasets",
-    "directions",
-    "dose",
-    "distances",
-    "geometry",
-    "hearing",
-    "listening",
-    "measures",
-    "model",
-    "panel",
-    "pitch",
-    "plots",
-    "probes",
-    "steering",
-    "tiny",
-)
+_OWNERS = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = sorted({*_OWNERS, *_MODULES})
+__all__ = sorted({*_OWNERS, *_FOLDERS})
 
 
 def __getattr__(name):
     if name in _OWNERS:
         return getattr(importlib.import_module(f".{_OWNERS[name]}", __name__), name)
-    if name in _MODULES:
+    if name in _FOLDERS:
         return importlib.import_module(f".{name}", __name__)
-    import difflib
-
-    close = difflib.get_close_matches(name, __all__, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(__all__)}"
+    hint = did_you_mean(name, __all__, f"it has {', '.join(__all__)}")
     raise AttributeError(f"module 'mechsteer' has no attribute {name!r}; {hint}")
 
 

@@ -1,23 +1,42 @@
-"""Where things are read and written, and how: one place that decides, two environment variables that overrule it.
+"""Where things are read and written, and how: one place that decides, two environment variables that overrule
+it.
 
-`MECHSTEER_FIGURES` and `MECHSTEER_RUNS` redirect what notebooks write (tests and runs on other models use them).
+`MECHSTEER_FIGURES` and `MECHSTEER_RUNS` redirect what notebooks write (tests and runs on other models use
+them).
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["data", "figures", "listening", "project", "replace", "runs"]
+__all__ = ["data", "figures", "listening", "project", "replace", "replacing", "runs"]
+
+
+def _checkout() -> Path | None:
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").is_file() and (root / "data").is_dir() else None
 
 
 def project() -> Path:
-    """The checkout this package sits in, or the working directory when the package is installed without one."""
-    root = Path(__file__).resolve().parents[1]
-    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+    """The checkout this package sits in; the working directory when the package is installed without one."""
+    return _checkout() or Path.cwd()
 
 
 def data() -> Path:
-    """What ships with the project and is only read: `data/`."""
-    return project() / "data"
+    """What ships with the project and is only read: `data/` of the checkout.
+
+    Raises
+    ------
+    FileNotFoundError  when the package is installed without a checkout, which alone holds the data.
+    """
+    if (root := _checkout()) is None:
+        raise FileNotFoundError(
+            "the embedded model, its music and the study ship with mechsteer's repository, and this mechsteer is "
+            "installed without it: clone the repository and run `make lab` there. Models of Meta's format and music "
+            "of your own work without"
+        )
+    return root / "data"
 
 
 def figures() -> Path:
@@ -27,21 +46,33 @@ def figures() -> Path:
 
 def runs() -> Path:
     """Where users' own runs go (git-ignored): `$MECHSTEER_RUNS`, else `data/runs/`."""
-    return Path(os.environ.get("MECHSTEER_RUNS") or data() / "runs")
+    return Path(os.environ.get("MECHSTEER_RUNS") or project() / "data" / "runs")
 
 
 def listening() -> Path:
     """Where listening tests keep stimuli and answers: `data/listening/`; below the runs where those are redirected."""
-    return (runs() if os.environ.get("MECHSTEER_RUNS") else data()) / "listening"
+    return (runs() if os.environ.get("MECHSTEER_RUNS") else project() / "data") / "listening"
 
 
-def replace(path: Path, content: str | bytes) -> Path:
-    """Write a file, its folder too if need be, in one step or not at all; returns its path."""
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file written in one step or not at all: write to the path that this yields, and it takes the place of
+    `path`.
+
+    The folder is made if need be. What fails inside the block leaves `path` as it was, and nothing beside it.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield scratch
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
-    return path
+
+
+def replace(path: str | Path, content: str | bytes) -> Path:
+    """Write text or bytes in one step or not at all (see `replacing`); returns the path."""
+    with replacing(path) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)

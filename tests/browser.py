@@ -1,4 +1,5 @@
-"""A real browser before a real JupyterLab or voila, for tests: both on loopback only, both closed when the block ends.
+"""A real browser before a real JupyterLab or voila, for tests: both on loopback only, both closed when the
+block ends.
 
     with jupyterlab(folder) as address, browser() as chrome, page(chrome) as tab:
         open_notebook(tab, address, "take.ipynb")
@@ -70,7 +71,9 @@ def _server(arguments: list[str], folder: Path, port: int, probe: str) -> Iterat
             end = time.monotonic() + PATIENCE
             while not _answers(f"http://127.0.0.1:{port}{probe}"):
                 if server.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"no server:\n{(home / 'server.log').read_text(errors='replace')[-3000:]}")
+                    raise RuntimeError(
+                        f"no server:\n{(home / 'server.log').read_text(errors='replace')[-3000:]}"
+                    )
                 time.sleep(0.2)
             yield
         finally:
@@ -130,7 +133,9 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=CHROME, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        chrome = play.chromium.launch(
+            executable_path=CHROME, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         try:
             yield chrome
         finally:
@@ -139,7 +144,10 @@ def browser() -> Iterator:
 
 @contextlib.contextmanager
 def page(chrome, **options) -> Iterator:
-    """A fresh page with cookies of its own; `tab.seen` is a `Seen`. What would leave the machine is refused."""
+    """A fresh page with cookies of its own; `tab.seen` is a `Seen`.
+
+    What would leave the machine is refused.
+    """
     context = chrome.new_context(**{"viewport": {"width": 1000, "height": 900}, **options})
     tab, seen = context.new_page(), Seen()
 

@@ -66,7 +66,9 @@ def with_hooks(model, prompts, seeds, n_frames: int, site: str, layers, change) 
         if site == "resid":
             return block.register_forward_hook(lambda m, a, out: change(out, calls["n"], layer))
         if site == "attn":
-            return block.self_attn.register_forward_hook(lambda m, a, out: (change(out[0], calls["n"], layer), None))
+            return block.self_attn.register_forward_hook(
+                lambda m, a, out: (change(out[0], calls["n"], layer), None)
+            )
         if site == "mlp":
             return block.linear2.register_forward_hook(lambda m, a, out: change(out, calls["n"], layer))
         split = lambda x: x.view(*x.shape[:2], model.n_heads, model.d_head)
@@ -77,7 +79,9 @@ def with_hooks(model, prompts, seeds, n_frames: int, site: str, layers, change) 
         for layer in layers:
             hooks.callback(hook_on(layer).remove)
         hooks.callback(lm.register_forward_hook(sample).remove)
-        return lm.generate(None, attributes(prompts), max_gen_len=n_frames, use_sampling=False, cfg_coef=GUIDANCE)
+        return lm.generate(
+            None, attributes(prompts), max_gen_len=n_frames, use_sampling=False, cfg_coef=GUIDANCE
+        )
 
 
 def with_nnsight(model, prompts, seeds, n_frames: int, site: str, layers, change) -> torch.Tensor:
@@ -107,6 +111,6 @@ def with_nnsight(model, prompts, seeds, n_frames: int, site: str, layers, change
 
 
 def attributes(prompts):
-    from mechsteer.backend import ConditioningAttributes
+    from mechsteer.model._audiocraft import ConditioningAttributes
 
     return [ConditioningAttributes(text={"description": prompt}) for prompt in prompts]

@@ -1,4 +1,7 @@
-"""Fixtures that several test files share. No test reaches a network: the hub cache is a fresh local one, offline."""
+"""Fixtures that several test files share.
+
+No test reaches a network: the hub cache is a fresh local one, offline.
+"""
 
 import os
 import shutil

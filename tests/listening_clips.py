@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mechsteer.listening import ListeningTest
+from mechsteer import ListeningTest
 
 PITCH = {"steered": 440.0, "unsteered": 220.0, "oversteered": 880.0}  # Hz
 RATE = 16000
@@ -19,7 +19,9 @@ def clip(hertz: float, seconds: float = 1.5, gain: float = 0.2, seed: int = 0) -
 def conditions(names=("steered", "unsteered"), items: int = 2, seconds: float = 1.5) -> dict:
     """Item k of a condition is its pitch times (1 + k / 50); the conditions differ in loudness by a factor of 2."""
     return {
-        name: [clip(PITCH[name] * (1 + k / 50), seconds, 0.1 * (1 + n), seed=10 * n + k) for k in range(items)]
+        name: [
+            clip(PITCH[name] * (1 + k / 50), seconds, 0.1 * (1 + n), seed=10 * n + k) for k in range(items)
+        ]
         for n, name in enumerate(names)
     }
 

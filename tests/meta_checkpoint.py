@@ -1,7 +1,9 @@
-"""Write a MusicGen checkpoint in Meta's format: random weights, few and narrow layers, everything else as released.
+"""Write a MusicGen checkpoint in Meta's format: random weights, few and narrow layers, everything else as
+released.
 
-The fields and values are those of the released musicgen-small and its 32 kHz EnCodec, as audiocraft's `export` writes
-them; only sizes differ. Its text encoder is a T5 of one layer in a local hub cache, under the name MusicGen asks for.
+The fields and values are those of the released musicgen-small and its 32 kHz EnCodec, as audiocraft's
+`export` writes them; only sizes differ. Its text encoder is a T5 of one layer in a local hub cache, under the
+name MusicGen asks for.
 """
 
 from pathlib import Path
@@ -79,7 +81,10 @@ def lm_config(stereo: bool = False) -> dict:
                 "t5": {"name": "t5-base", "finetune": False, "word_dropout": 0.3, "normalize_text": False},
             }
         },
-        "dataset": {"segment_duration": 30, "train": {"merge_text_p": 0.25, "drop_desc_p": 0.5, "drop_other_p": 0.5}},
+        "dataset": {
+            "segment_duration": 30,
+            "train": {"merge_text_p": 0.25, "drop_desc_p": 0.5, "drop_other_p": 0.5},
+        },
     }
 
 
@@ -162,7 +167,7 @@ def write(folder: Path, cache: Path, stereo: bool = False, seed: int = 0) -> Pat
     """Write the checkpoint to `folder`, and its text encoder into the hub cache `cache`; returns `folder`."""
     from omegaconf import OmegaConf
 
-    from mechsteer.backend import builders
+    from mechsteer.model._audiocraft import builders
 
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():

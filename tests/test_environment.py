@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.tags import compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from mechsteer import colab
+from workshop.suite import colab
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -41,7 +41,11 @@ TARGETS = {
 
 def direct() -> set[str]:
     """Names of every dependency that pyproject asks for, extras and developers' tools included."""
-    asked = [*PROJECT["project"]["dependencies"], *sum(EXTRAS.values(), []), *PROJECT["dependency-groups"]["dev"]]
+    asked = [
+        *PROJECT["project"]["dependencies"],
+        *sum(EXTRAS.values(), []),
+        *PROJECT["dependency-groups"]["dev"],
+    ]
     return {canonicalize_name(Requirement(text).name) for text in asked}
 
 
@@ -98,7 +102,15 @@ def test_post_build_installs_into_conda_and_nowhere_else(tmp_path):
     (tmp_path / "conda-meta").mkdir()
     inside = subprocess.run([ROOT / "postBuild"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert inside.stdout.split() == [
-        *(str(tmp_path), "sync", "--frozen", "--inexact", "--all-extras", "--python", f"{tmp_path}/bin/python")
+        *(
+            str(tmp_path),
+            "sync",
+            "--frozen",
+            "--inexact",
+            "--all-extras",
+            "--python",
+            f"{tmp_path}/bin/python",
+        )
     ]
 
 
@@ -109,7 +121,13 @@ def test_the_lock_is_that_of_pyproject():
 
 def test_what_is_installed_is_the_lock():
     done = uv(
-        "sync", "--frozen", "--inexact", "--all-extras", "--check", "--offline", UV_PROJECT_ENVIRONMENT=sys.prefix
+        "sync",
+        "--frozen",
+        "--inexact",
+        "--all-extras",
+        "--check",
+        "--offline",
+        UV_PROJECT_ENVIRONMENT=sys.prefix,
     )
     assert done.returncode == 0, done.stderr
 
@@ -117,7 +135,9 @@ def test_what_is_installed_is_the_lock():
 def test_the_lock_names_no_other_registry_than_pypi():
     sources = {str(p["source"]) for p in LOCK["package"] if p["name"] != "mechsteer"}
     assert sources == {str({"registry": "https://pypi.org/simple"})}
-    files = [f["url"] for p in LOCK["package"] for f in [*p.get("wheels", []), *filter(None, [p.get("sdist")])]]
+    files = [
+        f["url"] for p in LOCK["package"] for f in [*p.get("wheels", []), *filter(None, [p.get("sdist")])]
+    ]
     assert {url.split("/")[2] for url in files} == {"files.pythonhosted.org"}
 
 
@@ -126,7 +146,8 @@ PLATFORMS = {
     "linux-aarch64": {"sys_platform": "linux", "platform_machine": "aarch64", "platform_system": "Linux"},
     "macos-arm64": {"sys_platform": "darwin", "platform_machine": "arm64", "platform_system": "Darwin"},
 }
-# Pure Python, published as source only; and nnsight's one C file, which has no aarch64 wheel (README, "Installing").
+# Pure Python, published as source only; and nnsight's one C file, which has no aarch64 wheel (README,
+# "Installing").
 FROM_SOURCE = {"antlr4-python3-runtime", "audiocraft", "docopt", "flashy"}
 COMPILED = {"linux-aarch64": {"nnsight"}}
 
@@ -214,8 +235,18 @@ def test_colab_gets_what_it_lacks_and_keeps_what_its_page_and_gpu_need():
     names = {canonicalize_name(Requirement(text).name) for text in rest}
     assert alone == ["audiocraft==1.3.0"] and names >= {"nnsight", "xarray", "einops", "spacy"}
     assert names | {"audiocraft"} <= {p["name"] for p in LOCK["package"]}
-    assert not names & {"torch", "torchaudio", "ipykernel", "ipywidgets", "jupyterlab", "xformers", "torchvision"}
-    assert set(rest) >= {text for text in PROJECT["project"]["dependencies"] if text.startswith(("nnsight", "zarr"))}
+    assert not names & {
+        "torch",
+        "torchaudio",
+        "ipykernel",
+        "ipywidgets",
+        "jupyterlab",
+        "xformers",
+        "torchvision",
+    }
+    assert set(rest) >= {
+        text for text in PROJECT["project"]["dependencies"] if text.startswith(("nnsight", "zarr"))
+    }
 
 
 def test_colab_links_the_checkout_where_python_looks(tmp_path):
@@ -237,5 +268,5 @@ def test_nothing_happens_outside_colab(monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("nothing should be installed"))
     assert colab.main() == 0
     assert "nothing was done" in capsys.readouterr().out
-    cell = ("%cd /content/mechsteer", "!python -m mechsteer.colab", "%cd notebooks")
+    cell = ("%cd /content/mechsteer", "!python -m workshop.suite.colab", "%cd notebooks")
     assert all(line in (ROOT / "README.md").read_text(encoding="utf-8") for line in cell)

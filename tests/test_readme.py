@@ -21,7 +21,10 @@ def test_the_ten_lines_run_and_save_two_clips_that_differ(tmp_path, monkeypatch)
     exec(code, done)
     assert done["acts"].sizes["clip"] == 300 and done["music"].audio.shape[0] == 2
     assert (done["music"].codes[0] != done["music"].codes[1]).any()
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["guitar_or_piano-00.wav", "guitar_or_piano-01.wav"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "guitar_or_piano-00.wav",
+        "guitar_or_piano-01.wav",
+    ]
 
 
 def test_a_concept_of_ones_own_is_a_column():
@@ -35,7 +38,12 @@ def test_a_concept_of_ones_own_is_a_column():
 def test_every_link_leads_somewhere(name):
     targets = [t for t in re.findall(r"\]\(([^)#\s]+)", TEXTS[name]) if "://" not in t]
     targets += re.findall(r"`((?:figures|data|tests|benchmarks|mechsteer|notebooks)/[\w./]+\w)`", TEXTS[name])
-    made = ("data/runs", "data/listening", "notebooks/NN", "notebooks/07_verb")  # written by use; and patterns
+    made = (
+        "data/runs",
+        "data/listening",
+        "notebooks/NN",
+        "notebooks/07_verb",
+    )  # written by use; and patterns
     assert not [t for t in targets if not (ROOT / t).exists() and not t.startswith(made)]
 
 
@@ -55,15 +63,21 @@ def test_every_command_and_name_is_there(name):
 def test_the_layout_names_every_module():
     named = set(re.findall(r"`([a-z_*]+)`", TEXTS["CONTRIBUTING.md"]))
     modules = [path.stem for path in (ROOT / "mechsteer").glob("*.py") if path.stem != "__init__"]
-    assert not [m for m in modules if not any(fnmatch.fnmatch(m, name) for name in named)], "add it to CONTRIBUTING.md"
+    assert not [m for m in modules if not any(fnmatch.fnmatch(m, name) for name in named)], (
+        "add it to CONTRIBUTING.md"
+    )
 
 
 def test_the_command_lines_take_the_options_that_are_named():
-    for module, option in re.findall(r"-m\s+(mechsteer[\w.]*)(?: [^`\n#]*?)?(--[a-z-]+)", "".join(TEXTS.values())):
+    for module, option in re.findall(
+        r"-m\s+(mechsteer[\w.]*)(?: [^`\n#]*?)?(--[a-z-]+)", "".join(TEXTS.values())
+    ):
         path = ROOT / (module.replace(".", "/") + ".py")
         assert f'"{option}"' in path.read_text(encoding="utf-8"), f"{module} takes no {option}"
 
 
 def test_every_tracked_notebook_is_in_the_readmes_table():
-    listed = subprocess.run(["git", "ls-files", "notebooks"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "notebooks"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert all(f"({path})" in TEXTS["README.md"] for path in listed.stdout.split())

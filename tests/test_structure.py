@@ -1,4 +1,4 @@
-"""The package's shape: one-way imports, one door to audiocraft and nnsight, torch where tensors flow, no pickle."""
+"""The house: packages in one order, one door to audiocraft and nnsight, torch where tensors flow, no pickle."""
 
 import ast
 import re
@@ -10,81 +10,119 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "mechsteer"
-FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
-WITHOUT_TORCH = {"checks", "datasets", "directions", "distances", "geometry", "measures", "notebooks", "paths", "plots"}
-WITHOUT_TORCH |= {"probes", "saving", "scores", "solvers", "store", "targets", "truth"}
-WITHOUT_TORCH |= {"listening.__init__", "listening.export", "listening.plots", "listening.power", "listening.test"}
-WITHOUT_TORCH |= {"listening.widget", "loudness"}
+HOMES = ("mechsteer", "workshop")
+PATHS = [path for home in HOMES for path in sorted((ROOT / home).rglob("*.py"))]
+FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
+ORDER = ("model", "activations", "directions", "measures", "show", "listening")  # each imports those before it
+SHARED = {"mechsteer", "mechsteer._shared", "mechsteer.paths", "mechsteer.errors"}
+# Arrows that run forward, each inside a function: the embedded model and its music, and a clip that shows itself.
+LAZY = {
+    ("mechsteer.model.model", "mechsteer.tiny.loading"),
+    ("mechsteer.activations.clips", "mechsteer.tiny"),
+    ("mechsteer.model.generation", "mechsteer.show.player"),
+}
+WITHOUT_TORCH = ["activations.clips", "activations.frames", "activations._store", "directions.find", "directions.scores", "directions.geometry", "directions.files", "directions._solvers", "directions._labels", "measures.describe", "measures.distances", "measures.intervals", "measures.loudness", "show.plots", "show.saving", "show.player", "listening", "listening.export", "listening.charts", "listening.power", "listening.test", "listening.widget", "paths"]
 
 
 def imports(name: str, deep: bool) -> set[str]:
     """Full dotted names that a module imports; `deep` counts those inside functions too."""
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    home = name.split(".") if FILES[name].name == "__init__.py" else name.split(".")[:-1]
     nodes, found = list(tree.body), set()
     while nodes:
         node = nodes.pop()
         if not deep and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
         nodes.extend(ast.iter_child_nodes(node))
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            home = ["mechsteer", *name.removesuffix("__init__").rstrip(".").split(".")]
-            home = [part for part in home if part]
-            if not name.endswith("__init__"):
-                home = home[:-1]
             base = ".".join(home[: len(home) - node.level + 1]) if node.level else ""
             base = ".".join(filter(None, [base, node.module]))
             found |= {f"{base}.{alias.name}" for alias in node.names}
     return found
 
 
+def known(full: str) -> str | None:
+    """The module of ours that an imported name belongs to."""
+    parts = full.split(".")
+    return next((m for k in range(len(parts), 0, -1) if (m := ".".join(parts[:k])) in FILES), None)
+
+
 def siblings(name: str, deep: bool) -> set[str]:
-    """The modules of this package that a module imports."""
-    known = set()
-    for full in imports(name, deep):
-        if full.split(".")[0] != "mechsteer":
-            continue
-        rest = full.split(".")[1:]
-        fits = [".".join(rest[:k]) for k in range(len(rest), 0, -1)]
-        fits = [f for fit in fits for f in (fit, f"{fit}.__init__") if f in FILES]
-        known |= {fits[0]} if fits else set()
-    return known - {name}
+    """The modules of ours that a module imports."""
+    return {found for full in imports(name, deep) if (found := known(full))} - {name}
+
+
+def room(name: str) -> str:
+    """The folder of `mechsteer/` that a module lives in."""
+    return name.split(".")[1]
 
 
 def test_the_import_reader_sees_relative_absolute_and_nested_imports():
-    assert "mechsteer.paths" in imports("notebooks", deep=False)
-    assert "papermill" in imports("notebooks", deep=True) - imports("notebooks", deep=False)
-    assert {"paths", "notebook_text"} <= siblings("notebooks", deep=False)
-    assert "saving" in siblings("notebooks", deep=True) - siblings("notebooks", deep=False)
+    runner = "workshop.suite.notebooks"
+    assert "papermill" in imports(runner, deep=True) - imports(runner, deep=False)
+    assert {"mechsteer.paths", "workshop.suite.notebook_text"} <= siblings(runner, deep=False)
+    assert "mechsteer.tiny.loading" in siblings("mechsteer.model.model", deep=True) - siblings("mechsteer.model.model", False)
 
 
-def test_only_the_backend_imports_audiocraft_and_nnsight():
-    doors = {n for n in FILES if {i.split(".")[0] for i in imports(n, deep=True)} & {"audiocraft", "nnsight", "flashy"}}
-    assert doors == {"backend"}
+def test_each_folder_imports_only_those_before_it():
+    wrong = []
+    for name in FILES:
+        if not name.startswith("mechsteer.") or name in SHARED or room(name) == "tiny":
+            continue
+        for other in siblings(name, deep=True) - SHARED:
+            back = other.startswith("mechsteer.") and room(other) in ORDER
+            if not (back and ORDER.index(room(other)) <= ORDER.index(room(name))) and (name, other) not in LAZY:
+                wrong.append(f"{name} imports {other}")
+    assert not wrong
 
 
-def test_imports_go_one_way():
+def test_what_all_share_imports_nothing_of_ours():
+    for name in SHARED & set(FILES):
+        assert siblings(name, deep=True) <= SHARED, name
+
+
+def test_the_embedded_model_needs_the_model_only_and_is_reached_lazily():
+    tiny = [name for name in FILES if name.startswith("mechsteer.tiny")]
+    for name in tiny:
+        others = {other for other in siblings(name, deep=True) - SHARED if not other.startswith("mechsteer.tiny")}
+        assert {room(other) for other in others} <= {"model"}, name
+    for name, other in LAZY:
+        assert other in siblings(name, deep=True) - siblings(name, deep=False), f"{name} should load {other} lazily"
+
+
+def test_modules_don_t_import_each_other():
     try:
-        tuple(TopologicalSorter({name: siblings(name, deep=False) for name in FILES}).static_order())
+        tuple(TopologicalSorter({n: siblings(n, deep=True) - {o for m, o in LAZY if m == n} for n in FILES}).static_order())
     except CycleError as error:
         pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
 
 
-def test_only_the_model_and_the_datasets_know_the_embedded_model():
-    knowing = {n for n in FILES if any(s.split(".")[0] == "tiny" for s in siblings(n, deep=True))}
-    assert {n for n in knowing if not n.startswith("tiny.")} <= {"model", "datasets"}
+def test_nothing_imports_the_workshop():
+    assert not [n for n in FILES if n.startswith("mechsteer") and any(s.startswith("workshop") for s in siblings(n, True))]
+    for path in (ROOT / "notebooks").iterdir():
+        if path.suffix in (".py", ".ipynb"):
+            assert not re.search(r"(from|import) workshop", path.read_text(encoding="utf-8")), path.name
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_TORCH))
+def test_one_module_imports_audiocraft_and_nnsight():
+    heavy = {"audiocraft", "nnsight", "flashy"}
+    doors = {n for n in FILES if {i.split(".")[0] for i in imports(n, deep=True)} & heavy}
+    assert doors == {"mechsteer.model._audiocraft"}
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_torch_stays_out_of_what_reads_saved_data(name):
-    seen, todo = set(), [name]
+    seen, todo = set(), [f"mechsteer.{name}"]
     while todo:
         module = todo.pop()
         seen.add(module)
         todo += siblings(module, deep=False) - seen
-    heavy = {m for m in seen if {i.split(".")[0] for i in imports(m, deep=False)} & {"torch", "torchaudio", "librosa"}}
+    heavy = {"torch", "torchaudio", "librosa"}
+    heavy = {m for m in seen if {i.split(".")[0] for i in imports(m, deep=False)} & heavy}
     assert not heavy, f"{name} imports torch or librosa through {sorted(heavy)}"
 
 
@@ -93,17 +131,20 @@ def test_importing_the_package_loads_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
 
 
-def test_every_public_name_has_an_owner_that_defines_it():
+def test_public_names_are_few_and_where_they_are_said_to_be():
     import mechsteer
 
+    assert len(dir(mechsteer)) <= 40
     for name, owner in mechsteer._OWNERS.items():
-        assert owner in FILES, f"mechsteer.{name} is said to live in {owner}.py, which does not exist"
-        tree = ast.parse(FILES[owner].read_text(encoding="utf-8"))
-        defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-        defined |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-        defined |= {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
-        assert name in defined, f"{owner}.py does not define {name}"
-    assert set(mechsteer._MODULES) <= {n.removesuffix(".__init__") for n in FILES}
+        tree = ast.parse(FILES[f"mechsteer.{owner}"].read_text(encoding="utf-8"))
+        assert name in {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}, f"{owner}.{name}"
+        assert getattr(mechsteer, name).__doc__
+    for folder in mechsteer._FOLDERS:
+        inside = {n.split(".")[2] for n in FILES if n.startswith(f"mechsteer.{folder}.")}
+        offered = set(dir(getattr(mechsteer, folder))) & inside
+        assert {n for n in inside if not n.startswith("_")} == offered, f"mechsteer.{folder} offers {offered}"
+        for module in offered:
+            assert getattr(getattr(mechsteer, folder), module).__name__ == f"mechsteer.{folder}.{module}"
 
 
 def test_nothing_unpickles():
@@ -125,20 +166,32 @@ def test_nothing_unpickles():
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_modules_stay_small_and_say_what_they_are(name):
     text = FILES[name].read_text(encoding="utf-8")
-    assert text.count("\n") <= 400, "split it: a module has at most 400 lines"
+    assert text.count("\n") <= 350, "split it: a module has at most 350 lines"
+    assert max(map(len, text.splitlines()), default=0) <= 110, "a line has at most 110 characters"
     assert ast.get_docstring(ast.parse(text)), "a module opens with what it is for"
     assert not re.search(r"^\s*from \S+ import \*", text, re.MULTILINE)
+
+
+def lines(*folders: str, hidden: bool = True) -> int:
+    """Lines of the modules in folders of mechsteer/; without `hidden` those named `_x.py` don't count."""
+    paths = [p for folder in folders for p in (ROOT / "mechsteer" / folder).rglob("*.py")]
+    paths = [p for p in paths if hidden or not p.name.startswith("_") or p.name == "__init__.py"]
+    return sum(len(p.read_text(encoding="utf-8").splitlines()) for p in paths)
+
+
+def test_the_helper_stays_thin():
+    read = ("model", "activations", "directions")
+    assert lines(*read, hidden=False) <= 2600 and lines(*read) <= 3900 and lines("model") <= 1500
+    assert lines(".") <= 8900
 
 
 def test_no_tracked_text_names_a_path_of_some_machine():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     machine = re.compile(r"(?<![\w.:+/~$}-])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
+    binary = {".png", ".mp3", ".flac", ".wav", ".safetensors", ".parquet", ".npz", ".js"}
     named = []
     for path in (ROOT / name for name in listed.split("\0") if name):
-        if (
-            path.suffix in {".png", ".mp3", ".flac", ".wav", ".safetensors", ".parquet", ".npz", ".js"}
-            or not path.is_file()
-        ):
+        if path.suffix in binary or not path.is_file():
             continue
         try:
             text = path.read_text(encoding="utf-8")

@@ -3,17 +3,13 @@
 | | modules |
 |---|---|
 | what users call | `test` (`ms.ListeningTest`); `page` shows a test by voila, without code |
-| before the test | `design` (clips, order, sides, screening) `power` (how many listeners) `simulation` (made-up ones) |
-| while it is taken | `widget` (with `player.js`, `widget.js`, `widget.css`) `session` `store`; `jupyter/` for voila |
-| after it | `analysis` `stats` `plots` `export`; `checks` holds those of notebook 05's exercises |
+| before the test | `design` (clips, order, sides, screening) `power` (how many listeners) `simulation` (made up) |
+| while it is taken | `widget` (with `player.js`, `widget.js`, `widget.css`) `session` `answers`; `jupyter/` for voila |
+| after it | `analysis` `stats` `charts` `export` |
 """
 
-__all__ = ["ListeningTest"]
+from .._shared import modules
 
-
-def __getattr__(name):  # on first use, so that what needs one module only, such as the page, starts at once
-    if name == "ListeningTest":
-        from .test import ListeningTest
-
-        return ListeningTest
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = modules(
+    __name__, "test page design power simulation widget session answers analysis stats charts export"
+)

@@ -137,7 +137,7 @@ class Analysis:
 
     def figures(self) -> dict[str, go.Figure]:
         """Name -> Plotly figure: `results`, and `strengths` where there are any."""
-        from . import plots as draw
+        from . import charts as draw
 
         found = {"results": draw.results(self.results, self.design, self.who)}
         if self.strengths is not None:
@@ -146,9 +146,13 @@ class Analysis:
 
     def save(self, folder: str | Path, prefix: str = "listening", **provenance) -> list[Path]:
         """Write every figure as picture, page and numbers, and the screening as CSV (see `plots.save_figure`)."""
-        from ..saving import save_figure
+        from ..show.saving import save_figure
 
-        facts = {"test": self.design.name, "fingerprint": self.design.fingerprint, "listeners": self.who} | provenance
+        facts = {
+            "test": self.design.name,
+            "fingerprint": self.design.fingerprint,
+            "listeners": self.who,
+        } | provenance
         written = []
         for name, fig in self.figures().items():
             written += save_figure(fig, getattr(self, name), f"{prefix}_{name}", Path(folder), **facts)
@@ -172,7 +176,11 @@ class Analysis:
 
 
 def analyse(
-    answers: pd.DataFrame, design: Design, screening: Screening | None = None, boots: int = 1000, seed: int = 0
+    answers: pd.DataFrame,
+    design: Design,
+    screening: Screening | None = None,
+    boots: int = 1000,
+    seed: int = 0,
 ) -> Analysis:
     """Screen and analyse tidy answers; practice, headphone check and repeats are left out of the results.
 
@@ -192,8 +200,12 @@ def analyse(
     listeners = screen(answers, design, screening)
     kept = listeners.loc[listeners["kept"], "listener"]
     if kept.empty:
-        raise ValueError(f"the screening rule keeps none of {len(listeners)} listeners: {listeners['why'].unique()}")
-    chosen = answers[answers["listener"].isin(kept) & (answers["stage"] == "main") & ~answers["repeat"].astype(bool)]
+        raise ValueError(
+            f"the screening rule keeps none of {len(listeners)} listeners: {listeners['why'].unique()}"
+        )
+    chosen = answers[
+        answers["listener"].isin(kept) & (answers["stage"] == "main") & ~answers["repeat"].astype(bool)
+    ]
     strengths, options = None, {"boots": boots, "seed": seed}
     if design.kind == "rating":
         results = stats.ratings(chosen, design.reference, **options)
@@ -204,7 +216,9 @@ def analyse(
         if design.kind == "preference" and len(design.conditions) > 2:
             strengths = stats.bradley_terry(chosen, **options)
         # X differs from listener to listener, so what they can agree on is which trials are told rightly
-        judged = chosen.pivot(index="listener", columns="trial", values="correct" if design.kind == "abx" else "chosen")
+        judged = chosen.pivot(
+            index="listener", columns="trial", values="correct" if design.kind == "abx" else "chosen"
+        )
         pairs = {trial.key: str(sorted(trial.slots)) for trial in trials(design, 1)}
         alpha = stats.agreement(judged, within=[pairs[trial] for trial in judged])
     made = bool(answers["simulated"].iloc[0])
@@ -212,4 +226,6 @@ def analyse(
         if table is not None:
             table.insert(len(table.columns), "simulated", made)
     changed = screening is not None and screening != design.screening
-    return Analysis(design, results, strengths, alpha, listeners.assign(simulated=made), answers, made, changed)
+    return Analysis(
+        design, results, strengths, alpha, listeners.assign(simulated=made), answers, made, changed
+    )

@@ -1,7 +1,8 @@
 """The plan of a listening test: what is heard, by whom, in which order and on which side, all from one seed.
 
-Two listeners in a row share their draw with the sides exchanged, so sides are balanced within each listener (to one
-trial) and exactly over each such couple. Conditions have names here and in `design.json`, and nowhere on the page.
+Two listeners in a row share their draw with the sides exchanged, so sides are balanced within each listener
+(to one trial) and exactly over each such couple. Conditions have names here and in `design.json`, and nowhere
+on the page.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import audio, loudness
+from ..measures import loudness
+from ..model import generation as audio
 
 __all__ = ["KINDS", "Design", "Screening", "Trial", "gather", "load_design", "save_design", "trials"]
 
@@ -80,7 +82,11 @@ class Design:
     stimuli: Mapping[str, Mapping[str, str]]  # condition -> item number as text -> file name without suffix
 
 
-HEADPHONES = ("full", "antiphase", "quiet")  # Woods et al. 2017: the quiet one is right; speakers cancel the antiphase
+HEADPHONES = (
+    "full",
+    "antiphase",
+    "quiet",
+)  # Woods et al. 2017: the quiet one is right; speakers cancel the antiphase
 
 
 def trials(design: Design, listener: int) -> list[Trial]:
@@ -99,7 +105,13 @@ def trials(design: Design, listener: int) -> list[Trial]:
         for n, k in enumerate(order.permutation(len(main))[: design.practice])
     ]
     check = [
-        Trial(f"headphones:{n}", "headphones", "headphones", n, tuple(str(s) for s in order.permutation(HEADPHONES)))
+        Trial(
+            f"headphones:{n}",
+            "headphones",
+            "headphones",
+            n,
+            tuple(str(s) for s in order.permutation(HEADPHONES)),
+        )
         for n in range(design.headphones)
     ]
     return [*check, *practice, *main, *again]
@@ -124,7 +136,8 @@ def _rating(design: Design, rng: np.random.Generator, listener: int) -> list[Tri
 
 
 def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], list[str], int]:
-    """Clips of every condition, matched by position, at one rate, one number of channels and one length per item.
+    """Clips of every condition, matched by position, at one rate, one number of channels and one length per
+    item.
 
     Parameters
     ----------
@@ -140,10 +153,14 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
     ValueError  for fewer than two conditions, unequal numbers of clips, or generations whose seeds don't match.
     """
     if len(conditions) < 2 or not all(isinstance(name, str) and name.strip() for name in conditions):
-        raise ValueError("a listening test compares at least two conditions: {name: clips, other name: clips}")
+        raise ValueError(
+            "a listening test compares at least two conditions: {name: clips, other name: clips}"
+        )
     counts = {name: len(clips) for name, clips in conditions.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"conditions are matched by position, so all need the same number of clips: {counts}")
+        raise ValueError(
+            f"conditions are matched by position, so all need the same number of clips: {counts}"
+        )
     made = {name: clips for name, clips in conditions.items() if isinstance(clips, audio.Generation)}
     seeds = {name: list(clips.seeds) for name, clips in made.items()}
     if any(given != next(iter(seeds.values())) for given in seeds.values()):
@@ -154,12 +171,16 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
     names = [name.split(", <")[0].split(", Steering")[0] for name in names]
     names = [name if names.count(name) == 1 else f"{name}, {k}" for k, name in enumerate(names)]
     pairs = {
-        name: [(a, clips.sample_rate) for a in clips.audio] if name in made else [tuple(pair) for pair in clips]
+        name: [(a, clips.sample_rate) for a in clips.audio]
+        if name in made
+        else [tuple(pair) for pair in clips]
         for name, clips in conditions.items()
     }
     rate = int(max(r for clips in pairs.values() for _, r in clips))
     channels = 1 + any(np.ndim(a) > 1 and np.shape(a)[-2] > 1 for clips in pairs.values() for a, _ in clips)
-    found = {n: [audio.to_clips(a, int(r), rate, channels)[0] for a, r in clips] for n, clips in pairs.items()}
+    found = {
+        n: [audio.to_clips(a, int(r), rate, channels)[0] for a, r in clips] for n, clips in pairs.items()
+    }
     for k in range(count):
         longest = max(found[name][k].shape[-1] for name in found)
         for name in found:
@@ -177,7 +198,9 @@ def fingerprint(clips: Mapping[str, Sequence[np.ndarray]], options: Mapping) -> 
     return digest.hexdigest()[:16]
 
 
-def save_design(folder: Path, clips: Mapping[str, Sequence[np.ndarray]], rate: int, options: Mapping) -> Design:
+def save_design(
+    folder: Path, clips: Mapping[str, Sequence[np.ndarray]], rate: int, options: Mapping
+) -> Design:
     """Match the loudness of all clips, write them under random names, then the plan; returns it."""
     names = list(clips)
     flat = [clip for name in names for clip in clips[name]]

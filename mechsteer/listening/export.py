@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .store import AnswerStore
+from .answers import AnswerStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,9 @@ def export(test: ListeningTest, folder: Path, answers: pd.DataFrame | None, name
     if answers is None:
         lines = AnswerStore(test.folder / "answers.jsonl").lines()
         if not names:
-            lines = [{**line, "name": f"listener {line['listener']}"} if "name" in line else line for line in lines]
+            lines = [
+                {**line, "name": f"listener {line['listener']}"} if "name" in line else line for line in lines
+            ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / "answers.jsonl").write_text(text, encoding="utf-8")
         call, said = "", "`answers.jsonl`: every answer, a line each"

@@ -1,7 +1,8 @@
-"""Show a listening test as a page of its own, by voila: `python -m mechsteer.listening.page data/listening/guitar`.
+"""Show a listening test as a page of its own, by voila: `python -m mechsteer.listening.page
+data/listening/guitar`.
 
-On this machine only unless told otherwise; any number of listeners may come, each visit gets its own kernel. The page
-asks for nothing from other servers.
+On this machine only unless told otherwise; any number of listeners may come, each visit gets its own kernel.
+The page asks for nothing from other servers.
 """
 
 from __future__ import annotations
@@ -29,23 +30,36 @@ def command(folder: str | Path, port: int = 8866, ip: str = "127.0.0.1", theme: 
         raise FileNotFoundError(
             f"{folder} holds no listening test (no take.ipynb): make one with ms.ListeningTest(...)"
         )
-    options = [f"--port={port}", f"--Voila.ip={ip}", "--template=listening", f"--theme={theme}", "--no-browser"]
+    options = [
+        f"--port={port}",
+        f"--Voila.ip={ip}",
+        "--template=listening",
+        f"--theme={theme}",
+        "--no-browser",
+    ]
     return [sys.executable, "-m", "voila", str(page), *options]
 
 
 def environment() -> dict[str, str]:
     """The environment in which voila finds our template."""
-    return {**os.environ, "JUPYTER_PATH": os.pathsep.join(filter(None, [str(SHARE), os.environ.get("JUPYTER_PATH")]))}
+    return {
+        **os.environ,
+        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(SHARE), os.environ.get("JUPYTER_PATH")])),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: becomes voila's process."""
     import importlib.util
 
-    parser = argparse.ArgumentParser(prog="python -m mechsteer.listening.page", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mechsteer.listening.page", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("folder", help="the test's folder, such as data/listening/guitar")
     parser.add_argument("--port", type=int, default=8866)
-    parser.add_argument("--ip", default="127.0.0.1", help="0.0.0.0 lets other machines in: there is no password")
+    parser.add_argument(
+        "--ip", default="127.0.0.1", help="0.0.0.0 lets other machines in: there is no password"
+    )
     parser.add_argument("--theme", default="light", choices=["light", "dark"])
     given = parser.parse_args(arguments)
     if importlib.util.find_spec("voila") is None:

@@ -1,7 +1,8 @@
 """Before the test: how many listeners does it take to see a preference?
 
-`power` plays the test many times with made-up answers of a stated strength and counts how often `crossed_test`, the
-test used on the real answers, sees it. These answers stay in memory and are reported as a number only.
+`power` plays the test many times with made-up answers of a stated strength and counts how often
+`crossed_test`, the test used on the real answers, sees it. These answers stay in memory and are reported as a
+number only.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def power(
     items : pairs that each listener judges once; at least 2.
     listener_sd, item_sd : how much listeners and items differ, in log odds. 0.5 means that among listeners whose mean
         is 65 %, two thirds lie between 53 and 76 %. 0 is the optimist's case.
-    alpha : two-sided level of the test. A test that asks k questions at once (`p_holm`) sees the first at 0.05 / k.
-    runs : simulated tests per row; the simulation's own error is at most 0.5 / sqrt(runs).
+    alpha : two-sided level of the test. A test that asks k questions at once (`p_holm`) sees the first at
+    0.05 / k. runs : simulated tests per row; the simulation's own error is at most 0.5 / sqrt(runs).
 
     Returns
     -------
@@ -55,7 +56,11 @@ def power(
         seen = 0
         for start in range(0, runs, 200):  # 200 tests at a time bound the memory
             m = min(200, runs - start)
-            odds = centre + listener_sd * rng.standard_normal((m, n, 1)) + item_sd * rng.standard_normal((m, 1, items))
+            odds = (
+                centre
+                + listener_sd * rng.standard_normal((m, n, 1))
+                + item_sd * rng.standard_normal((m, 1, items))
+            )
             chosen = (rng.random((m, n, items)) < 1 / (1 + np.exp(-odds))).astype(float)
             mean = chosen.mean((1, 2))
             deviation = chosen - mean[:, None, None]
@@ -68,7 +73,12 @@ def power(
             seen += ((t > student.isf(alpha / 2, min(n, items) - 1)) | alike).sum()
         share = seen / runs
         rows.append(
-            {"listeners": n, "answers": n * items, "power": share, "error": np.sqrt(share * (1 - share) / runs)}
+            {
+                "listeners": n,
+                "answers": n * items,
+                "power": share,
+                "error": np.sqrt(share * (1 - share) / runs),
+            }
         )
     return pd.DataFrame(rows)
 

@@ -1,8 +1,8 @@
 """One listener's way through a test, as messages: what the page sends in, what it may know comes out.
 
 No browser and no widget here, so the same code serves JupyterLab, voila and the tests. A page never learns a
-condition: it gets letters, a random token per trial, and sound that is dithered afresh each time it is served, so that
-neither names nor sizes nor bytes tell which clips are the same.
+condition: it gets letters, a random token per trial, and sound that is dithered afresh each time it is
+served, so that neither names nor sizes nor bytes tell which clips are the same.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..audio import encode_file
+from ..model.generation import encode_file
+from .answers import AnswerStore, clean_name
 from .design import Design, Trial, trials
-from .store import AnswerStore, clean_name
 
 __all__ = ["Session"]
 
@@ -65,7 +65,12 @@ class Session:
         known = self.store.listeners()
         if name in known and not again:
             total = len(trials(self.design, known[name]))
-            return {"page": "resume", "name": name, "done": len(self.store.answers(known[name])), "total": total}, []
+            return {
+                "page": "resume",
+                "name": name,
+                "done": len(self.store.answers(known[name])),
+                "total": total,
+            }, []
         self.name, self.listener = name, self.store.register(name)
         self._served = None
         return self._current()
@@ -152,11 +157,14 @@ class Session:
         samples[:ramp] *= np.linspace(0, 1, ramp)[:, None]
         samples[len(samples) - ramp :] *= np.linspace(1, 0, ramp)[:, None]
         noise = np.random.default_rng().random((2, *samples.shape), dtype="float32")
-        return encode_file((samples + (noise[0] - noise[1]) / 2**15).T, rate, "wav")  # triangular dither, one bit
+        return encode_file(
+            (samples + (noise[0] - noise[1]) / 2**15).T, rate, "wav"
+        )  # triangular dither, one bit
 
 
 def headphone_tone(condition: str, rate: int = 44100) -> np.ndarray:
-    """One second of 200 Hz as (channel, sample): `full`, `quiet` (6 dB less) or `antiphase` (right channel inverted).
+    """One second of 200 Hz as (channel, sample): `full`, `quiet` (6 dB less) or `antiphase` (right channel
+    inverted).
 
     Over loudspeakers the antiphase tone nearly cancels and seems the quietest; over headphones `quiet` is.
 

@@ -1,7 +1,9 @@
-"""Listeners who aren't there: answers by rule, to try out a design and an analysis. Marked as simulated, always.
+"""Listeners who aren't there: answers by rule, to try out a design and an analysis. Marked as simulated,
+always.
 
-The rule: each listener has a strength for every condition (the stated one, plus the listener's and the item's own
-deviation), and chooses between two clips with the probability 1 / (1 + exp(difference)). Nothing is heard.
+The rule: each listener has a strength for every condition (the stated one, plus the listener's and the item's
+own deviation), and chooses between two clips with the probability 1 / (1 + exp(difference)). Nothing is
+heard.
 """
 
 from __future__ import annotations
@@ -33,11 +35,14 @@ def simulate(
         in log odds, as in `listening.power.power`.
     careless : so many of the listeners always answer A (or 100), and guess in the headphone check.
 
-    In ABX, X is told rightly with the probability 1 / (1 + exp(-|difference|)). Ratings are 50 + 12 strength + noise.
+    In ABX, X is told rightly with the probability 1 / (1 + exp(-|difference|)). Ratings are 50 + 12 strength
+    + noise.
     """
     unknown = set(strengths or {}) - set(design.conditions)
     if unknown:
-        raise ValueError(f"no condition {', '.join(sorted(unknown))}; there are {', '.join(design.conditions)}")
+        raise ValueError(
+            f"no condition {', '.join(sorted(unknown))}; there are {', '.join(design.conditions)}"
+        )
     rng = np.random.default_rng(seed)
     mean = np.array([(strengths or {}).get(name, 0.0) for name in design.conditions])
     number = {name: k for k, name in enumerate(design.conditions)}
@@ -49,8 +54,19 @@ def simulate(
         mine = mean + listener_sd / 2**0.5 * rng.standard_normal(len(mean))
         absent = listener > listeners - careless
         for trial in trials(design, listener):
-            line = {"kind": "answer", "listener": listener, "trial": trial.key, "stage": trial.stage, "simulated": True}
-            line |= {"design": trial.kind, "item": trial.item, "slots": list(trial.slots), "repeat": trial.repeat}
+            line = {
+                "kind": "answer",
+                "listener": listener,
+                "trial": trial.key,
+                "stage": trial.stage,
+                "simulated": True,
+            }
+            line |= {
+                "design": trial.kind,
+                "item": trial.item,
+                "slots": list(trial.slots),
+                "repeat": trial.repeat,
+            }
             if trial.kind == "headphones":
                 odds = np.ones(3) / 3 if absent else np.where([s == "quiet" for s in trial.slots], 0.96, 0.02)
                 pick = int(rng.choice(3, p=odds))

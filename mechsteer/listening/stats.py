@@ -1,8 +1,9 @@
 """Statistics of listening tests: shares, strengths, ratings, agreement, and power before the test.
 
-Tables are tidy: one row per answer with `listener` and `item`. Answers of one listener resemble each other, and so do
-answers on one item, so intervals draw listeners *and* items with replacement (`bootstrap`), and `p` comes from a
-t test whose variance allows for both (`crossed_test`). What treats answers as independent says so in its name.
+Tables are tidy: one row per answer with `listener` and `item`. Answers of one listener resemble each other,
+and so do answers on one item, so intervals draw listeners *and* items with replacement (`bootstrap`), and `p`
+comes from a t test whose variance allows for both (`crossed_test`). What treats answers as independent says
+so in its name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from ..measures import wilson
+from ..measures.intervals import wilson
 
 __all__ = [
     "agreement",
@@ -36,20 +37,22 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of a statistic when the units in `by` are drawn with replacement, each independently.
+    """Percentile interval of a statistic when the units in `by` are drawn with replacement, each
+    independently.
 
     Parameters
     ----------
     statistic : weights -> numbers
-        Gets one weight per row of `table` (how often the row was drawn: the product over `by`) and returns an array.
-        A draw that leaves nothing to average may return NaN and is left out.
+        Gets one weight per row of `table` (how often the row was drawn: the product over `by`) and returns an
+        array. A draw that leaves nothing to average may return NaN and is left out.
     by : columns whose values are drawn; a column with one value is left as it is.
 
     Returns
     -------
     lo, hi : arrays of the statistic's shape.
 
-    Source: Owen 2007, "The pigeonhole bootstrap" (for crossed units; a little wider than needed, never narrower).
+    Source: Owen 2007, "The pigeonhole bootstrap" (for crossed units; a little wider than needed, never
+    narrower).
     """
     rng = np.random.default_rng(seed)
     codes = [pd.factorize(table[column])[0] for column in by]
@@ -69,11 +72,11 @@ def bootstrap(
 def crossed_test(table: pd.DataFrame, value: str, null: float = 0.5) -> dict[str, float]:
     """Is the mean of `value` other than `null`, allowing for listeners and items that differ?
 
-    The mean is that of all rows; its variance is the listeners' plus the items' minus the part counted twice (not less
-    than the larger of the two), with t's degrees of freedom from the smaller number of units. With one item only
-    listeners count, so the answer is about that item alone, and likewise for one listener. Where listeners don't
-    differ at all, nor items (everyone chose the same, say), p is the sign test's with one vote per unit of the
-    scarcer kind.
+    The mean is that of all rows; its variance is the listeners' plus the items' minus the part counted twice
+    (not less than the larger of the two), with t's degrees of freedom from the smaller number of units. With
+    one item only listeners count, so the answer is about that item alone, and likewise for one listener.
+    Where listeners don't differ at all, nor items (everyone chose the same, say), p is the sign test's with
+    one vote per unit of the scarcer kind.
 
     Returns
     -------
@@ -116,8 +119,8 @@ def holm(p: Sequence[float]) -> np.ndarray:
 def _share(table: pd.DataFrame, column: str, boots: int, level: float, seed: int) -> dict[str, float]:
     """A share of true answers against one half, with both kinds of interval and both kinds of p.
 
-    If all answers are the same, no draw differs; then the interval is Wilson's with one vote per listener or item,
-    whichever are fewer.
+    If all answers are the same, no draw differs; then the interval is Wilson's with one vote per listener or
+    item, whichever are fewer.
     """
     from scipy.stats import binomtest
 
@@ -166,11 +169,14 @@ def preferences(answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, s
     return table
 
 
-def discrimination(answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """How often X was told rightly in ABX, per pair of conditions; columns as in `preferences`, chance is 0.5.
+def discrimination(
+    answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """How often X was told rightly in ABX, per pair of conditions; columns as in `preferences`, chance is
+    0.5.
 
-    `answers` has the columns listener, item, left, right and correct. Not being told apart is no proof of sameness:
-    read the interval's upper end.
+    `answers` has the columns listener, item, left, right and correct. Not being told apart is no proof of
+    sameness: read the interval's upper end.
     """
     _need(answers, ["listener", "item", "left", "right", "correct"])
     rows = []
@@ -215,10 +221,14 @@ def bradley_terry(
     compared = np.zeros((size, size), bool)
     compared[left, right] = compared[right, left] = True
     if connected_components(compared, directed=False)[0] > 1:
-        raise ValueError("some conditions were never compared, not even through others: add pairs that link them")
+        raise ValueError(
+            "some conditions were never compared, not even through others: add pairs that link them"
+        )
     wins = np.bincount(cell, minlength=size**2).reshape(size, size)
     if half == 0 and connected_components(wins, connection="strong")[0] > 1:
-        raise ValueError("some conditions never lost to others, so their strength has no bound: leave half=0.5")
+        raise ValueError(
+            "some conditions never lost to others, so their strength has no bound: leave half=0.5"
+        )
 
     def strengths(weights: np.ndarray) -> np.ndarray:
         counts = np.bincount(cell, weights=weights, minlength=size**2).reshape(size, size) + half * compared
@@ -239,7 +249,9 @@ def _strengths(wins: np.ndarray) -> np.ndarray:
         chance = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
         gradient = (wins - played * chance).sum(1)
         weight = played * chance * (1 - chance)
-        hessian = np.diag(weight.sum(1)) - weight + 1 / size  # the constant fixes the mean, which the data leave open
+        hessian = (
+            np.diag(weight.sum(1)) - weight + 1 / size
+        )  # the constant fixes the mean, which the data leave open
         step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]
         strength += step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))
         if np.abs(step).max() < 1e-9:
@@ -250,7 +262,8 @@ def _strengths(wins: np.ndarray) -> np.ndarray:
 def ratings(
     answers: pd.DataFrame, reference: str, boots: int = 1000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean rating of each condition, and its difference from the reference on the same item by the same listener.
+    """Mean rating of each condition, and its difference from the reference on the same item by the same
+    listener.
 
     Parameters
     ----------
@@ -305,27 +318,30 @@ def agreement(values: pd.DataFrame, kind: str = "nominal", within: Sequence | No
     values : listeners down, what was judged across; NaN where a listener didn't answer.
     kind : "nominal" (choices) or "interval" (ratings).
     within : one label per column. Chance then deals answers out anew among columns with the same label only. Needed
-        where columns offer different answers, as trials on different pairs of conditions do: nobody can choose what
-        isn't offered, so chance over all columns together would disagree too much, and alpha among coin-flippers
-        would be above 0. Default: any answer could have been given in any column.
+        where columns offer different answers, as trials on different pairs of conditions do: nobody can
+        choose what isn't offered, so chance over all columns together would disagree too much, and alpha
+        among coin-flippers would be above 0. Default: any answer could have been given in any column.
 
-    Chance keeps the shares (per label): listeners who choose one condition in 3 of 4 trials, each in other trials, have
-    alpha 0. So alpha says whether listeners agree on *which* trials are which, and the shares say the rest. Where
-    nearly all choices are the same, alpha is near 0 however well listeners agree, because there is hardly anything
-    left to agree on. NaN if there are no two answers to compare, or all (per label) are the same.
+    Chance keeps the shares (per label): listeners who choose one condition in 3 of 4 trials, each in other
+    trials, have alpha 0. So alpha says whether listeners agree on *which* trials are which, and the shares
+    say the rest. Where nearly all choices are the same, alpha is near 0 however well listeners agree, because
+    there is hardly anything left to agree on. NaN if there are no two answers to compare, or all (per label)
+    are the same.
 
-    Observed and expected disagreement are summed over the labels, weighted by their answers, before the ratio is taken;
-    a label under which all answers are the same adds nothing to either.
+    Observed and expected disagreement are summed over the labels, weighted by their answers, before the ratio
+    is taken; a label under which all answers are the same adds nothing to either.
 
-    Source: Krippendorff 2004, "Content Analysis", ch. 11. With two or more choices and no gaps it is close to Fleiss'
-    kappa (equal to it but for a correction for few answers).
+    Source: Krippendorff 2004, "Content Analysis", ch. 11. With two or more choices and no gaps it is close to
+    Fleiss' kappa (equal to it but for a correction for few answers).
     """
     if kind not in {"nominal", "interval"}:
         raise ValueError(f"kind {kind!r}; there are nominal and interval")
     labels = np.zeros(values.shape[1], int) if within is None else pd.factorize(np.asarray(within))[0]
     if len(labels) != values.shape[1]:
         raise ValueError(f"within needs one label per column: {values.shape[1]}, not {len(labels)}")
-    distance = (lambda a, b: float(a != b)) if kind == "nominal" else (lambda a, b: (float(a) - float(b)) ** 2)
+    distance = (
+        (lambda a, b: float(a != b)) if kind == "nominal" else (lambda a, b: (float(a) - float(b)) ** 2)
+    )
 
     def apart(values: Sequence) -> float:
         kinds, counts = np.unique(np.asarray(values), return_counts=True)

@@ -1,11 +1,12 @@
 """Blind listening tests in a notebook: set up, take, analyse, hand on.
 
-    test = ms.ListeningTest({"steered": steered, "unsteered": plain}, "Which sounds more like guitar?", name="guitar")
-    test.take()        # the page, in JupyterLab; `voila` shows the notebook take.ipynb in the test's folder
-    test.analyse()     # tables and figures, by the screening rule that was written down before anyone answered
+    test = ms.ListeningTest({"steered": steered, "unsteered": plain}, "Which sounds more like guitar?",
+    name="guitar") test.take()        # the page, in JupyterLab; `voila` shows the notebook take.ipynb in the
+    test's folder test.analyse()     # tables and figures, by the screening rule that was written down before
+    anyone answered
 
-A test is a folder: `design.json` (the plan and which sound is which), `stimuli/` (loudness-matched, under random
-names), `answers.jsonl` (append-only) and `take.ipynb` (the page).
+A test is a folder: `design.json` (the plan and which sound is which), `stimuli/` (loudness-matched, under
+random names), `answers.jsonl` (append-only) and `take.ipynb` (the page).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import paths
+from .answers import AnswerStore
 from .design import KINDS, Screening, fingerprint, gather, load_design, save_design
 from .session import Session
 from .simulation import simulate
-from .store import AnswerStore
 
 if TYPE_CHECKING:
     from .analysis import Analysis
@@ -31,7 +32,8 @@ __all__ = ["ListeningTest"]
 
 
 class ListeningTest:
-    """A blind listening test over clips matched by position: the same seeds, or the same source, in each condition.
+    """A blind listening test over clips matched by position: the same seeds, or the same source, in each
+    condition.
 
     Parameters
     ----------
@@ -42,24 +44,25 @@ class ListeningTest:
     name : str
         The folder's name under `data/listening/`: a-z, 0-9, - and _.
     kind : str
-        `preference`: two clips, choose one. `abx`: is X the same as A or as B? `rating`: all conditions of an item on
-        one page, a slider from 0 to 100 each.
+        `preference`: two clips, choose one. `abx`: is X the same as A or as B? `rating`: all conditions of an
+        item on one page, a slider from 0 to 100 each.
     pairs : sequence of (name, name), optional
         What is compared in forced choice; default every pair.
     reference, anchor : str, optional
-        For `rating`: the hidden reference, from which differences are taken (default the first condition), and a
-        condition that should come out lowest or highest, by which one sees whether the scale was used. It is *like*
-        MUSHRA (ITU-R BS.1534) only: that asks for impairment against an open reference of known best quality, and
-        for "sounds like guitar" no clip is known to be best.
+        For `rating`: the hidden reference, from which differences are taken (default the first condition),
+        and a condition that should come out lowest or highest, by which one sees whether the scale was used.
+        It is *like* MUSHRA (ITU-R BS.1534) only: that asks for impairment against an open reference of known
+        best quality, and for "sounds like guitar" no clip is known to be best.
     seed : int
         Order, sides and repeats of every listener.
     loudness : float
-        LUFS (BS.1770) that all clips are brought to; lower for all if one would clip (`loudness.match_loudness`).
+        LUFS (BS.1770) that all clips are brought to; lower for all if one would clip
+        (`loudness.match_loudness`).
     listen : float
         Seconds that each sound must have been heard before an answer counts; at most 0.8 of the longest clip.
     practice, headphones, repeats : int
-        Practice trials (clips of the test itself; not analysed), trials of the headphone check (0: none), and trials
-        asked a second time with the sides exchanged.
+        Practice trials (clips of the test itself; not analysed), trials of the headphone check (0: none), and
+        trials asked a second time with the sides exchanged.
     screening : Screening
         Whose answers count. It is stored with the plan, before the first answer.
     folder : path, optional
@@ -90,13 +93,17 @@ class ListeningTest:
         folder: str | Path | None = None,
     ):
         if kind not in KINDS or not re.fullmatch(r"[a-z0-9_-]+", name) or not question.strip():
-            raise ValueError(f"a test needs a kind of {', '.join(KINDS)}, a name of a-z, 0-9, - and _, and a question")
+            raise ValueError(
+                f"a test needs a kind of {', '.join(KINDS)}, a name of a-z, 0-9, - and _, and a question"
+            )
         clips, items, rate = gather(conditions)
         named = [tuple(pair) for pair in pairs or itertools.combinations(clips, 2)]
         unknown = {c for pair in named for c in pair} | {reference, anchor} - {None}
         unknown -= set(clips)
         if unknown or any(a == b for a, b in named):
-            raise ValueError(f"pairs, reference and anchor must be of {', '.join(clips)}; not {sorted(unknown)}")
+            raise ValueError(
+                f"pairs, reference and anchor must be of {', '.join(clips)}; not {sorted(unknown)}"
+            )
         longest = max(clip.shape[-1] for part in clips.values() for clip in part) / rate
         options = {
             "name": name,

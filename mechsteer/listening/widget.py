@@ -1,7 +1,7 @@
 """The page of a listening test in JupyterLab and voila: an anywidget that passes messages to a `Session`.
 
-Sounds travel as binary messages and live in the page's memory only: nothing of a trial is in the widget's state, in a
-saved notebook, or behind an address.
+Sounds travel as binary messages and live in the page's memory only: nothing of a trial is in the widget's
+state, in a saved notebook, or behind an address.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Captions: what a clip is, in varied words, and the way back from words to attributes.
+"""Read captions: from words to attributes.
 
-`VOCABULARY` maps each phrase to a (slot, value). `caption` writes with those phrases only (and filler), `parse` reads
-any text: phrases it knows become slot values, filler is passed over, every other word is reported.
+`VOCABULARY` maps each phrase to a (slot, value). `parse` reads any text: phrases it knows become slot values,
+filler is passed over, every other word is reported.
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
 SLOTS = ("lead", "style", "drums", "tempo", "mode", "tonic", "register", "loudness")
-TEMPO_CLASSES = {"slow": (60.0, 100.0), "medium": (100.0, 140.0), "fast": (140.0, 181.0)}  # bpm, first end included
-TONICS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 
 _NOTES = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 _PHRASES = {
@@ -64,8 +60,9 @@ VOCABULARY: Mapping[str, tuple[str, object]] = {
     for note, number in _NOTES.items()
     for accidental, shift in (("sharp", 1), ("flat", -1))
 }
-"""Phrase (lower case, single spaces) -> (slot, value). Bare note letters ("in C minor", "key of G") and numbers of bpm
-need their neighbours, so `parse` reads them by rule."""
+"""Phrase (lower case, single spaces) -> (slot, value). Bare note letters ("in C minor", "key of G") and
+numbers of bpm need their neighbours, so `parse` reads them by rule.
+"""
 
 _FILLER = (
     "a an the this that it its is are was be with and or of in on at by for to from as some please very quite rather "
@@ -81,80 +78,6 @@ _SPELLINGS = ((r"[-_/]", " "), (r"\u266f", "#"), (r"\u266d", " flat "), (r"(\d)\
 _LONGEST = max(len(phrase.split()) for phrase in VOCABULARY)
 
 
-def tempo_class(bpm: float) -> str:
-    """slow, medium or fast: thirds of the tempi in `TEMPO_CLASSES`; what lies outside belongs to the nearest."""
-    return "slow" if bpm < TEMPO_CLASSES["medium"][0] else "medium" if bpm < TEMPO_CLASSES["fast"][0] else "fast"
-
-
-def caption(labels: Mapping, rng: np.random.Generator, full: bool = False) -> str:
-    """Describe a clip in one line.
-
-    Parameters
-    ----------
-    labels : mapping with lead, style, drums, tempo (bpm), mode, tonic (0-11), register, loudness; others are ignored.
-    rng : chooses which attributes are named, in which words and order.
-    full : name every attribute, the tempo both as a word and in bpm.
-
-    Returns
-    -------
-    str; `parse` gives back exactly the attributes it names. At least one is named.
-    """
-    share = {"lead": 0.85, "style": 0.8, "drums": 0.6, "tempo": 0.65, "mode": 0.5, "register": 0.3, "loudness": 0.3}
-    named = {slot: full or rng.random() < p for slot, p in share.items()}
-    if not any(named.values()):
-        named["lead"] = True
-    say = lambda *options: str(rng.choice(options))
-    before, after = [], []
-    tempo = ({"word", "bpm"} if full else {str(rng.choice(["word", "bpm"]))}) if named["tempo"] else set()
-    if "word" in tempo:
-        words = {
-            "slow": ("slow", "unhurried", "leisurely"),
-            "medium": ("mid-tempo", "medium-tempo", "moderate"),
-            "fast": ("fast", "quick", "up-tempo", "lively"),
-        }
-        before.append(say(*words[tempo_class(labels["tempo"])]))
-    if named["loudness"]:
-        words = {
-            "soft": ("soft", "quiet", "gentle"),
-            "medium": ("moderately loud", "medium-loud"),
-            "loud": ("loud", "powerful"),
-        }
-        word = say(*words[labels["loudness"]])
-        before.append(word) if rng.random() < 0.5 else after.append(word)
-    rng.shuffle(before)
-    text = [*before]
-    if named["style"]:
-        text.append(str(labels["style"]))
-    text.append(say("tune", "piece", "track", "song", "melody"))
-    if named["lead"]:
-        lead = str(labels["lead"])
-        after.insert(0, say(f"with a {lead} lead", f"led by {lead}", f"played on the {lead}", f"featuring {lead}"))
-    if named["mode"]:
-        tonic = TONICS[labels["tonic"]] if full or rng.random() < 0.4 else None
-        mode = labels["mode"]
-        after.append(f"in {tonic} {mode}" if tonic else say(f"in a {mode} key", f"in a {mode} mode"))
-    if named["drums"]:
-        after.append(
-            say("with drums", "with a drum kit", "with a beat")
-            if labels["drums"]
-            else say("without drums", "no drums", "with no drums", "drumless")
-        )
-    if "bpm" in tempo:
-        number = f"{labels['tempo']:g}"
-        after.append(say(f"{number} bpm", f"at {number} bpm", f"{number} beats per minute"))
-    if named["register"]:
-        words = {"low": ("low register", "low-pitched"), "mid": ("middle register",)}
-        after.append(say(*words.get(labels["register"], ("high register", "high-pitched"))))
-    head, tail = after[:1], after[1:]
-    if not named["lead"]:
-        head, tail = [], after
-    rng.shuffle(tail)
-    if not full and rng.random() < 0.2:  # keywords instead of a sentence
-        return ", ".join([" ".join(text), *head, *tail])
-    start = say("a", "the", "") if text[0][0] not in "aeiou" else say("an", "the", "")
-    return ", ".join([" ".join([*([start] if start else []), *text, *head]), *tail])
-
-
 def parse(text: str) -> tuple[dict[str, list], list[str]]:
     """Read attributes out of free text.
 
@@ -166,7 +89,8 @@ def parse(text: str) -> tuple[dict[str, list], list[str]]:
     -------
     attributes : slot -> list of values in order of mention, without repeats. Values: strings; bool for drums; 0-11 for
         tonic; tempo is a class word or a float in bpm ("96 bpm", "96 beats per minute").
-    unknown : words that are neither vocabulary nor filler, in order, once each. A number without bpm is unknown.
+    unknown : words that are neither vocabulary nor filler, in order, once each. A number without bpm is
+    unknown.
     """
     text = text.lower()
     for pattern, replacement in _SPELLINGS:
@@ -200,7 +124,8 @@ def _match(words, i):
         rest = words[i + 1 : i + 3]
         shift = {"sharp": 1, "flat": -1}.get(rest[0] if rest else "", 0)
         following = rest[1 if shift else 0 :][:1]
-        # "a" and other lone letters are notes only where a key is named: "in A minor", "A flat", "F#", "key of D"
+        # "a" and other lone letters are notes only where a key is named: "in A minor", "A flat", "F#", "key
+        # of D"
         keyed = following in (["major"], ["minor"]) and not _key_word(words, i, shift)
         if sharp or shift or keyed or words[max(i - 2, 0) : i] == ["key", "of"]:
             return 1 + bool(shift), "tonic", (_NOTES[note] + sharp + shift) % 12

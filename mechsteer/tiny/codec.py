@@ -2,13 +2,15 @@
 
 An audiocraft `CompressionModel`, so that audiocraft's MusicGen takes it as it takes EnCodec. Three parts:
 
-- encoder: log-magnitudes at three resolutions (a long window for pitch, short ones for attacks), ConvNeXt blocks, a
+- encoder: log-magnitudes at three resolutions (a long window for pitch, short ones for attacks), ConvNeXt
+  blocks, a
   latent;
 - audiocraft's `ResidualVectorQuantizer`;
-- decoder: ConvNeXt blocks that set the amplitudes and phase offsets of a bank of sinusoids at fixed frequencies, the
-  equal-tempered semitones and the places of their 5th, 7th and 11th harmonics, and the gains of noise bands. A pure
-  tone is then a constant to predict, so a small network keeps pitch; a network that predicts phases of an STFT has to
-  learn to turn them.
+- decoder: ConvNeXt blocks that set the amplitudes and phase offsets of a bank of sinusoids at fixed
+  frequencies, the
+  equal-tempered semitones and the places of their 5th, 7th and 11th harmonics, and the gains of noise bands.
+  A pure tone is then a constant to predict, so a small network keeps pitch; a network that predicts phases of
+  an STFT has to learn to turn them.
 
 The idea of sinusoids plus filtered noise is DDSP's (Engel et al. 2020); ConvNeXt blocks at one frame rate are
 Vocos' (Siuzdak 2023).
@@ -21,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..backend import CompressionModel, QuantizedResult, ResidualVectorQuantizer
+from ..model._audiocraft import CompressionModel, QuantizedResult, ResidualVectorQuantizer
 
 # (n_fft, hop, bands, lowest Hz, highest Hz) of the encoder's three views of the sound
 VIEWS = ((4096, 640, 137, 40.0, 2100.0), (1024, 320, 80, 0.0, 8000.0), (256, 160, 24, 0.0, 8000.0))
@@ -44,7 +46,10 @@ class CodecConfig:
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a perceptron per frame, added to the input. [B, T, C] to [B, T, C]."""
+    """Depthwise convolution over time, then a perceptron per frame, added to the input.
+
+    [B, T, C] to [B, T, C].
+    """
 
     def __init__(self, dim: int, kernel: int, expansion: int = 3):
         super().__init__()
@@ -86,7 +91,10 @@ def oscillator_frequencies(sample_rate: int) -> torch.Tensor:
 
 
 class Views(nn.Module):
-    """Standardised log-magnitudes of audio, all resolutions side by side. [B, 1, sample] to [B, frame, feature]."""
+    """Standardised log-magnitudes of audio, all resolutions side by side.
+
+    [B, 1, sample] to [B, frame, feature].
+    """
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -129,7 +137,9 @@ class Synth(nn.Module):
         self.n_osc, self.n_noise = len(freqs), config.noise_bands
         n = torch.arange(self.WINDOW, dtype=torch.float64) - self.WINDOW // 2
         angle = 2 * math.pi * freqs[:, None] * n[None] / sr
-        noise = torch.randn(self.NOISE_PERIOD * self.HOP + self.WINDOW, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(
+            self.NOISE_PERIOD * self.HOP + self.WINDOW, generator=torch.Generator().manual_seed(0)
+        )
         noise = noise.unfold(0, self.WINDOW, self.HOP)[: self.NOISE_PERIOD]
         bins = torch.linspace(0, sr / 2, self.WINDOW // 2 + 1)
         centres = band_centres(config.noise_bands, 0.0, sr / 2)
@@ -148,11 +158,17 @@ class Synth(nn.Module):
         """amplitude, phase [B, N, osc] (linear, radians), gain [B, N, band] (linear) to audio [B, 1, 160 N]."""
         B, N, _ = amplitude.shape
         step = torch.arange(N, device=amplitude.device)
-        carrier = torch.remainder((step[:, None] + 0.5) * self.turns[None], 1.0).to(amplitude.dtype) * (2 * math.pi)
+        carrier = torch.remainder((step[:, None] + 0.5) * self.turns[None], 1.0).to(amplitude.dtype) * (
+            2 * math.pi
+        )
         angle = phase + carrier
         frames = (amplitude * angle.cos()) @ self.cos - (amplitude * angle.sin()) @ self.sin
-        frames = frames + torch.fft.irfft(self.noise[step % self.NOISE_PERIOD] * (gain @ self.bands), n=self.WINDOW)
-        fold = lambda x: F.fold(x.transpose(1, 2), (1, length), (1, self.WINDOW), stride=(1, self.HOP))[:, 0, 0]
+        frames = frames + torch.fft.irfft(
+            self.noise[step % self.NOISE_PERIOD] * (gain @ self.bands), n=self.WINDOW
+        )
+        fold = lambda x: F.fold(x.transpose(1, 2), (1, length), (1, self.WINDOW), stride=(1, self.HOP))[
+            :, 0, 0
+        ]
         length = (N - 1) * self.HOP + self.WINDOW
         audio = fold(frames * self.hann)
         weight = fold(self.hann.expand(1, N, -1)).clamp(min=0.5)

@@ -1,10 +1,11 @@
 """The embedded model's language model: audiocraft's `LMModel` with a text conditioner of nine slots.
 
-The conditioner reads free text over the caption vocabulary (`captions.parse`). Every attribute owns one slot, one
-key of the cross-attention: the learnt vector of what the text says of it, the mean where it names two ("piano and
-guitar"), the slot's own "unsaid" vector where it says nothing. A tempo in bpm is interpolated between the vectors
-of anchors 15 bpm apart, so that it is a continuous dial. A text that names a tonic and a mode also names a key: major
-or minor means no note before one knows the tonic. Unconditional means all slots unsaid.
+The conditioner reads free text over the caption vocabulary (`captions.parse`). Every attribute owns one slot,
+one key of the cross-attention: the learnt vector of what the text says of it, the mean where it names two
+("piano and guitar"), the slot's own "unsaid" vector where it says nothing. A tempo in bpm is interpolated
+between the vectors of anchors 15 bpm apart, so that it is a continuous dial. A text that names a tonic and a
+mode also names a key: major or minor means no note before one knows the tonic. Unconditional means all slots
+unsaid.
 """
 
 import warnings
@@ -14,9 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..backend import ConditionFuser, ConditioningProvider, DelayedPatternProvider, LMModel, TextConditioner
+from ..model._audiocraft import (
+    ConditionFuser,
+    ConditioningProvider,
+    DelayedPatternProvider,
+    LMModel,
+    TextConditioner,
+)
 from .captions import parse
-from .compose import LEADS, MODES, STYLES
+from .vocabulary import LEADS, MODES, STYLES
 
 SLOTS = {
     "lead": tuple(LEADS),
@@ -58,7 +65,9 @@ class SlotConditioner(TextConditioner):
     def weights(self, said: dict) -> np.ndarray:
         """What a text says (slot to list of values) as weights [item] that sum to 1 in every slot."""
         row = np.zeros(len(self.items), dtype=np.float32)
-        said = said | {"key": [(tonic, mode) for tonic in said.get("tonic", ()) for mode in said.get("mode", ())]}
+        said = said | {
+            "key": [(tonic, mode) for tonic in said.get("tonic", ()) for mode in said.get("mode", ())]
+        }
         for slot, values in SLOTS.items():
             mentions = said.get(slot) or [None]
             for value in mentions:
@@ -80,21 +89,26 @@ class SlotConditioner(TextConditioner):
             if new := set(unknown) - self.reported:
                 self.reported |= new
                 warnings.warn(
-                    f"words outside the embedded model's vocabulary are ignored: {', '.join(sorted(new))}", stacklevel=2
+                    f"words outside the embedded model's vocabulary are ignored: {', '.join(sorted(new))}",
+                    stacklevel=2,
                 )
             rows.append(self.weights(said))
         return torch.from_numpy(np.stack(rows)).to(self.vectors.weight.device)
 
     def forward(self, weights: torch.Tensor):
-        vectors = torch.einsum("bi,is,id->bsd", weights.to(self.vectors.weight.dtype), self.owner, self.vectors.weight)
+        vectors = torch.einsum(
+            "bi,is,id->bsd", weights.to(self.vectors.weight.dtype), self.owner, self.vectors.weight
+        )
         return self.output_proj(vectors), torch.ones(vectors.shape[:2], device=vectors.device)
 
 
 def build_lm(config: LMConfig) -> LMModel:
-    """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to the text), at our size.
+    """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to the text), at our
+    size.
 
-    Unlike MusicGen's, its self-attention has rotary positions beside the sinusoids: what comes back after a beat or a
-    bar is then as easily found at every place in a clip, which so short a training learns from sinusoids badly.
+    Unlike MusicGen's, its self-attention has rotary positions beside the sinusoids: what comes back after a
+    beat or a bar is then as easily found at every place in a clip, which so short a training learns from
+    sinusoids badly.
     """
     lm = LMModel(
         pattern_provider=DelayedPatternProvider(config.n_q, delays=list(range(config.n_q))),
@@ -122,5 +136,7 @@ def build_lm(config: LMConfig) -> LMModel:
         zero_bias_init=True,
     )
     rope = lm.transformer.rope
-    rope.register_buffer("frequencies", rope.frequencies, persistent=False)  # no weight, and shared by all layers
+    rope.register_buffer(
+        "frequencies", rope.frequencies, persistent=False
+    )  # no weight, and shared by all layers
     return lm

@@ -1,0 +1,89 @@
+"""What sounds in each frame: notes, chords and beats in seconds, turned into labels of frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from . import clips as datasets
+
+__all__ = ["NAMES", "frame_labels"]
+
+NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+
+
+def frame_labels(
+    acts: xr.Dataset,
+    notes: pd.DataFrame | None = None,
+    chords: pd.DataFrame | None = None,
+    parts: tuple[str, ...] = ("lead", "chords", "bass"),
+) -> xr.Dataset:
+    """Labels for every frame of `acts`, ready to join: `acts = acts.merge(ms.frame_labels(acts))`.
+
+    Frame t is the time from t / rate to (t + 1) / rate. `collect(pool="frames")` puts at frame t the
+    activation of sequence step t + 1, which has just read codebook 0 of frame t (and codebook k up to frame t
+    - k): so these labels say what the model has *just heard*. For what it is about to play, shift them:
+    `labels.shift(frame=-1)`.
+
+    Parameters
+    ----------
+    acts : xr.Dataset
+        With dims clip and frame and attr `frame_rate` (Hz). Beats need the coords `tempo` (bpm) and
+        `first_beat` (s).
+    notes, chords : pd.DataFrame, optional
+        Columns clip, onset, offset (s) and pitch (MIDI), optionally part; or root (pitch class). Default: the
+        orchestra's.
+    parts : of the notes, those that count.
+
+    Returns
+    -------
+    xr.Dataset with
+    `sounding` (clip, frame, pitch_class): bool, a note of this class sounds in the middle of the frame;
+    `chord_root` (clip, frame): the name of the root of the chord there, "" where there is none;
+    `beat` (clip, frame): bool, a beat falls within the frame.
+
+    Raises
+    ------
+    ValueError  if `acts` has no frames, or the tables know none of its clips.
+    """
+    if "frame" not in acts.dims or "frame_rate" not in acts.attrs:
+        raise ValueError("these activations have no frames: collect them with pool='frames'")
+    rate, n = float(acts.attrs["frame_rate"]), acts.sizes["frame"]
+    names = acts["clip"].values
+    notes = datasets.notes() if notes is None else notes
+    chords = datasets.chords() if chords is None else chords
+    if "part" in notes:
+        notes = notes[notes["part"].isin(parts)]
+    found = {
+        "sounding": (("clip", "frame", "pitch_class"), spread(notes, notes["pitch"] % 12, names, n, rate))
+    }
+    root = spread(chords, chords["root"], names, n, rate)
+    root = np.where(root.any(-1), np.array(NAMES, dtype=object)[root.argmax(-1)], "")
+    found["chord_root"] = ("clip", "frame"), root.astype(str)
+    if {"tempo", "first_beat"} <= set(acts.coords):
+        found["beat"] = ("clip", "frame"), beats(acts["tempo"].values, acts["first_beat"].values, n, rate)
+    return xr.Dataset(found, coords={"clip": names, "frame": acts["frame"], "pitch_class": list(NAMES)})
+
+
+def spread(events: pd.DataFrame, classes: pd.Series, names: np.ndarray, n: int, rate: float) -> np.ndarray:
+    """bool [clip, frame, 12]: whether an event of a class (0-11) lasts over the middle of the frame."""
+    row = pd.Index(names).get_indexer(events["clip"])
+    known = row >= 0
+    if not known.any():
+        raise ValueError("no note or chord belongs to any of these clips; pass the tables of your own clips")
+    edge = lambda seconds: np.clip(np.ceil(seconds.to_numpy(float)[known] * rate - 0.5), 0, n).astype(int)
+    row, kind = row[known], classes.to_numpy(int)[known]
+    change = np.zeros((len(names), n + 1, 12), np.int16)
+    np.add.at(change, (row, edge(events["onset"]), kind), 1)
+    np.add.at(change, (row, edge(events["offset"]), kind), -1)
+    return change.cumsum(1)[:, :n] > 0
+
+
+def beats(tempo: np.ndarray, first: np.ndarray, n: int, rate: float) -> np.ndarray:
+    """bool [clip, frame]: whether a beat, at first + k * 60 / tempo seconds with k >= 0, falls within the frame."""
+    edges = np.arange(n + 1) / rate
+    passed = np.ceil((edges[None] - first[:, None]) * tempo[:, None] / 60 - 1e-9).clip(
+        0
+    )  # beats before each edge
+    return np.diff(passed, axis=1) > 0

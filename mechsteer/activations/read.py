@@ -1,0 +1,184 @@
+"""Read activations while the model runs, pooled on the spot: plain hooks, with the numbers that nnsight's
+trace gives.
+
+Nothing here grows with the number of clips, and with the number of frames only where frames are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..model._devices import memory_told
+from ..model.model import Model
+from ..model.sampling import SITE_MODULES
+
+__all__ = ["POOLS", "Reader", "auto_batch", "read"]
+
+POOLS = ("mean", "last", "frames")
+BUDGET = 256e6  # bytes of activations inside a forward pass on the CPU
+
+
+class _Enough(Exception):  # noqa: N818  (not an error: the last layer that was asked for has run)
+    pass
+
+
+class Reader:
+    """Hooks that pool sites of a model over each row's valid steps, in every forward pass inside `with`.
+
+    Parameters
+    ----------
+    model : Model
+    sites : of `resid`, `attn`, `heads`, `cross`, `mlp`; values are float32, after any steering of the same place
+    layers : 0-based
+    n_frames : (row,) frames of each row; steps beyond them are padding and count nowhere
+    pool : "mean" over `model.valid_steps`, "last" of them, or "frames": step t + 1 at frame t
+    stop : leave the forward pass (by an exception that `read` catches) once the last of `layers` has run
+
+    In generation the first rows are the conditional half, and only they are read. `result` has, per site,
+    float32 arrays (row, layer, [frame,] [head,] feature) and `<site>_norm` (row, layer[, head]), the mean L2
+    norm over valid steps; and `input` (row, [frame,] d_model), the sum of the codebooks' embeddings before
+    layer 0. Frames beyond a row's own are NaN.
+    """
+
+    def __init__(
+        self, model: Model, sites, layers, n_frames: Sequence[int], pool: str = "mean", stop: bool = False
+    ):
+        self.model, self.sites, self.layers, self.pool, self.stop = (
+            model,
+            tuple(sites),
+            list(layers),
+            pool,
+            stop,
+        )
+        spans = [model.valid_steps(int(n)) for n in n_frames]
+        self.first, self.width = spans[0].start, max(span.stop for span in spans)
+        valid, last = torch.zeros(2, len(spans), self.width)
+        for row, span in enumerate(spans):
+            valid[row, span] = 1 / (span.stop - span.start)
+            last[row, span.stop - 1] = 1
+        self.valid, self.last = valid.to(model.device), last.to(model.device)
+        self.pooled: dict[tuple, torch.Tensor] = {}
+        self.norms: dict[tuple, torch.Tensor] = {}
+        self.now = self.next = 0
+
+    def __enter__(self) -> Reader:
+        self.hooks = contextlib.ExitStack()
+        self.hooks.callback(self.model.lm.register_forward_pre_hook(self._begin).remove)
+        self.placed = False
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.hooks.close()
+
+    def _begin(self, lm, args) -> None:
+        """Count steps; at first, add the reading hooks: after those that steer, so that they see their effect."""
+        self.now, self.next = self.next, self.next + args[0].shape[-1]
+        if self.placed:
+            return
+        self.placed = True
+        pre = lm.transformer.register_forward_pre_hook(lambda module, args: self._take(("input",), args[0]))
+        self.hooks.callback(pre.remove)
+        for site in self.sites:
+            for layer in self.layers:
+                self._place(site, layer)
+        if self.stop:
+            self.hooks.callback(lm.transformer.layers[max(self.layers)].register_forward_hook(_enough).remove)
+
+    def _place(self, site: str, layer: int) -> None:
+        module, kind = self.model.module_of(site, layer), SITE_MODULES[site][1]
+        if kind == "input":
+            handle = module.register_forward_pre_hook(lambda m, args: self._take((site, layer), args[0]))
+        elif kind == "first":
+            handle = module.register_forward_hook(lambda m, args, out: self._take((site, layer), out[0]))
+        else:
+            handle = module.register_forward_hook(lambda m, args, out: self._take((site, layer), out))
+        self.hooks.callback(handle.remove)
+
+    def _take(self, key: tuple, h: torch.Tensor) -> None:
+        """Pool h (row, step, feature), whose first step is sequence step `now`."""
+        R, now = len(self.valid), self.now
+        S = min(h.shape[1], self.width - now)
+        if S <= 0:
+            return
+        h = h[:R, :S].float()
+        if key[0] == "heads":
+            h = h.unflatten(-1, (self.model.n_heads, -1))
+        valid = self.valid[:, now : now + S]
+        self._add(self.norms, key, torch.einsum("rs,rs...->r...", valid, torch.linalg.vector_norm(h, dim=-1)))
+        if self.pool == "frames":
+            if key not in self.pooled:
+                self.pooled[key] = h.new_full((R, self.width - self.first, *h.shape[2:]), torch.nan)
+            skip = max(self.first - now, 0)
+            self.pooled[key][:, now + skip - self.first : now + S - self.first] = h[:, skip:]
+        else:
+            weight = valid if self.pool == "mean" else self.last[:, now : now + S]
+            self._add(self.pooled, key, torch.einsum("rs,rs...->r...", weight, h))
+
+    def _add(self, sums: dict, key: tuple, value: torch.Tensor) -> None:
+        sums[key] = sums[key] + value if key in sums else value
+
+    def result(self) -> dict[str, np.ndarray]:
+        """See the class; call it after the forward passes."""
+        frames = self.valid[:, self.first :] == 0  # (row, frame) that are padding
+        for value in self.pooled.values() if self.pool == "frames" else ():
+            value[frames] = torch.nan
+        found = {"input": self.pooled["input",].cpu().numpy()}
+        for site in self.sites:
+            stack = lambda values, site=site: (
+                torch.stack([values[site, i] for i in self.layers], 1).cpu().numpy()
+            )
+            found |= {site: stack(self.pooled), f"{site}_norm": stack(self.norms)}
+        return found
+
+
+def _enough(module, args, out):
+    raise _Enough
+
+
+@torch.no_grad()
+@memory_told("give a smaller batch_size")
+def read(
+    model: Model, codes: Sequence, sites=("resid",), layers=None, pool: str = "mean", prompts=None
+) -> dict:
+    """Teacher-forced activations of clips of any lengths in one forward pass; see `Reader` for what comes
+    back.
+
+    Parameters
+    ----------
+    codes : one (codebook, frame) per clip; shorter ones are padded at the end, which a causal model never sees.
+    prompts : None (unconditional), one str for all, or one per clip
+    """
+    codes = [torch.as_tensor(np.asarray(c, dtype=np.int64)) for c in codes]
+    lengths = [c.shape[-1] for c in codes]
+    batch = torch.stack([torch.nn.functional.pad(c, (0, max(lengths) - c.shape[-1])) for c in codes]).to(
+        model.device
+    )
+    pattern = model.lm.pattern_provider.get_pattern(max(lengths))
+    sequence, _, _ = pattern.build_pattern_sequence(
+        batch, model.lm.special_token_id, keep_only_valid_steps=True
+    )
+    layers = range(model.n_layers) if layers is None else layers
+    with Reader(model, sites, layers, lengths, pool, stop=True) as reader, contextlib.suppress(_Enough):
+        model.lm(sequence, [], conditions(model, prompts, len(codes)))
+    return reader.result()
+
+
+def conditions(model: Model, prompts, rows: int) -> dict:
+    """audiocraft's condition tensors for `rows` clips; a prompt that all share is encoded once."""
+    if prompts is not None and not isinstance(prompts, str):
+        return model.conditions(list(prompts))
+    shared = model.conditions([prompts])
+    return {name: tuple(t.expand(rows, *t.shape[1:]) for t in pair) for name, pair in shared.items()}
+
+
+def auto_batch(model: Model, n_frames: int) -> int:
+    """How many clips of `n_frames` go through the model at once: as many as a fixed memory holds, 64 at most."""
+    budget = BUDGET
+    if model.device.type == "cuda":
+        budget = max(budget, torch.cuda.mem_get_info(model.device)[0] / 4)
+    width = 24 * model.d_model * model.dtype.itemsize  # about what a layer holds at its widest, per step
+    return int(np.clip(budget // (width * (n_frames + 1)), 1, 64))

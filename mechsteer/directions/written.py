@@ -1,0 +1,216 @@
+"""Directions found by what they *write*: what a caption changes, and a vector that makes given music likely.
+
+Probes look for what can be *read* from activations. A direction that reads a concept perfectly may move
+nothing when it is added, so here are two finders that ask the model itself. Both look at the conditional half
+of guidance, and work best when added there: `Steering(direction, branch="cond")`.
+
+The result is of the same kind as a probe's: dims (layer, d_model), or (layer, head, d_head) for the site
+heads; unit vectors (zero where captions can't reach, as in the heads of layer 0), with coords `norm`, the
+mean activation norm, and `found_strength`, how long the vector was when found, in multiples of that norm. For
+one layer `Steering(d, strength=float(d.found_strength))` adds what was found, as found.
+
+Taught in 04_steer_and_listen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+
+__all__ = ["caption_contrast", "optimised_vector"]
+
+
+def caption_contrast(
+    model: Model,
+    codes,
+    target: str | Sequence[str],
+    source: str | Sequence[str],
+    site: str = "resid",
+    layers: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> xr.DataArray:
+    """What a caption adds to the activations: the same codes under two captions, the mean difference.
+
+    Parameters
+    ----------
+    codes : (clip, codebook, frame)
+        Any music; clips of what the captions have in common work well. A few dozen are enough.
+    target, source : str, or one per clip
+        Captions to move to and away from, such as "jazz guitar" and "jazz piano".
+    site : "resid", "attn", "heads", "cross" or "mlp"
+    layers : 0-based; default all.
+
+    Returns
+    -------
+    xr.DataArray, dims (layer, d_model) or (layer, head, d_head), see the module's docstring. The mean is over clips
+    and valid steps (`Model.valid_steps`), teacher-forced.
+
+    Raises
+    ------
+    ValueError  if both captions say the same to the model, or their number doesn't match the clips'.
+
+    Source: contrastive activation addition (Rimsky et al. 2023, arXiv 2312.06681), with the music held fixed.
+    """
+    import torch
+
+    layers = _layers(model, layers)
+    steps = model.valid_steps(codes.shape[-1])
+    captions = [[c] * len(codes) if isinstance(c, str) else list(c) for c in (target, source)]
+    if any(len(c) != len(codes) for c in captions):
+        raise ValueError(
+            f"{[len(c) for c in captions]} captions for {len(codes)} clips; give one for all, or one each"
+        )
+    sums, norm = [0.0, 0.0], 0.0
+    for at in range(0, len(codes), batch_size):
+        some = slice(at, at + batch_size)
+        for side, prompts in enumerate(captions):
+            read = []
+            with torch.no_grad(), model.trace(codes[some], prompts[some]):
+                for layer in layers:
+                    read.append(getattr(model, site)[layer][:, steps].float().save())
+            states = torch.stack(read)  # layer, clip, step, ...
+            sums[side] = sums[side] + states.mean(2).sum(1)
+            if side:
+                norm = norm + states.norm(dim=-1).mean(2).sum(1)
+    difference = ((sums[0] - sums[1]) / len(codes)).cpu().numpy()
+    if not np.abs(difference).max() > 1e-7 * float(norm.max()) / len(codes):
+        raise ValueError(
+            f"the captions {captions[0][0]!r} and {captions[1][0]!r} mean the same to {model.name}"
+        )
+    facts = {
+        "finder": "caption contrast",
+        "learnt_from": "captions",
+        "target": captions[0][0],
+        "source": captions[1][0],
+    }
+    return _direction(model, difference, norm.cpu().numpy() / len(codes), site, layers, len(codes), facts)
+
+
+def optimised_vector(
+    model: Model,
+    codes,
+    prompts: str | Sequence[str],
+    site: str = "resid",
+    layers: Sequence[int] | None = None,
+    steps: int = 150,
+    batch_size: int = 16,
+    rate: float = 0.02,
+    shrink: float = 0.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.DataArray:
+    """A vector that makes given music likely under other captions, found by gradient descent through the
+    frozen model.
+
+    Parameters
+    ----------
+    codes : (clip, codebook, frame)
+        The music that is wanted: clips of the concept.
+    prompts : str, or one per clip
+        What the model is told meanwhile: the captions that will be steered, which don't name the concept
+        ("jazz piano" for guitar clips). Controls: the same with clips that *are* what the captions say, or
+        with clips and captions shuffled.
+    site, layers : where vectors are added, at every step; one vector per layer, default the middle layer.
+    steps, batch_size : of Adam, and clips in each.
+    rate : how far a step of Adam goes at most, about, in multiples of the mean activation norm.
+    shrink : weight of the squared length (in multiples of the norm) in the loss.
+    seed : of the batches.
+
+    Returns
+    -------
+    xr.DataArray, dims (layer, d_model) or (layer, head, d_head), see the module's docstring. Attr `nll`: the loss
+    (nats per token) over the first and the last tenth of the steps.
+
+    Raises
+    ------
+    ValueError  if prompts don't match the clips, or there are fewer clips than fit one batch.
+
+    Source: Subramani et al. 2022, arXiv 2205.05124 (steering vectors by gradient descent), for one vector
+    that serves all clips.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    layers = _layers(model, [model.n_layers // 2] if layers is None else layers)
+    prompts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
+    if len(prompts) != len(codes) or len(codes) < batch_size:
+        raise ValueError(
+            f"{len(codes)} clips, {len(prompts)} prompts; one prompt each, and {batch_size} clips or more"
+        )
+    rng = np.random.default_rng(seed)
+    norm = model.norms(codes[:batch_size], site, prompts[:batch_size])[layers]
+    scale = torch.as_tensor(norm, dtype=torch.float32, device=model.device)[..., None]
+    width = (model.n_heads, model.d_head) if site == "heads" else (model.d_model,)
+    vector = torch.zeros(
+        len(layers), *width, device=model.device, requires_grad=True
+    )  # in multiples of the norm
+    optimiser = torch.optim.Adam([vector], lr=rate / np.sqrt(width[-1]))
+    losses = []
+    for step in tqdm(
+        range(steps), desc="optimising", unit="step", delay=2, disable=not progress, leave=False
+    ):
+        rows = rng.choice(len(codes), batch_size, replace=False)
+        loss = _nll(model, codes[rows], [prompts[i] for i in rows], site, layers, vector * scale)
+        losses.append(float(loss.detach()))
+        loss = loss + shrink * vector.square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                rate / np.sqrt(width[-1]) * min(1.0, 2 * (1 - step / steps))
+            )  # falls over the second half
+        optimiser.step()
+    tenth = max(1, steps // 10)
+    facts = {
+        "finder": "optimised vector",
+        "learnt_from": "audio",
+        "source": prompts[0],
+        "seed": seed,
+        "steps": steps,
+    }
+    facts["nll"] = [float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))]
+    found = (vector.detach() * scale).cpu().numpy()
+    return _direction(model, found, norm, site, layers, len(codes), facts)
+
+
+def _nll(model, codes, prompts, site, layers, vectors):
+    """Teacher-forced negative log-likelihood, nats per token, with a vector added at every step of each layer."""
+    from torch.nn.functional import cross_entropy
+
+    with model.trace(codes, prompts):
+        for i, layer in enumerate(layers):
+            getattr(model, site)[layer] = getattr(model, site)[layer] + vectors[i].to(model.dtype)
+        logits = model.nn.output.save()
+    return cross_entropy(
+        logits[:, :, :-1].float().permute(0, 3, 1, 2),
+        model.sequence(codes)[..., 1:],
+        ignore_index=model.lm.special_token_id,
+    )
+
+
+def _layers(model, layers) -> list[int]:
+    return [range(model.n_layers)[i] for i in (range(model.n_layers) if layers is None else layers)]
+
+
+def _direction(model, vectors, norm, site, layers, n_clips, facts) -> xr.DataArray:
+    """Vectors (layer, ..., feature) as unit directions with their card."""
+    dims = ("layer", "head", "d_head") if site == "heads" else ("layer", "d_model")
+    length = np.linalg.norm(vectors, axis=-1)
+    return xr.DataArray(
+        (vectors / np.where(length > 0, length, 1.0)[..., None]).astype(np.float32),
+        dims=dims,
+        coords={"layer": layers, "norm": (dims[:-1], norm), "found_strength": (dims[:-1], length / norm)},
+        attrs={
+            "site": site,
+            "model": model.name,
+            "model_hash": model.hash,
+            "data": f"{n_clips} clips",
+            **facts,
+        },
+    )

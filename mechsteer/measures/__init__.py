@@ -1,0 +1,9 @@
+"""What changed in the sound: measures of clips, of sets of clips, and of whole sweeps, with their intervals.
+
+`describe` measures every clip; `judges` say what it sounds like; `pitch` and `loudness` compare; `distances`
+hold sets of clips against real ones; `dose` sweeps over strengths; `intervals` says how sure a number is.
+"""
+
+from .._shared import modules
+
+__getattr__, __dir__ = modules(__name__, "describe judges pitch loudness distances dose intervals")

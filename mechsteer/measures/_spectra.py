@@ -1,0 +1,76 @@
+"""Short-time spectra of 16 kHz mono clips in numpy: what the judges of `hearing` and the measures of `pitch`
+hear.
+
+Every function takes float32 (clip, sample) and returns float32 (clip, band, frame). Frame i is centred on
+sample i * hop; beyond its ends a clip is silent. Levels are relative to the clip's own RMS, so gain changes
+nothing.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from scipy import fft
+
+RATE = 16_000  # Hz
+FLOOR = 1e-5  # added to power before the logarithm: 50 dB below a band as loud as the whole clip
+SILENCE = 1e-5  # RMS below which a clip counts as silent (-100 dB of full scale)
+LOWEST_NOTE, NOTES = 33, 60  # MIDI; A1 (55 Hz) and five octaves up
+
+
+def rms(audio: np.ndarray) -> np.ndarray:
+    """Root mean square of each clip, (clip,)."""
+    return np.sqrt(np.mean(np.square(audio, dtype=np.float64), axis=-1))
+
+
+def level(audio: np.ndarray) -> np.ndarray:
+    """Clips scaled to an RMS of 1; silent ones become zeros."""
+    loudness = rms(audio)[:, None]
+    return np.where(loudness > SILENCE, audio / np.maximum(loudness, SILENCE), 0.0).astype(np.float32)
+
+
+def power(audio: np.ndarray, size: int, hop: int) -> np.ndarray:
+    """Power spectrogram with a Hann window of `size` samples, (clip, frame, bin); a tone of RMS 1 peaks at 1."""
+    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    padded = np.pad(audio, ((0, 0), (size // 2, size // 2)))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size, axis=-1)[:, ::hop]
+    spectrum = fft.rfft(frames * window, axis=-1)
+    return (spectrum.real**2 + spectrum.imag**2) * np.float32(2 / window.sum() ** 2)
+
+
+@lru_cache
+def mel_filters(size: int, bands: int, lowest: float = 30.0, highest: float = 7600.0) -> np.ndarray:
+    """Triangles of height 1 spaced evenly in mel (O'Shaughnessy's formula), (bin, band)."""
+    mel = np.linspace(*(2595 * np.log10(1 + np.array([lowest, highest]) / 700)), bands + 2)
+    return _triangles(700 * (10 ** (mel / 2595) - 1), size)
+
+
+@lru_cache
+def note_filters(size: int, lowest: int = LOWEST_NOTE, notes: int = NOTES) -> np.ndarray:
+    """Triangles of height 1, one per semitone from the MIDI pitch `lowest` up, (bin, note)."""
+    return _triangles(440 * 2 ** ((np.arange(lowest - 1, lowest + notes + 1) - 69) / 12), size)
+
+
+def _triangles(edges, size):
+    """Filters that peak at edges[1:-1] Hz, their feet at the neighbours' peaks, or one bin away if that is farther."""
+    step = RATE / size
+    hertz, centre = np.arange(size // 2 + 1)[:, None] * step, edges[1:-1]
+    below = (hertz - centre) / np.maximum(centre - edges[:-2], step)
+    above = (centre - hertz) / np.maximum(edges[2:] - centre, step)
+    return np.maximum(0, 1 + np.minimum(below, above)).astype(np.float32)
+
+
+def log_mel(audio: np.ndarray, size: int = 1024, hop: int = 256, bands: int = 64) -> np.ndarray:
+    """Natural log of mel-band power, (clip, band, frame)."""
+    return np.log(power(level(audio), size, hop) @ mel_filters(size, bands) + FLOOR).swapaxes(1, 2)
+
+
+def notes(audio: np.ndarray, size: int = 8192, hop: int = 2048) -> np.ndarray:
+    """Magnitude of each semitone from A1 (55 Hz) up five octaves, (clip, note, frame); a lone steady note reads 1.2."""
+    return np.sqrt(power(level(audio), size, hop) @ note_filters(size)).swapaxes(1, 2)
+
+
+def chroma(audio: np.ndarray, size: int = 4096, hop: int = 640) -> np.ndarray:
+    """Power per pitch class from A1 to G#6, C first, square root taken, (clip, 12, frame)."""
+    bands = power(level(audio), size, hop) @ note_filters(size)
+    octaves = bands.reshape(*bands.shape[:2], -1, 12).sum(axis=2)
+    return np.roll(np.sqrt(octaves), LOWEST_NOTE % 12, axis=-1).swapaxes(1, 2)

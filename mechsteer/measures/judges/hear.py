@@ -1,0 +1,188 @@
+"""Two judges that say what a clip sounds like: lead instrument, style, drums, tempo, key.
+
+`cnn` is a small network on spectra (`judge_network`), `features` holds linear models to hand-made statistics
+(`judge_statistics`). They share the spectra and the training clips (original recordings of the labelled
+orchestra, never anything generated or decoded) and nothing else: report both, so that what pleases one judge
+only is seen. Their accuracy on scores that neither was trained on is in `data/tiny/judge.json`.
+Low-rate coding adds noise that both can take for soft drums: read `p_drums` of decoded clips against decoded originals.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+
+from ... import paths
+from ...model.generation import to_clips
+from .. import _spectra as spectra
+from . import _statistics as judge_statistics
+
+__all__ = ["JUDGES", "embedding", "hear", "tempo_class"]
+
+JUDGES = {"cnn": "judge.safetensors", "features": "ears.safetensors"}  # judge -> its weights in data/tiny
+SHORTEST = 3.0  # s
+MODES = ("major", "minor")
+_BATCH = 128.0  # s of audio in memory at once
+
+
+def hear(
+    audio: Any, sample_rate: int, judge: str = "both", weights: str | Path | None = None
+) -> pd.DataFrame:
+    """What each judge hears in each clip.
+
+    Parameters
+    ----------
+    audio : array or tensor
+        (sample,), (channel, sample) or (clip, channel, sample), as `Generation.audio` is; at least 3 s. Gain,
+        sample rate and the number of channels don't matter, clipping does.
+    sample_rate : int, Hz
+    judge : "cnn", "features" or "both"
+    weights : folder with the judges' weights; `data/tiny` if left out.
+
+    Returns
+    -------
+    pd.DataFrame, one row per (judge, clip): `judge`; `clip`, from 0; `lead`, `style`, `mode`: the likeliest, with a
+    probability per class in `p_lead_piano` and so on; `drums` (bool) and `p_drums`; `tonic`, 0 is C; `tempo`, bpm;
+    `tempo_class` (`tempo_class`). A silent clip has missing values throughout.
+
+    Raises
+    ------
+    ValueError  for clips under 3 s, an unknown judge, or audio that `to_clips` refuses.
+    FileNotFoundError  if the weights aren't there.
+    """
+    tables = []
+    for name in _judges(judge):
+        path = weights_path(name, weights)
+        out, silent = _listen(audio, sample_rate, name, path)
+        classes = _weights(path)[1]
+        tables.append(_table(out, classes, silent).assign(judge=name))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["judge", *(column for column in table if column != "judge")]]
+
+
+def embedding(
+    audio: Any, sample_rate: int, judge: str = "cnn", weights: str | Path | None = None
+) -> np.ndarray:
+    """What one judge listens to before it decides: float32 (clip, dim), for distances between sets of clips.
+
+    `cnn`: the 96 units before the last layer. `features`: the standardised statistics of texture. A silent
+    clip is NaN. Parameters and errors as in `hear`; `judge` is one of the two.
+    """
+    if judge == "both":
+        raise ValueError("an embedding comes from one judge: 'cnn' or 'features'")
+    (name,) = _judges(judge)
+    out, silent = _listen(audio, sample_rate, name, weights_path(name, weights))
+    return np.where(silent[:, None], np.nan, out["embedding"]).astype(np.float32)
+
+
+def tempo_class(bpm: float | np.ndarray) -> np.ndarray:
+    """slow below 100 bpm, medium below 140, fast from there."""
+    return np.array(["slow", "medium", "fast"], dtype=object)[np.digitize(bpm, [100.0, 140.0])]
+
+
+def _judges(judge):
+    if judge != "both" and judge not in JUDGES:
+        raise ValueError(f"unknown judge {judge!r}; choose {', '.join(map(repr, JUDGES))} or 'both'")
+    return tuple(JUDGES) if judge == "both" else (judge,)
+
+
+def weights_path(name: str, folder: str | Path | None = None) -> Path:
+    """The file of a judge's weights; FileNotFoundError says how to make it."""
+    path = Path(folder or paths.data() / "tiny") / JUDGES[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; `python -m workshop.tiny.judge` trains both judges")
+    return path
+
+
+@cache
+def _weights(path):
+    """The arrays of one judge as float32, and what it tells apart: {"lead": [...], "style": [...]}."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        classes = json.loads(file.metadata()["classes"])
+    return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}, classes
+
+
+@cache
+def _network(path):
+    import torch
+
+    from ._network import Network
+
+    arrays, classes = _weights(path)
+    network = Network(len(classes["lead"]), len(classes["style"]))
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    return network.eval().requires_grad_(False)
+
+
+def _listen(audio, sample_rate, name, path):
+    """Log-probabilities and embedding by name, (clip, ...), with the tempo in bpm; and which clips are silent."""
+    clips = to_clips(audio, sample_rate, spectra.RATE, 1)[:, 0]
+    if clips.shape[-1] < SHORTEST * spectra.RATE:
+        raise ValueError(
+            f"clips of {clips.shape[-1] / spectra.RATE:.2f} s; the judges need {SHORTEST:g} s or more"
+        )
+    size = max(1, int(_BATCH * spectra.RATE / clips.shape[-1]))
+    parts = [_judge(name, path, clips[i : i + size]) for i in range(0, len(clips), size)]
+    return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}, spectra.rms(
+        clips
+    ) <= spectra.SILENCE
+
+
+def _judge(name, path, clips):
+    mel, notes = spectra.log_mel(clips), spectra.notes(clips)
+    if name == "features":
+        out = judge_statistics.judge(mel, notes, _weights(path)[0])
+        return out | {"tempo": tempo_of(out["beat"], judge_statistics.BPM)}
+    return run_network(_network(path), mel, notes)
+
+
+def run_network(network, mel: np.ndarray, notes: np.ndarray) -> dict[str, np.ndarray]:
+    """One batch of spectra through the network, on the CPU: log-probabilities, embedding and tempo (bpm)."""
+    import torch
+
+    from ._network import beat_bpm
+
+    with torch.inference_mode():
+        out = {name: x.numpy() for name, x in network(torch.from_numpy(mel), torch.from_numpy(notes)).items()}
+    for name in ("lead", "style", "drums", "beat"):
+        out[name] = log_softmax(out[name], axis=1)
+    out["key"] = log_softmax(out["key"].reshape(len(mel), -1), axis=1).reshape(out["key"].shape)
+    return out | {"tempo": tempo_of(out["beat"], beat_bpm().numpy())}
+
+
+def tempo_of(log_probability: np.ndarray, bpm: np.ndarray) -> np.ndarray:
+    """Tempo of (clip, tempo) log-probabilities: geometric mean over the likeliest and three neighbours each side."""
+    best = log_probability.argmax(1)
+    near = np.abs(np.arange(len(bpm)) - best[:, None]) <= 3
+    weight = np.exp(log_probability - log_probability.max(1, keepdims=True)) * near
+    return np.exp((weight * np.log(bpm)).sum(1) / weight.sum(1))
+
+
+def _table(out, classes, silent):
+    columns = {"clip": np.arange(len(silent))}
+    mode = np.exp(out["key"]).sum(2)
+    for attribute, names, p in (
+        ("lead", classes["lead"], np.exp(out["lead"])),
+        ("style", classes["style"], np.exp(out["style"])),
+        ("mode", MODES, mode),
+    ):
+        columns[attribute] = np.array(names, dtype=object)[p.argmax(1)]
+        columns |= {f"p_{attribute}_{name}": p[:, i] for i, name in enumerate(names)}
+    drums = np.exp(out["drums"][:, 1])
+    tonic = (np.exp(out["key"]).sum(1).argmax(1) + 9) % 12  # the judges count from A
+    columns |= {"drums": drums > 0.5, "p_drums": drums, "tonic": tonic}
+    columns |= {"tempo": out["tempo"], "tempo_class": tempo_class(out["tempo"])}
+    table = pd.DataFrame(columns)
+    if silent.any():
+        table = table.astype({"drums": "boolean", "tonic": "Int64"})
+        table.loc[silent, [column for column in table if column != "clip"]] = pd.NA
+    return table

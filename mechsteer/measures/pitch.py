@@ -1,0 +1,115 @@
+"""How much of the notes two versions of a clip share: chroma correlation and agreement of the fundamental."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import fft
+
+from ..model.generation import to_clips
+from . import _spectra as spectra
+
+__all__ = ["chroma_correlation", "fundamental", "pitch_agreement"]
+
+LOWEST, HIGHEST = 60.0, 1600.0  # Hz
+VOICED = 0.2  # aperiodicity below which a frame has a pitch
+_WINDOW, _HOP = 1024, 640  # samples: 64 ms every 40 ms
+
+
+def chroma_correlation(a: Any, b: Any, sample_rate: int) -> np.ndarray:
+    """Correlation of the pitch-class profiles of two sets of clips, frame by frame, averaged over frames.
+
+    Parameters
+    ----------
+    a, b : audio, (sample,), (channel, sample) or (clip, channel, sample), of one shape; a[i] is compared with b[i].
+    sample_rate : int, Hz, of both.
+
+    Returns
+    -------
+    np.ndarray (clip,): Pearson's r over the 12 pitch classes (frames of 256 ms every 40 ms), the mean over frames
+    within 60 dB of `a`'s loudest. 1 is the same; NaN where `a` is silent. A frame in which `b` has no profile counts 0.
+
+    Raises
+    ------
+    ValueError  if `a` and `b` differ in shape, or are no audio.
+    """
+    x, y = _pair(a, b, sample_rate)
+    p, q = spectra.chroma(x), spectra.chroma(y)
+    loudness = np.square(p).sum(1)
+    heard = (loudness > 1e-6 * loudness.max(1, keepdims=True)) & (loudness > 0)
+    centred = [z - z.mean(1, keepdims=True) for z in (p, q)]
+    norm = np.sqrt(np.square(centred[0]).sum(1) * np.square(centred[1]).sum(1))
+    r = np.where(norm > 0, (centred[0] * centred[1]).sum(1) / np.maximum(norm, 1e-12), 0.0)
+    return _share(r, heard)
+
+
+def pitch_agreement(a: Any, b: Any, sample_rate: int, cents: float = 50.0) -> np.ndarray:
+    """Share of the frames voiced in `a` whose fundamental in `b` is within `cents` of it.
+
+    Parameters, shapes and errors as in `chroma_correlation`. The fundamental is `fundamental`'s (in a
+    mixture, that of the part which dominates); a frame is voiced where less than a fifth of `a` is aperiodic.
+
+    Returns
+    -------
+    np.ndarray (clip,), in [0, 1]; NaN where `a` has no voiced frame.
+    """
+    (f, noise), (g, _) = (fundamental(x, spectra.RATE) for x in _pair(a, b, sample_rate))
+    return _share(np.abs(1200 * np.log2(g / f)) <= cents, noise < VOICED)
+
+
+def fundamental(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fundamental frequency of each frame by YIN.
+
+    Parameters
+    ----------
+    audio : float (clip, sample)
+    sample_rate : int, Hz. The search is from 60 to 1600 Hz.
+
+    Returns
+    -------
+    hertz, aperiodicity : float (clip, frame), one every 640 samples. Aperiodicity is 0 for a periodic frame, about 1
+    for noise and 1 for silence.
+
+    Source: de Cheveigne & Kawahara 2002, steps 1 to 5.
+    """
+    frames = [_yin(clip.astype(np.float64), sample_rate) for clip in audio]
+    return tuple(np.stack(values) for values in zip(*frames, strict=True))
+
+
+def _yin(clip, sample_rate):
+    first, last = int(sample_rate / HIGHEST), int(sample_rate / LOWEST)
+    size = _WINDOW + last
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(clip, size // 2), size)[::_HOP]
+    n = fft.next_fast_len(size, real=True)
+    product = fft.irfft(fft.rfft(frames, n) * fft.rfft(frames[:, :_WINDOW], n).conj(), n)[:, : last + 1]
+    energy = np.cumsum(np.pad(np.square(frames), ((0, 0), (1, 0))), axis=1)
+    energy = energy[:, _WINDOW : _WINDOW + last + 1] - energy[:, : last + 1]
+    difference = np.maximum(energy[:, :1] + energy - 2 * product, 0)
+    lag = np.arange(last + 1)
+    mean = np.cumsum(difference[:, 1:], axis=1) / lag[1:]
+    least = 1e-9 * energy[:, :1] + 1e-12  # silence has no period
+    d = np.ones_like(difference)
+    d[:, 1:] = np.where(mean > least, difference[:, 1:] / np.maximum(mean, least), 1.0)
+    inner = d[:, 1:-1]
+    dip = (inner <= d[:, 2:]) & (inner < d[:, :-2]) & (inner < VOICED) & (lag[1:-1] >= first)
+    lowest = np.where(lag[1:-1] >= first, inner, np.inf).argmin(1)
+    best = np.where(dip.any(1), dip.argmax(1), lowest) + 1  # the first dip, or else the deepest
+    left, middle, right = (d[np.arange(len(d)), best + k] for k in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    sharper = np.where(bend > 1e-9, 0.5 * (left - right) / np.maximum(bend, 1e-9), 0.0)
+    return sample_rate / (best + np.clip(sharper, -0.5, 0.5)), middle
+
+
+def _pair(a, b, sample_rate):
+    x, y = (to_clips(z, sample_rate, spectra.RATE, 1)[:, 0] for z in (a, b))
+    if x.shape != y.shape:
+        raise ValueError(
+            f"clips of shapes {x.shape} and {y.shape} at 16 kHz; give pairs of the same number and length"
+        )
+    return x, y
+
+
+def _share(value, where):
+    count = where.sum(1)
+    return np.where(count > 0, np.where(where, value, 0.0).sum(1) / np.maximum(count, 1), np.nan)

@@ -1,0 +1,122 @@
+"""Find and read checkpoints in Meta's format: `state_dict.bin` and `compression_state_dict.bin`, never running code."""
+
+import difflib
+import hashlib
+import os
+import pickle
+import re
+import socket
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..errors import MissingWeights
+
+LM_FILE = "state_dict.bin"
+CODEC_FILE = "compression_state_dict.bin"
+TRAINING_ONLY = ("embed_avg", "cluster_size", "inited")  # a quantiser's running averages
+NAMES = (
+    "tiny",
+    *(f"facebook/musicgen-{kind}{size}" for kind in ("", "stereo-") for size in ("small", "medium", "large")),
+)
+
+
+def locate(source: str | Path, filename: str) -> Path:
+    """The path of one file of a checkpoint: in a folder, in the local hub cache, or downloaded into it.
+
+    Raises
+    ------
+    MissingWeights  naming every place that was looked in, and what to do.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if (folder / filename).is_file():
+            return folder / filename
+        held = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise MissingWeights(
+            f"{folder} has no {filename} (it holds {held}). A folder of Meta's format has {LM_FILE} and {CODEC_FILE}; "
+            "audiocraft.utils.export writes both from a training run."
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
+        close = difflib.get_close_matches(str(source), NAMES, 1, 0.5)
+        raise MissingWeights(
+            f"no model {str(source)!r}: there is no such folder, and a model of the Hugging Face hub is called like "
+            f"owner/name. {f'Did you mean {close[0]!r}?' if close else 'The embedded model is called tiny.'}"
+        )
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cache = os.environ.get("AUDIOCRAFT_CACHE_DIR") or constants.HF_HUB_CACHE
+    hub = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    if constants.HF_HUB_OFFLINE:
+        state = "offline mode is on, HF_HUB_OFFLINE"
+    else:
+        state = "" if _reachable(hub) else "no connection"
+    try:
+        return Path(hf_hub_download(str(source), filename, cache_dir=cache, local_files_only=bool(state)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        close = [
+            name for name in difflib.get_close_matches(str(source), NAMES, 1, 0.8) if name != str(source)
+        ]
+        raise MissingWeights(
+            f"no weights for {str(source)!r}. Looked for {filename} in a folder of that name (there is none), in the "
+            f"hub cache {cache} and on {hub} ({state or type(error).__name__}). "
+            + (f"Did you mean {close[0]!r}? Else load" if close else "Load")
+            + " it once with a connection, give the path of a folder with the files, or use the embedded model: "
+            "ms.load('tiny')."
+        ) from error
+
+
+def _reachable(host: str) -> bool:
+    """Whether a connection can be made: asked first, as the hub's own client tries for half a minute."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.create_connection((host, 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def read(path: Path) -> dict:
+    """One checkpoint file as a dict of tensors and plain values.
+
+    Raises
+    ------
+    ValueError  when the file is damaged, isn't a checkpoint, or holds objects that only running code could rebuild.
+    """
+    try:
+        package = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} was not loaded: it holds more than tensors and plain values, or is damaged"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
+    if not isinstance(package, dict) or not (
+        "pretrained" in package or {"best_state", "xp.cfg"} <= set(package)
+    ):
+        raise ValueError(f"{path} isn't an exported audiocraft checkpoint: it lacks best_state and xp.cfg")
+    return package
+
+
+def fingerprint(*states: Mapping[str, torch.Tensor]) -> str:
+    """Twelve hex digits that name these weights: names, shapes and up to 1,024 values of every tensor that is used."""
+    digest = hashlib.sha256()
+    for state in states:
+        for name, tensor in sorted(state.items()):
+            if name.endswith(TRAINING_ONLY):
+                continue
+            values = tensor.detach().reshape(-1)
+            values = values[:: max(1, len(values) // 1024)][:1024].float().cpu().contiguous()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def codec_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """The `fingerprint` of what a codec's codes depend on: all but its decoder, which may be trained on by itself."""
+    return fingerprint({name: tensor for name, tensor in state.items() if "decoder" not in name.split(".")})

@@ -1,0 +1,95 @@
+"""Which device and dtype a model gets, and whether its memory is there: told in a sentence before work is lost."""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..errors import NoSuchDevice, TooLittleMemory
+
+SMALL = 100_000_000  # parameters; float32 is fast enough below
+
+
+def check_device(name: str) -> None:
+    """NoSuchDevice, in a sentence, unless PyTorch has this device."""
+    advice = "leave device out to use what there is, or give device='cpu'"
+    kind, _, number = str(name).partition(":")
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in found:
+        raise NoSuchDevice(f"device={str(name)!r} isn't one of cpu, cuda, cuda:1, mps; {advice}")
+    if found[kind] <= int(number or 0):
+        seen = {"cuda": "no NVIDIA GPU with a working driver", "mps": "no Apple GPU"}.get(
+            kind, "one processor"
+        )
+        seen = seen if not found[kind] or kind == "cpu" else f"{found[kind]} of that kind, counted from 0"
+        raise NoSuchDevice(f"device={str(name)!r}, but PyTorch sees {seen} on this machine; {advice}")
+
+
+def check_memory(name: str, needed: float) -> None:
+    """TooLittleMemory if a model of `needed` bytes doesn't fit into what is free, of the machine or its container."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used, stat = (Path("/sys/fs/cgroup", f"memory.{k}") for k in ("max", "current", "stat"))
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        cached = dict(line.split() for line in stat.read_text().splitlines()).get("inactive_file", 0)
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + int(cached))
+    if needed > free:
+        raise TooLittleMemory(
+            f"{name} takes {needed / 1e9:.1f} GB of memory while it loads and {max(free, 0) / 1e9:.1f} GB are free: "
+            "close other kernels, or take a smaller model (facebook/musicgen-small 2 GB, tiny 0.1 GB)"
+        )
+
+
+@contextlib.contextmanager
+def memory_told(advice: str) -> Iterator[None]:
+    """Turn PyTorch's page about full memory, the GPU's or the machine's, into TooLittleMemory with what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        told = re.search(r"CUDA out of memory|can't allocate memory", str(error))
+        if not (told or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        raise TooLittleMemory(f"the memory is full: {advice} ({told[0] if told else error})") from error
+
+
+def named_dtype(name: torch.dtype | str) -> torch.dtype:
+    """The dtype of that name; ValueError, in a sentence, unless it is one that a language model can have."""
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name in known.values():
+        return name
+    if name not in known:
+        raise ValueError(
+            f"dtype={name!r} isn't one of {', '.join(known)}; leave dtype out to use what suits the device"
+        )
+    return known[name]
+
+
+def pick_dtype(device: str, size: int) -> torch.dtype:
+    if size < SMALL or device == "mps":
+        return torch.float32
+    if device == "cuda":
+        return torch.float16
+    native = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return torch.bfloat16 if any(getattr(torch.cpu, f, lambda: False)() for f in native) else torch.float32
+
+
+@torch.no_grad()
+def pick_device(lm: torch.nn.Module) -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if not torch.backends.mps.is_available():
+        return "cpu"
+    codes = torch.arange(8).expand(1, lm.num_codebooks, 8)
+    text = torch.randn(1, 4, lm.dim, generator=torch.Generator().manual_seed(0)), torch.ones(1, 4)
+    name = lm.condition_provider.text_conditions[0]
+    run = lambda to: lm.to(to)(codes.to(to), [], {name: tuple(t.to(to) for t in text)}).cpu()
+    agree = torch.allclose(run("mps"), run("cpu"), rtol=1e-2, atol=1e-2)
+    if not agree:
+        warnings.warn(
+            "MPS doesn't compute what the CPU computes with this torch; using the CPU", stacklevel=2
+        )
+    return "mps" if agree else "cpu"

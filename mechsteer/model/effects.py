@@ -1,0 +1,179 @@
+"""Steerings as tensors: what every batch row gets at every step, site and layer, and the arithmetic that
+applies it.
+
+`apply` is the whole effect of steering on activations. `Model.generate` calls it from PyTorch hooks; it can
+as well be called inside an nnsight trace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .steering import MODES, Steering, Steerings
+
+
+def apply(
+    h: torch.Tensor, mode: str, gain: torch.Tensor, amount: torch.Tensor, vector: torch.Tensor
+) -> torch.Tensor:
+    """Activations after one effect; a pure function.
+
+    Parameters
+    ----------
+    h : (row, step, d_model), or (row, step, head, d_head)
+    mode : str
+        `add`: h + g v, where `vector` is v and `amount` isn't used. With a unit `vector` d and the `amount`
+        a: `blend`: (h + |h| ga d) / (1 + |ga|), `replace`: h + g (a - h·d) d, `remove`: h - ga (h·d) d.
+    gain : (row, step)
+        In [0, 1]; a row at 0 comes back bit for bit.
+    amount : (row, 1), or (row, 1, head)
+        Strength x weight, for `replace` x norm.
+    vector : (row, 1, d_model), or (row, 1, head, d_head)
+    """
+    gain = gain.reshape(gain.shape + (1,) * (h.ndim - 2))  # (row, step, [1,] 1)
+    if mode == "add":
+        return h + (gain * vector).to(h.dtype)
+    full, amount = h.float(), amount[..., None]
+    if mode == "blend":
+        share = gain * amount
+        length = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
+        return ((full + length * share * vector) / (1 + share.abs())).to(h.dtype)
+    projection = (full * vector).sum(-1, keepdim=True)
+    if mode == "replace":
+        return (full + gain * (amount != 0) * (amount - projection) * vector).to(h.dtype)
+    if mode == "remove":
+        return (full - gain * amount * projection * vector).to(h.dtype)
+    raise ValueError(f"mode={mode!r} isn't one of {', '.join(MODES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """One mode at one site and layer, for all rows; shapes as in `apply`, `gain` over all steps."""
+
+    mode: str
+    gain: torch.Tensor
+    amount: torch.Tensor
+    vector: torch.Tensor
+    active: np.ndarray  # (step,): whether any row has a gain there
+
+
+class Plan(dict):
+    """{(site, layer): [Effect, ...]} in the order in which they act; made by `plan`."""
+
+    def at(self, h: torch.Tensor, site: str, layer: int, step: int) -> torch.Tensor:
+        """`h` (row, step, ...) whose first step is sequence step `step`, with all effects of this site and layer."""
+        steps = slice(step, step + h.shape[1])
+        for effect in self.get((site, layer), ()):
+            if effect.active[steps].any():
+                h = apply(h, effect.mode, effect.gain[:, steps], effect.amount, effect.vector)
+        return h
+
+
+def plan(
+    rows: Sequence[Steering | Steerings | None],
+    n_steps: int,
+    frame_rate: float,
+    *,
+    n_layers: int,
+    d_model: int,
+    n_heads: int,
+    halves: Sequence[str] = ("cond", "uncond"),
+    device: torch.device | str = "cpu",
+) -> Plan:
+    """Turn one steering per row into tensors over the batch that the model runs.
+
+    Parameters
+    ----------
+    rows : one Steering, Steerings or None per clip
+    n_steps : int
+        Sequence steps in all; step s predicts codebook 0 of frame s.
+    halves : sequence of str
+        The blocks of rows in the batch, in order; audiocraft runs ("cond", "uncond") under guidance.
+
+    Raises
+    ------
+    ValueError  when a direction's width, heads or layers aren't the model's.
+    """
+    schedules: dict[tuple, np.ndarray] = {}
+    # (site, layer) -> (mode, slot) -> batch row -> (gain, amount, vector)
+    found: dict = defaultdict(lambda: defaultdict(dict))
+    for index, steering in enumerate(rows):
+        for part in steering.parts if steering is not None else ():
+            _check(part, n_layers, d_model, n_heads)
+            when = (part.start, part.stop, part.every, part.ramp)
+            if when not in schedules:
+                schedules[when] = part.schedule(n_steps, frame_rate)
+            for half, name in enumerate(halves):
+                if part.branch in ("both", name) and part.strength != 0 and schedules[when].any():
+                    for layer in part.layers:
+                        _place(found, part, layer, half * len(rows) + index, when, schedules[when])
+    batch = len(rows) * len(halves)
+    return Plan(
+        {
+            where: [
+                _stack(mode, terms, batch, device) for (mode, _), terms in sorted(slots.items(), key=_order)
+            ]
+            for where, slots in found.items()
+        }
+    )
+
+
+def _order(item: tuple) -> tuple[int, int]:
+    (mode, slot), _ = item
+    return MODES.index(mode), slot
+
+
+def _place(found: dict, part: Steering, layer: int, row: int, when: tuple, gain: np.ndarray) -> None:
+    """Put one part's term into the first slot of its mode that this row has free; additions on one schedule sum up."""
+    d = part.direction.sel(layer=layer)
+    amount = np.asarray(part.strength * d.weight.values)  # () or (head,)
+    if not amount.any():
+        return
+    vector = d.values
+    if part.mode in ("add", "replace"):
+        amount = amount * d.norm.values
+    if part.mode == "add":
+        vector = amount[..., None] * vector
+    slots = found[part.site, layer]
+    slot = 0
+    while row in slots[part.mode, slot]:
+        earlier = slots[part.mode, slot][row]
+        if earlier["when"] == when and part.mode == "add":
+            earlier["vector"] = earlier["vector"] + vector
+            return
+        if earlier["when"] == when and part.mode == "remove":  # take away only what the earlier ones leave
+            rest = vector - (vector * earlier["vector"]).sum(-1, keepdims=True) * earlier["vector"]
+            length = np.linalg.norm(rest, axis=-1, keepdims=True)
+            vector = np.where(length > 1e-6, rest / np.maximum(length, 1e-6), 0.0)
+        slot += 1
+    slots[part.mode, slot][row] = {"when": when, "gain": gain, "amount": amount, "vector": vector}
+
+
+def _stack(mode: str, terms: dict, batch: int, device: torch.device | str) -> Effect:
+    """One Effect over the whole batch from {row: term}; rows without a term have gain 0."""
+    some = next(iter(terms.values()))
+    heads = some["vector"].shape[:-1]  # () or (head,)
+    gain = np.zeros((batch, some["gain"].size), dtype="float32")
+    amount = np.zeros((batch, 1, *heads), dtype="float32")
+    vector = np.zeros((batch, 1, *some["vector"].shape), dtype="float32")
+    for row, term in terms.items():
+        gain[row], amount[row, 0], vector[row, 0] = term["gain"], term["amount"], term["vector"]
+    to = lambda a: torch.from_numpy(a).to(device)
+    return Effect(mode, to(gain), to(amount), to(vector), gain.any(axis=0))
+
+
+def _check(part: Steering, n_layers: int, d_model: int, n_heads: int) -> None:
+    shape = part.direction.shape[1:]
+    wanted = (n_heads, d_model // n_heads) if part.site == "heads" else (d_model,)
+    if shape != wanted:
+        raise ValueError(
+            f"the direction is {' x '.join(map(str, shape))} wide; this model's {part.site} is {wanted}"
+        )
+    if not all(0 <= layer < n_layers for layer in part.layers):
+        raise ValueError(
+            f"the steering acts at layers {part.layers}; this model has layers 0 to {n_layers - 1}"
+        )

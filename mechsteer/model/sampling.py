@@ -1,0 +1,130 @@
+"""Generation as interventions on audiocraft's own loop: steering at any site, and random numbers of every
+row's own.
+
+All hooks go on inside `with generating(...)` and come off in `finally`; nothing stays on the model.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from .effects import Plan
+
+# site -> (module inside a transformer layer, which of its values)
+SITE_MODULES = {
+    "resid": ("", "output"),
+    "attn": ("self_attn", "first"),  # of a tuple
+    "heads": ("self_attn.out_proj", "input"),
+    "cross": ("cross_attention", "first"),
+    "mlp": ("linear2", "output"),
+}
+
+
+class Sampler:
+    """A forward hook on the LM that makes audiocraft's greedy choice a sample, each row with its own random
+    numbers.
+
+    Row r draws from `torch.Generator().manual_seed(seeds[r])`, on the CPU whatever the device: the token of
+    sequence step s (s >= 1) is argmax(log p / temperature + G) over the `top_k` largest guided logits, where
+    G = -log(-log(u)) and u is the s-th `torch.rand(codebook, card)` of that generator (the Gumbel-max trick).
+    A row's tokens so depend on its own logits only; and a clip continued from its own codes goes on as it
+    did.
+
+    Parameters
+    ----------
+    seeds : one int per clip
+    guidance : float
+        Classifier-free guidance: uncond + (cond - uncond) x guidance, as audiocraft computes it.
+    temperature : float
+        0 is greedy.
+    top_k : int
+        0 keeps all.
+    """
+
+    def __init__(self, seeds: Sequence[int], guidance: float, temperature: float, top_k: int):
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.guidance, self.temperature, self.top_k = guidance, temperature, top_k
+        self.uniform: torch.Tensor | None = None  # (clip, codebook, card)
+
+    def draw(self, logits: torch.Tensor, n_steps: int) -> torch.Tensor:
+        """The uniform numbers for the step after `n_steps` more steps."""
+        if self.uniform is None:
+            self.uniform = torch.empty(logits.shape)
+        for row, generator in zip(self.uniform, self.generators, strict=True):
+            for _ in range(n_steps):
+                torch.rand(row.shape, generator=generator, out=row)
+        return self.uniform.to(logits.device)
+
+    def choose(self, logits: torch.Tensor, n_steps: int) -> torch.Tensor:
+        """(clip, codebook, card) guided logits to (clip, codebook, 1) tokens."""
+        if self.temperature <= 0:
+            return logits.argmax(-1, keepdim=True)
+        uniform = self.draw(logits, n_steps)
+        kept = None
+        if 0 < self.top_k < logits.shape[-1]:
+            logits, kept = logits.topk(self.top_k, dim=-1)
+            uniform = uniform.gather(-1, kept)
+        best = (logits / self.temperature - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True)
+        return best if kept is None else kept.gather(-1, best)
+
+    def __call__(self, lm, args: tuple, logits: torch.Tensor) -> torch.Tensor:
+        """[cond; uncond] logits (row, codebook, step, card) to one-hot ones, alike in both halves."""
+        last = logits[:, :, -1].float()
+        clips = len(self.generators)
+        guided = last[:clips]
+        if len(last) > clips:
+            guided = last[clips:] + (guided - last[clips:]) * self.guidance
+        chosen = torch.zeros_like(guided).scatter_(-1, self.choose(guided, logits.shape[2]), 1.0)
+        return chosen.repeat(2, 1, 1).unsqueeze(2)
+
+
+@contextlib.contextmanager
+def steered(lm, plan: Plan, module_of: Callable) -> Iterator[None]:
+    """Apply `plan` to every forward pass of `lm` inside the block, counting sequence steps from 0.
+
+    `module_of(site, layer)` gives the module that `SITE_MODULES` names.
+    """
+    clock = {"next": 0, "now": 0}
+
+    def tick(lm, args):
+        clock["now"], clock["next"] = clock["next"], clock["next"] + args[0].shape[-1]
+
+    def act(site, layer, n_heads):
+        def change(h):
+            split = h.unflatten(-1, (n_heads, -1)) if site == "heads" else h
+            return plan.at(split, site, layer, clock["now"]).reshape(h.shape)
+
+        return {
+            "output": lambda module, args, out: change(out),
+            "first": lambda module, args, out: (change(out[0]), *out[1:]),
+            "input": lambda module, args: (change(args[0]), *args[1:]),
+        }[SITE_MODULES[site][1]]
+
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(lm.register_forward_pre_hook(tick).remove)
+        for site, layer in plan:
+            module, hook = (
+                module_of(site, layer),
+                act(site, layer, lm.transformer.layers[layer].self_attn.num_heads),
+            )
+            pre = SITE_MODULES[site][1] == "input"
+            handle = module.register_forward_pre_hook(hook) if pre else module.register_forward_hook(hook)
+            hooks.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def sampled(lm, sampler: Sampler, both_halves: bool) -> Iterator[None]:
+    """Let `lm.generate(use_sampling=False)` sample through `sampler`; run the conditional half alone if that is all."""
+    clips = len(sampler.generators)
+
+    def conditional_only(lm, args, kwargs):
+        tensors = {k: (c[:clips], m[:clips]) for k, (c, m) in kwargs["condition_tensors"].items()}
+        return (args[0][:clips], *args[1:]), kwargs | {"condition_tensors": tensors}
+
+    with contextlib.ExitStack() as hooks:
+        if not both_halves:
+            hooks.callback(lm.register_forward_pre_hook(conditional_only, with_kwargs=True).remove)
+        hooks.callback(lm.register_forward_hook(sampler).remove)
+        yield

@@ -1,0 +1,310 @@
+"""What to add to a model, where, how strongly and when: a value that you can scale, fuse and combine.
+
+Nothing here touches a model: `effects.plan` turns steerings into tensors, and `effects.apply` is all they do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+SITES = ("resid", "attn", "heads", "cross", "mlp")
+MODES = ("add", "blend", "replace", "remove")  # also the order in which they act at one site and layer
+BRANCHES = ("both", "cond", "uncond")
+
+
+def to_frames(seconds: float, frame_rate: float) -> int:
+    """Seconds to whole frames, rounded to the nearest; the one place where the package does it."""
+    return int(np.floor(seconds * frame_rate + 0.5))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steering:
+    """A direction and how to apply it while the model generates.
+
+    Parameters
+    ----------
+    direction : xr.DataArray, or array
+        (layer, d_model), or (layer, head, d_head) for `site="heads"`; a single vector without a layer axis is
+        used at every layer in `layers`. Scaled to unit length here; it points *to* the concept. Directions of
+        this package carry `norm` and `site`; for a plain array give `layers` and `norm`.
+    site : str, optional
+        `resid` (block output), `attn`, `heads`, `cross` or `mlp`; default: the direction's own, else `resid`.
+    layers : int or sequence of int, optional
+        0-based. Default: every layer that the direction has.
+    strength : float
+        In multiples of the mean activation norm at that site and layer. 0 is off, in every mode.
+    mode : str
+        `add`: h + s·norm·d. `blend`: (h + |h| s d) / (1 + |s|). `replace`: sets the projection on d to
+        s·norm. `remove`: takes the share s of the projection away (1 is all of it).
+    start, stop : float
+        Seconds; `stop=None` is the end. A sequence step at time t predicts codebook 0 of the frame at t, and
+        the finer codebooks of the frames just before, which so may change early, by up to the largest delay
+        in frames (as a rule one less than there are codebooks).
+    every : int
+        Act on every n-th frame, counted from `start`.
+    ramp : float
+        Seconds over which the effect rises after `start`, and falls before `stop`.
+    branch : str
+        Halves of classifier-free guidance to act on: `both`, `cond` or `uncond`.
+    weights : mapping or xr.DataArray, optional
+        A factor per layer, {layer: weight} or (layer,), or per head, (layer, head). See `top` and `soft`.
+    norm : float or array, optional
+        Mean L2 norm of the activations: one for all, (layer,) or (layer, head), for the steered layers or for
+        all the model's, as `model.norms` gives it. Default: the direction's `norm` coordinate.
+
+    Raises
+    ------
+    ValueError  when the direction has no such layer, carries no norm and the mode needs one, was read at another site,
+        has a zero or non-finite vector, or an option isn't one of those above.
+
+    Notes
+    -----
+    `2 * s`, `-s` scale. `0.6 * jazz + 0.4 * rock` is one steering along the weighted sum (fusion; `add` and `blend`).
+    `a | b` applies both where each is: at one site and layer additions are summed, then blends, replacements and
+    removals act in turn, each in the order written; removals after the first take away only what is left.
+
+    Sources: `blend` is the rule of the authors' code of arXiv 2506.10225; `remove` is directional ablation.
+    """
+
+    direction: Any
+    site: str | None = None
+    layers: int | Sequence[int] | None = None
+    strength: float = 1.0
+    mode: str = "add"
+    start: float = 0.0
+    stop: float | None = None
+    every: int = 1
+    ramp: float = 0.0
+    branch: str = "both"
+    weights: Mapping | xr.DataArray | None = None
+    norm: float | Sequence[float] | np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("mode", self.mode, MODES), ("branch", self.branch, BRANCHES)):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} isn't one of {', '.join(allowed)}")
+        if (
+            self.every < 1
+            or self.ramp < 0
+            or self.start < 0
+            or (self.stop is not None and self.stop < self.start)
+        ):
+            raise ValueError(
+                "a schedule needs 0 <= start <= stop, ramp >= 0 (seconds) and every >= 1 (frames)"
+            )
+        if not np.isfinite(self.strength):
+            raise ValueError(f"strength={self.strength} isn't a finite number")
+        own = getattr(self.direction, "attrs", {}).get("site")
+        site = self.site or own or "resid"
+        if site not in SITES:
+            raise ValueError(f"site={site!r} isn't one of {', '.join(SITES)}")
+        if own and own != site:
+            raise ValueError(f"this direction was read at site {own!r}; it can't be added at {site!r}")
+        array = _select(_as_dataarray(self.direction, site, self.layers), self.layers)
+        length = _length(array)
+        if not np.isfinite(array.values).all() or not float(length.max()) > 0:
+            raise ValueError(
+                "a direction that is zero or holds NaN or infinite values can't be scaled to unit length"
+            )
+        norm = self.norm if self.norm is not None else array.coords.get("norm")
+        if norm is None and self.mode in ("add", "replace"):
+            raise ValueError(
+                f"mode {self.mode!r} is in multiples of the activation norm, and this direction carries none: "
+                "give norm=, for instance model.norms(codes, site)"
+            )
+        weight = _per_layer(
+            self.weights if self.weights is not None else array.coords.get("weight", 1.0), array
+        )
+        as_is = (length == 0) | (abs(length - 1) < 1e-12)  # what is unit already stays bit for bit
+        direction = (array / length.where(~as_is, 1.0)).drop_vars(["norm", "weight"], errors="ignore")
+        direction = direction.assign_coords(
+            norm=_per_layer(1.0 if norm is None else norm, array),
+            weight=weight * (length > 0).variable,
+        )
+        direction.attrs = dict(array.attrs)
+        if "concept" in array.coords and array.coords["concept"].ndim == 0:
+            direction.attrs.setdefault("concept", str(array.coords["concept"].item()))
+        direction.attrs["site"] = site
+        set_ = lambda name, value: object.__setattr__(self, name, value)
+        set_("direction", direction)
+        set_("site", site)
+        set_("layers", tuple(int(i) for i in direction.layer.values))
+        set_("weights", None)
+        set_("norm", None)
+
+    @property
+    def parts(self) -> tuple[Steering, ...]:
+        return (self,)
+
+    def schedule(self, n_steps: int, frame_rate: float) -> np.ndarray:
+        """The gain in [0, 1] at each of `n_steps` sequence steps; step s predicts codebook 0 of frame s."""
+        step = np.arange(n_steps)
+        first = to_frames(self.start, frame_rate)
+        last = n_steps if self.stop is None else to_frames(self.stop, frame_rate)
+        gain = ((step >= first) & (step < last) & ((step - first) % self.every == 0)).astype("float32")
+        if self.ramp > 0:
+            rise = max(1, to_frames(self.ramp, frame_rate))
+            fall = (last - step) / rise if self.stop is not None else np.inf
+            gain *= np.clip(np.minimum((step - first + 1) / rise, fall), 0, 1).astype("float32")
+        return gain
+
+    def vectors(self) -> xr.DataArray:
+        """What `add` puts on the activations at full gain: strength x weight x norm x unit direction."""
+        return self.strength * self.direction.weight * self.direction.norm * self.direction
+
+    def __mul__(self, factor: float) -> Steering:
+        return dataclasses.replace(self, strength=self.strength * factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Steering:
+        return self * -1.0
+
+    def __or__(self, other: Steering | Steerings) -> Steerings:
+        return Steerings((*self.parts, *other.parts))
+
+    def __add__(self, other: Steering) -> Steering:
+        if not isinstance(other, Steering):
+            return NotImplemented
+        differ = [f for f in _SAME_IN_A_SUM if getattr(self, f) != getattr(other, f)]
+        if differ or self.mode not in ("add", "blend"):
+            what = (
+                f"both differ in {', '.join(differ)}" if differ else f"mode {self.mode!r} has no weighted sum"
+            )
+            raise ValueError(f"`+` makes one steering of two, but {what}; use `|` to apply both")
+        a, b = (s.vectors() if s.mode == "add" else _blended(s) for s in (self, other))
+        total = (a + b).where(_length(a + b) > 1e-9 * (_length(a) + _length(b)), 0.0)
+        norm = self.direction.norm
+        weight = _length(total) / norm if self.mode == "add" else _length(total)
+        total = total.drop_vars("weight", errors="ignore").assign_attrs(self.direction.attrs)
+        concepts = [
+            str(s.direction.attrs["concept"]) for s in (self, other) if "concept" in s.direction.attrs
+        ]
+        if concepts:
+            total.attrs["concept"] = " + ".join(concepts)
+        return dataclasses.replace(self, direction=total, strength=1.0, norm=norm, weights=weight)
+
+    def __repr__(self) -> str:
+        concept = self.direction.attrs.get("concept", "direction")
+        when = "" if (self.start, self.stop) == (0.0, None) else f", {self.start:g}-{self.stop or 'end'} s"
+        where = f"{self.site}[{','.join(map(str, self.layers))}]"
+        half = "" if self.branch == "both" else f", {self.branch}"
+        return f"<Steering {self.mode} {self.strength:+.3g} x {concept} at {where}{when}{half}>"
+
+
+_SAME_IN_A_SUM = ("site", "layers", "mode", "start", "stop", "every", "ramp", "branch")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steerings:
+    """Several steerings applied together, each where and when it says. Made by `a | b`."""
+
+    parts: tuple[Steering, ...]
+
+    def __or__(self, other: Steering | Steerings) -> Steerings:
+        return Steerings((*self.parts, *other.parts))
+
+    def __mul__(self, factor: float) -> Steerings:
+        return Steerings(tuple(part * factor for part in self.parts))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Steerings:
+        return self * -1.0
+
+
+def top(scores: xr.DataArray, k: int) -> xr.DataArray:
+    """Weights that keep the `k` best-scored layers, or (layer, head) pairs, and leave the others out."""
+    flat = scores.values.ravel()
+    keep = np.zeros(flat.size)
+    keep[np.argsort(-flat, kind="stable")[:k]] = 1
+    return scores.copy(data=keep.reshape(scores.shape))
+
+
+def soft(scores: xr.DataArray, chance: float = 0.0) -> xr.DataArray:
+    """Weights in proportion to how far a score lies above `chance`; the best one weighs 1.
+
+    Source: the soft head weights of SMITIN (arXiv 2404.02252, sec. 3).
+    """
+    above = (scores - chance).clip(min=0)
+    if float(above.max()) <= 0:
+        raise ValueError(f"no score is above chance ({chance:g}), so there is nothing to weigh by")
+    return above / above.max()
+
+
+def _length(vectors: xr.DataArray) -> xr.DataArray:
+    return np.sqrt((vectors**2).sum(vectors.dims[-1]))
+
+
+def _blended(s: Steering) -> xr.DataArray:
+    return s.strength * s.direction.weight * s.direction
+
+
+def _as_dataarray(direction: Any, site: str, layers: int | Sequence[int] | None) -> xr.DataArray:
+    """Any direction as a float64 DataArray with dims (layer, d_model) or (layer, head, d_head)."""
+    dims = ("layer", "head", "d_head") if site == "heads" else ("layer", "d_model")
+    if isinstance(direction, xr.DataArray):
+        array = (
+            direction.expand_dims("layer")
+            if "layer" not in direction.dims and "layer" in direction.coords
+            else direction
+        )
+        if "layer" in array.dims:
+            missing = [d for d in array.dims if d not in dims]
+            if missing or set(dims) - set(array.dims):
+                raise ValueError(
+                    f"site {site!r} wants a direction with dims {dims}, not {array.dims}; select one first"
+                )
+            if "layer" not in array.coords:
+                array = array.assign_coords(layer=np.arange(array.sizes["layer"]))
+            return array.transpose(*dims).astype("float64")
+        direction = direction.values
+    values = np.asarray(
+        direction.detach().cpu() if hasattr(direction, "detach") else direction, dtype="float64"
+    )
+    wanted = None if layers is None else list(np.atleast_1d(layers))
+    if values.ndim == len(dims) - 1 and wanted is not None:
+        values = np.repeat(values[None], len(wanted), axis=0)
+    elif wanted is None or values.ndim != len(dims) or len(values) != len(wanted):
+        raise ValueError(
+            f"a plain array of shape {values.shape} needs layers=, and dims {dims[1:]} or {dims}"
+        )
+    coords = {"layer": wanted} | ({"head": np.arange(values.shape[1])} if site == "heads" else {})
+    return xr.DataArray(values, dims=dims, coords=coords)
+
+
+def _select(direction: xr.DataArray, layers: int | Sequence[int] | None) -> xr.DataArray:
+    if layers is None:
+        return direction
+    wanted = [int(i) for i in np.atleast_1d(layers)]
+    have = [int(i) for i in direction.layer.values]
+    if set(wanted) - set(have):
+        raise ValueError(f"the direction has layers {have}, not {sorted(set(wanted) - set(have))}")
+    return direction.sel(layer=wanted)
+
+
+def _per_layer(value: Any, direction: xr.DataArray) -> xr.Variable:
+    """A number, a sequence, {layer: number}, or an array over (layer,) or (layer, head), for the direction's layers."""
+    layers = direction.layer.values
+    if isinstance(value, Mapping):
+        value = [value.get(int(i), 0.0) for i in layers]
+    if isinstance(value, xr.DataArray) and "layer" in value.dims:
+        value = (
+            value.reset_coords(drop=True).reindex(layer=layers, fill_value=0.0)
+            if "layer" in value.coords
+            else value
+        )
+        return value.transpose("layer", ...).variable.astype("float64")
+    value = np.asarray(value, dtype="float64")
+    if value.ndim and len(value) != len(layers):  # one per layer of the model, as model.norms gives them
+        if len(value) <= layers.max():
+            raise ValueError(f"{len(value)} norms or weights for layers {[int(i) for i in layers]}")
+        value = value[layers]
+    return xr.Variable(
+        ("layer", "head")[: max(1, value.ndim)], np.broadcast_to(value, (len(layers), *value.shape[1:]))
+    )

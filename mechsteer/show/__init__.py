@@ -1,0 +1,5 @@
+"""What a person looks at: `player` (sound under its spectrogram), `plots`, `panel` (steering by hand), `saving`."""
+
+from .._shared import modules
+
+__getattr__, __dir__ = modules(__name__, "player plots panel saving")

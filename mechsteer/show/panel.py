@@ -1,0 +1,196 @@
+"""A panel to steer by hand: a concept, a strength, a layer and a start; the steered clip arrives beside its twin."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Sequence
+
+import ipywidgets as widgets
+import numpy as np
+import xarray as xr
+
+from ..directions.files import check_model
+from ..model.generation import Generation
+from ..model.steering import Steering
+from .player import player
+
+__all__ = ["SteeringPanel", "steering_panel"]
+
+
+def steering_panel(
+    model,
+    directions: xr.DataArray | Sequence[xr.DataArray],
+    prompt: str | None = None,
+    seed: int = 0,
+    duration: float | None = None,
+    strength: float = 0.5,
+    strongest: float = 2.0,
+    layer: int | None = None,
+    concept: str | None = None,
+    start: float = 0.0,
+) -> SteeringPanel:
+    """Sliders for one steering, and a button that generates a clip with it beside its unsteered twin.
+
+    Parameters
+    ----------
+    model : Model
+    directions : xr.DataArray or several
+        Dims (concept, layer, d_model) or (concept, layer, head, d_head): one finder of what `find_directions`
+        gives.
+    prompt : str or None
+        What the model is told; None is unconditional. The reader can change prompt and seed.
+    duration : float
+        Seconds; default 8, or the longest clip of a model that has less.
+    strength, strongest : float
+        Where the slider begins, and its ends, in multiples of the mean activation norm. Negative is away from
+        it.
+    layer : int, 0-based
+        Where the slider begins; default the middle one. A direction is added at the layer where it was read.
+    concept : str
+        What is chosen at first; default the first.
+    start : float
+        Seconds from the clip's beginning, less than `duration`: where its slider begins.
+
+    Returns
+    -------
+    SteeringPanel, a widget. `.steering` is what its sliders say, `.generate()` does what its button does, and `.clips`
+    is the last Generation: the twin and the steered clip.
+
+    Raises
+    ------
+    ValueError  if the directions have several finders, name a concept twice, lack `concept` or don't fit the model; or
+        if `start` isn't inside the clip.
+
+    Taught in 00_start_here.
+    """
+    several = [directions] if isinstance(directions, xr.DataArray) else list(directions)
+    found = _by_concept(model, several)
+    if concept is not None and concept not in found:
+        raise ValueError(f"no direction for {concept!r}; there are {', '.join(found)}")
+    panel = SteeringPanel(model, found, prompt, seed, duration, strength, strongest, layer, start)
+    panel.concept.value = concept or panel.concept.value
+    return panel
+
+
+def _by_concept(model, several: Sequence[xr.DataArray]) -> dict[str, xr.DataArray]:
+    found: dict[str, xr.DataArray] = {}
+    for array in several:
+        extra = set(array.dims) - {"concept", "layer", "head", "d_model", "d_head"}
+        if extra or not {"concept", "layer"} <= set(array.dims):
+            raise ValueError(
+                f"directions have dims (concept, layer, d_model), not {array.dims}"
+                + (f": choose one {sorted(map(str, extra))[0]}, with .sel(...)" if extra else "")
+            )
+        check_model(array, model)
+        for name in array["concept"].values:
+            if str(name) in found:
+                raise ValueError(f"two directions are called {str(name)!r}; leave one out")
+            found[str(name)] = array.sel(concept=name)
+    return found
+
+
+class SteeringPanel(widgets.VBox):
+    """What `steering_panel` makes: `concept`, `strength`, `layer`, `start`, `prompt`, `seed` and `button`."""
+
+    def __init__(self, model, by_concept, prompt, seed, duration, strength, strongest, layer, start) -> None:
+        self.model, self._by_concept = model, by_concept
+        self.duration = min(8.0, model.max_duration) if duration is None else duration
+        if not 0 <= start < self.duration:
+            raise ValueError(f"start={start:g} s isn't inside the clip, which has {self.duration:g} s")
+        self.clips: Generation | None = None
+        self._twin: Generation | None = None
+        first = next(iter(by_concept.values()))
+        layers = [int(i) for i in first["layer"].values]
+        wide, style = widgets.Layout(width="98%", max_width="480px"), {"description_width": "70px"}
+        make = lambda kind, value, name, **options: kind(
+            value=value, description=name, layout=wide, style=style, continuous_update=False, **options
+        )
+        self.concept = widgets.Dropdown(
+            options=list(by_concept), description="concept", layout=wide, style=style
+        )
+        self.strength = make(
+            widgets.FloatSlider, strength, "strength", min=-strongest, max=strongest, step=0.05
+        )
+        at = layers[len(layers) // 2] if layer is None else layer
+        self.layer = make(widgets.SelectionSlider, at, "layer", options=layers)
+        latest = max(0.25 * (math.ceil(self.duration / 0.25) - 1), start)  # the last step inside the clip
+        self.start = make(widgets.FloatSlider, start, "start, s", min=0.0, max=latest, step=0.25)
+        self.prompt = make(widgets.Text, prompt or "", "prompt", placeholder="nothing: unconditional")
+        self.seed = make(widgets.IntText, seed, "seed")
+        self.button = widgets.Button(description="Generate", button_style="primary", icon="music")
+        self.status, self.code, self.players = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.progress = widgets.Output()
+        self.button.on_click(lambda _: self.generate())
+        sliders = (self.concept, self.strength, self.layer, self.start, self.prompt, self.seed)
+        for slider in sliders:
+            slider.observe(self._describe, "value")
+        action = widgets.HBox([self.button, self.status], layout=widgets.Layout(align_items="center"))
+        super().__init__([*sliders, self.code, action, self.progress, self.players])
+        self._describe()
+
+    @property
+    def steering(self) -> Steering:
+        """What the sliders say now."""
+        direction = self._by_concept[self.concept.value]
+        return Steering(
+            direction, layers=self.layer.value, strength=self.strength.value, start=self.start.value
+        )
+
+    def generate(self) -> Generation | None:
+        """Generate the steered clip, and its twin if prompt or seed are new; show both.
+
+        None after an error.
+        """
+        prompt, seed = self.prompt.value.strip() or None, self.seed.value
+        self.button.disabled, self.status.value = True, f"Generating {self.duration:g} s ..."
+        fresh = self._twin is None or (self._twin.prompts, self._twin.seeds) != ([prompt], [seed])
+        with self.progress:  # which shows the bar of a slow model, and would swallow an error
+            try:
+                rows = [None, self.steering] if fresh else [self.steering]
+                made = self.model.generate(prompt, self.duration, seed, rows)
+                said = None
+            except (ValueError, MemoryError) as error:
+                said = str(error)
+        self.button.disabled = False
+        self.progress.clear_output()
+        if said is not None:
+            self.status.value = html.escape(said)
+            return None
+        self.clips = made if fresh else _joined(self._twin, made)
+        self._twin = self.clips[0]
+        self._show()
+        return self.clips
+
+    def _describe(self, _=None) -> None:
+        """The line of Python that does the same, and a word if the clip below is not what the sliders say."""
+        code = (
+            f"ms.Steering({self.concept.value}, layers={self.layer.value}, strength={self.strength.value:g}"
+        )
+        code += f", start={self.start.value:g})" if self.start.value else ")"
+        self.code.value = f"<code>{html.escape(code)}</code>"
+        self.status.value = "" if self.clips is None else "Changed: press Generate to hear it."
+
+    def _show(self) -> None:
+        clips, rate = self.clips, self.clips.sample_rate
+        labels = (
+            "unsteered",
+            f"steered: {self.strength.value:+g} {self.concept.value}, layer {self.layer.value}",
+        )
+        same = bool((clips.codes[0] == clips.codes[1]).all())
+        figures = (player(audio, rate, label) for audio, label in zip(clips.audio, labels, strict=True))
+        boxes = "".join(f'<div style="flex:1 1 300px;max-width:480px">{figure}</div>' for figure in figures)
+        self.players.value = f'<div style="display:flex;flex-wrap:wrap;gap:1em">{boxes}</div>'
+        self.status.value = (
+            "Both clips are the same, code by code." if same else "Same prompt, same random numbers."
+        )
+
+
+def _joined(twin: Generation, steered: Generation) -> Generation:
+    """Two Generations of one call's settings as one."""
+    import torch
+
+    lists = {name: getattr(twin, name) + getattr(steered, name) for name in ("prompts", "seeds", "steering")}
+    sound = np.concatenate([twin.audio, steered.audio])
+    return dataclasses.replace(steered, audio=sound, codes=torch.cat([twin.codes, steered.codes]), **lists)

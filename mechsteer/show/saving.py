@@ -1,0 +1,129 @@
+"""A figure as three files: a picture (png), a page that works offline (html), and the numbers behind it
+(csv).
+
+The csv's first line says what made the numbers; the page carries their fingerprint, so `make figures` can
+tell whether the two belong together.
+"""
+
+import atexit
+import functools
+import hashlib
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from .. import paths
+
+__all__ = ["chrome", "fingerprint", "numbers", "read_figure", "save_figure", "write_picture"]
+
+
+def chrome() -> str | None:
+    """The Chrome or Chromium that can turn figures into PNG, or None."""
+    from choreographer.browsers.chromium import Chromium
+
+    return os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False)
+
+
+def _picture(fig: go.Figure, scale: float = 1.5) -> bytes:
+    """PNG of a figure, from one Chrome kept for all pictures of this process: 0.2 s each instead of 4 s."""
+    import kaleido
+
+    _start_chrome()
+    size = {key: fig.layout[key] for key in ("width", "height") if fig.layout[key]}
+    return kaleido.calc_fig_sync(fig.to_dict(), opts={"format": "png", "scale": scale, **size})
+
+
+@functools.cache
+def _start_chrome() -> None:
+    import kaleido
+
+    # Plotly's own exports (a figure shown in a notebook) use this server too, and would warn of it every
+    # time.
+    warnings.filterwarnings("ignore", message="The kopts argument is ignored if using a server")
+    kaleido.start_sync_server(n=1, silence_warnings=True)
+    atexit.register(kaleido.stop_sync_server, silence_warnings=True)
+
+
+def save_figure(
+    fig: go.Figure, data: pd.DataFrame, name: str, folder: Path | None = None, **provenance
+) -> list[Path]:
+    """Write `name`.csv, `name`.html (works offline) and, where there is a Chrome, `name`.png.
+
+    Parameters
+    ----------
+    data : the numbers behind the figure, one row per drawn thing; its `attrs` join the provenance.
+    name : `NN_what_it_shows`, as in `02_accuracy_by_layer`.
+    folder : default `figures/` (see `mechsteer.paths.figures`).
+    **provenance : what made the numbers, such as model (its hash), seed and command; kept as the CSV's first line.
+
+    Returns
+    -------
+    The paths written. Without a Chrome, or if it fails, there is no PNG and a warning says what to install.
+
+    Raises
+    ------
+    ValueError  for a name with anything but a-z, 0-9 and _, or a table without rows.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(
+            f"A figure's name has only a-z, 0-9 and _ (like 02_accuracy_by_layer), not {name!r}."
+        )
+    if data.empty:
+        raise ValueError(f"The table behind figure {name!r} has no rows.")
+    folder = Path(folder or paths.figures())
+    folder.mkdir(parents=True, exist_ok=True)
+    from .. import __version__
+
+    facts = {"mechsteer": __version__, **data.attrs, **provenance}
+    line = json.dumps(facts, sort_keys=True, default=lambda v: v.item() if hasattr(v, "item") else str(v))
+    table, csv = numbers(data), folder / f"{name}.csv"
+    paths.replace(csv, f"# {line}\n{table}")
+    stamped = go.Figure(fig).update_layout(meta={"numbers": fingerprint(table)})
+    return [*write_picture(stamped, name, folder), csv]
+
+
+def numbers(data: pd.DataFrame) -> str:
+    """A table as the text that follows the first line of a figure's csv."""
+    return data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def fingerprint(table: str) -> str:
+    """Twelve hex digits that name the numbers of a csv, without its first line."""
+    return hashlib.sha256(table.encode()).hexdigest()[:12]
+
+
+def write_picture(fig: go.Figure, name: str, folder: Path, page: bool = True) -> list[Path]:
+    """The part of `save_figure` that a reader looks at: `name`.png, where there is a Chrome, and `name`.html."""
+    png, html = (folder / f"{name}.{kind}" for kind in ("png", "html"))
+    if page:
+        fig.write_html(html, include_plotlyjs="directory", div_id=name)
+    try:
+        if chrome() is None:
+            raise RuntimeError("there is no Chrome or Chromium (Debian: apt install chromium)")
+        paths.replace(png, _picture(fig))
+    except Exception as error:  # whatever stops a browser, the numbers and the page are written
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(
+            f"{png.name} was not written, its numbers and {html.name} are there: {reason}.", stacklevel=3
+        )
+        return [html]
+    return [png, html]
+
+
+def read_figure(name: str | Path, folder: Path | None = None) -> pd.DataFrame:
+    """The numbers behind a saved figure (its name or the CSV's path); `attrs` holds the provenance.
+
+    pandas alone should be told `skiprows=1`, not `comment="#"`, which would cut the note names C# and F#
+    short.
+    """
+    path = Path(name) if str(name).endswith(".csv") else Path(folder or paths.figures()) / f"{name}.csv"
+    with path.open(encoding="utf-8") as file:
+        facts = json.loads(file.readline().removeprefix("# "))
+    table = pd.read_csv(path, skiprows=1)
+    table.attrs.update(facts)
+    return table

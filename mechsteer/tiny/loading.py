@@ -1,0 +1,72 @@
+"""The embedded model: a small MusicGen of our own, trained by `workshop.tiny` on labelled music.
+
+Its weights lie in `data/tiny/`: `codec.safetensors`, `lm.safetensors` (float16; the configurations are in
+their metadata) and `card.json`, what was measured. `load` puts them into audiocraft's own classes.
+"""
+
+import json
+from pathlib import Path
+
+from .. import paths
+from ..errors import MissingWeights
+
+
+def folder() -> Path:
+    """Where the embedded model's files are."""
+    return paths.data() / "tiny"
+
+
+def load(device="cpu", dtype=None, source: Path | None = None):
+    """The embedded model as an audiocraft `MusicGen`.
+
+    Parameters
+    ----------
+    device, dtype : where and in which dtype (default float32) the LM is to be; the codec stays in float32.
+    source : a folder with `codec.safetensors` and `lm.safetensors`; `data/tiny` when left out.
+
+    Raises
+    ------
+    MissingWeights  if the weights are absent, with the command that trains them.
+    """
+    import torch
+
+    from ..model._audiocraft import MusicGen
+    from .lm import LMConfig, build_lm
+
+    source = Path(source or folder())
+    lm_file = source / "lm.safetensors"
+    codec = load_codec(source, device)
+    weights, config = _read(lm_file)
+    config = LMConfig(**config)
+    lm = build_lm(config)
+    lm.load_state_dict(weights)
+    lm = lm.to(device=device).eval()
+    lm.transformer.rope.get_rotation(
+        0, int(config.max_duration * codec.frame_rate) + config.n_q + 1
+    )  # in float32
+    lm = lm.to(dtype=dtype or torch.float32)
+    return MusicGen("tiny", codec, lm, max_duration=config.max_duration)
+
+
+def load_codec(source: Path | None = None, device="cpu"):
+    """The embedded model's codec alone, an audiocraft `CompressionModel`; raises as `load` does."""
+    from .codec import Codec, CodecConfig
+
+    weights, config = _read(Path(source or folder()) / "codec.safetensors")
+    codec = Codec(CodecConfig(**config))
+    del codec.decoder.views  # only training needs it, and the quantiser's averages, so they are not shipped
+    codec.load_state_dict(weights, strict=False)
+    return codec.to(device).eval()
+
+
+def _read(path: Path):
+    """float32 weights and the configuration of a safetensors file."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise MissingWeights(
+            f"no embedded model: {path} is missing. It is part of the repository (data/tiny); `make orchestra` and "
+            "`make tiny` train it anew, in about four hours on two cores"
+        )
+    with safe_open(path, "pt") as file:
+        return {k: file.get_tensor(k).float() for k in file.keys()}, json.loads(file.metadata()["config"])  # noqa: SIM118

@@ -1,0 +1,156 @@
+"""The exercises' checks: each accepts a right answer, and says of the usual wrong ones what is wrong."""
+
+import checks
+import numpy as np
+import pytest
+
+unit = lambda v: v / np.linalg.norm(v)
+
+
+def split(groups, share, seed):
+    names = np.unique(groups)
+    return np.isin(
+        groups, np.random.default_rng(seed).choice(names, round(share * len(names)), replace=False)
+    )
+
+
+def honest(table):
+    grid = table.pivot(index="fold", columns="layer", values="score")
+    return np.mean([grid.loc[f, grid.drop(f).mean().idxmax()] for f in grid.index])
+
+
+def song(path):
+    return path.split("/")[-1].split(" (take")[0]
+
+
+def error(a, b):
+    return (a - b).std(ddof=1) / np.sqrt(len(a))
+
+
+def usable(table, limit):
+    rows = table[(table["nll"] <= limit).cummin()]
+    return rows.loc[rows["success"].idxmax(), "strength"] if len(rows) else 0.0
+
+
+RIGHT = {
+    "strength_to_use": usable,
+    "push": lambda h, d, norm, s: h + s * norm * unit(d),
+    "follows": lambda moved, onsets: np.array([np.corrcoef(row, onsets)[0, 1] for row in moved]),
+    "song_of": song,
+    "paired_error": error,
+    "mean_over_clip": lambda h, n: h[1 : n + 1].mean(0),
+    "step_of": lambda t, k: t + k + 1,
+    "predict": lambda d, x: d.slope.item() * (x @ d.values) + d.bias.item() > 0,
+    "grouped_split": split,
+    "honest_score": honest,
+    "within_groups": lambda x, groups: x - np.array([x[groups == g].mean(0) for g in groups]),
+    "pattern": lambda w, x: unit(np.cov(x.T) @ w),
+    "without": lambda a, b: unit(a - (a @ b) * b),
+}
+WRONG = [
+    ("push", lambda h, d, norm, s: h + s * norm * d, "forget to normalise"),
+    ("push", lambda h, d, norm, s: h + s * unit(d), "a multiple of norm"),
+    ("push", lambda h, d, norm, s: s * norm * unit(d), "h itself should stay"),
+    ("push", lambda h, d, norm, s: h - s * norm * unit(d), "a step of 2.50 along"),
+    ("push", lambda h, d, norm, s: h @ d, "the shape of h"),
+    ("follows", lambda m, o: m @ o, "subtract the means"),
+    ("follows", lambda m, o: np.array([np.cov(row, o)[0, 1] for row in m]), "this is the covariance"),
+    ("follows", lambda m, o: np.corrcoef(m, o), "shape (3,), one number each"),
+    ("follows", lambda m, o: np.zeros(3), "off the diagonal"),
+    ("song_of", lambda path: path, "leave out folder, take and suffix"),
+    ("song_of", lambda path: song(path).split(" - ")[0], "they are two songs"),
+    ("song_of", lambda path: song(path).split(" - ")[1], "a title alone"),
+    ("paired_error", lambda a, b: np.sqrt((a.var() + b.var()) / len(a)), "the rows are pairs"),
+    ("paired_error", lambda a, b: (a - b).std(), "the square root of n"),
+    ("paired_error", lambda a, b: (a - b).mean(), "the mean difference itself"),
+    ("paired_error", lambda a, b: 0.5, "expected"),
+    ("mean_over_clip", lambda h, n: h[1 : n + 1], "one number per dimension"),
+    ("mean_over_clip", lambda h, n: h.mean(0), "over the padding too"),
+    ("mean_over_clip", lambda h, n: h[: n + 1].mean(0), "before anything was heard"),
+    ("mean_over_clip", lambda h, n: h[1:n].mean(0), "one step is missing"),
+    ("mean_over_clip", lambda h, n: h[n], "expected the mean"),
+    ("step_of", lambda t, k: t, "forget the delay"),
+    ("step_of", lambda t, k: t + k, "one step later"),
+    ("step_of", lambda t, k: t - k + 1, "stands at step 14, not 8"),
+    ("predict", lambda d, x: x @ d.values > 0, "leave out the slope or the bias"),
+    ("predict", lambda d, x: 2 * (x @ d.values) - 3, "true or false, not float64"),
+    ("predict", lambda d, x: ~RIGHT["predict"](d, x), "the wrong way round"),
+    ("predict", lambda d, x: x > 0, "shape (200,), not (200, 8)"),
+    ("grouped_split", lambda g, s, k: np.random.default_rng(k).random(len(g)) < s, "are on both sides"),
+    ("grouped_split", lambda g, s, k: ~split(g, s, k), "is true training or testing?"),
+    ("grouped_split", lambda g, s, k: split(g, s, 0), "seeds 0 and 1 give the same split"),
+    ("honest_score", lambda t: t.groupby("layer").score.mean().max(), "the best of 12 looks like"),
+    ("honest_score", lambda t: t.groupby("fold").score.max().mean(), "on that very fold"),
+    ("honest_score", lambda t: t.score.mean(), "expected"),
+    ("within_groups", lambda x, groups: x - x.mean(0), "Each group has a mean of its own"),
+    ("within_groups", lambda x, groups: x - RIGHT["within_groups"](x, groups), "take them off x"),
+    ("within_groups", lambda x, groups: x[groups == "a"], "one row per clip, not (2, 3)"),
+    ("within_groups", lambda x, groups: x * 0 + 1, "should now add up to 0"),
+    ("pattern", lambda w, x: np.cov(x.T) @ w, "its length isn't"),
+    ("pattern", lambda w, x: unit(x.T @ x @ w), "subtract the mean"),
+    ("pattern", lambda w, x: unit(np.linalg.inv(np.cov(x.T)) @ w), "divides by the covariance"),
+    ("pattern", lambda w, x: unit(w), "not 1"),
+    ("strength_to_use", lambda t, limit: t.loc[t["success"].idxmax(), "strength"], "Stop at the first break"),
+    ("strength_to_use", lambda t, limit: 0.4, "look at success only"),
+    ("strength_to_use", lambda t, limit: 0.1, "0.2 and 0.7"),
+    ("strength_to_use", lambda t, limit: 0.2, "the strength to use is 0"),
+    ("strength_to_use", lambda t, limit: 0.2 if t["nll"][0] < 9 else 0.0, "the answer there is 0.8"),
+    ("without", lambda a, b: unit(a - b), "subtracts all of b"),
+    ("without", lambda a, b: a, "nothing along b should be left"),
+    ("without", lambda a, b: a - (a @ b) * b, "scale it to 1 again"),
+    ("without", lambda a, b: -unit(a - (a @ b) * b), "the sign turned?"),
+]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_answer_is_accepted_and_an_empty_one_is_not(name, capsys):
+    check = getattr(checks, name)
+    assert check(RIGHT[name]) is True
+    assert capsys.readouterr().out.startswith("Right: ")
+    assert check(lambda *arguments: None) is False
+    assert "nothing came back" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "answer", "told"), WRONG, ids=[f"{name}-{told}" for name, _, told in WRONG])
+def test_a_wrong_answer_is_told_why(name, answer, told, capsys):
+    assert getattr(checks, name)(answer) is False
+    said = capsys.readouterr().out
+    assert said.startswith("Not yet: ") and told in said and said.count("\n") == 1
+
+
+# number checks: the right answer, the facts of the notebook, wrong answers and what is said of them
+NUMBERS = {
+    "safe_start": (
+        *(3.2, (3.0, 6, 25.0)),
+        {
+            2.9: "changes what comes before 3 s",
+            3.0: "codebook 5 of the last 5 frames before 3 s",
+            3.08: "codebook 5 of the last 3 frames",
+            4.0: "20.0 frames later than it must be",
+        },
+    ),
+    "band_width": (
+        *(1537, (0.05,)),
+        {
+            39: "the square root of the number",
+            256: "so more are wanted",
+            4096: "so fewer",
+            1.5: "whole number",
+        },
+    ),
+    "half_as_wide": (24, (6,), {12: "square root of 2", 6: "100% of the width", 48: "35% of the width"}),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_compared_with_the_notebooks_own(name, capsys):
+    check, (right, given, wrong) = getattr(checks, name), NUMBERS[name]
+    assert check(right, *given) is True and capsys.readouterr().out.startswith("Right: ")
+    for answer, told in {**wrong, ...: "no number is chosen"}.items():
+        assert check(answer, *given) is False
+        said = capsys.readouterr().out
+        assert said.startswith("Not yet: ") and told in said and said.count("\n") == 1
+
+
+def test_every_check_is_tried_here():
+    assert {*RIGHT, *NUMBERS} == set(checks.__all__)

@@ -1,0 +1,241 @@
+"""Figures: what is drawn is what the table says, and saving leaves picture, page and numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import require
+
+from mechsteer.show import plots, saving
+from workshop.suite import changes
+
+
+@pytest.fixture
+def scores() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    grid = [
+        (c, m, n, f)
+        for c in ("guitar", "jazz")
+        for m in ("logistic", "ridge")
+        for n in range(4)
+        for f in range(5)
+    ]
+    table = pd.DataFrame(grid, columns=["concept", "method", "layer", "fold"])
+    score = 0.6 + 0.05 * table["layer"] + 0.01 * rng.standard_normal(len(table))
+    return table.assign(label="lead", site="resid", metric="accuracy", score=score, chance=0.5, shuffled=0.49)
+
+
+@pytest.fixture
+def cosines() -> pd.DataFrame:
+    rows = [("logistic", "ridge", 0.8), ("logistic", "logistic", 0.9)]
+    table = pd.DataFrame(
+        [(n, *row) for n in range(4) for row in rows], columns=["layer", "method_a", "method_b", "cosine"]
+    )
+    spread = {"lo": table["cosine"] - 0.1, "hi": table["cosine"] + 0.1, "null_lo": -0.2, "null_hi": 0.2}
+    return table.assign(concept="guitar", label="lead", **spread)
+
+
+def test_interval_is_students():
+    table = pd.DataFrame({"layer": [0, 0, 0, 1], "score": [1.0, 2.0, 3.0, 5.0]})
+    found = plots.interval(table, ["layer"]).set_index("layer")
+    assert found.loc[0, "mean"] == 2
+    assert found.loc[0, "hi"] - 2 == pytest.approx(4.302653 / np.sqrt(3), abs=1e-5)  # t(0.975, 2) s / sqrt(n)
+    assert found.loc[1, "n"] == 1 and np.isnan(found.loc[1, "lo"])
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(1).standard_normal((2000, 5))
+    table = pd.DataFrame({"trial": np.repeat(np.arange(2000), 5), "score": draws.ravel()})
+    found = plots.interval(table, ["trial"])
+    assert ((found["lo"] < 0) & (found["hi"] > 0)).mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_interval_of_an_accuracy_stays_between_0_and_1():
+    near = pd.DataFrame({"layer": 0, "metric": "accuracy", "score": [1.0, 1.0, 0.97, 1.0, 0.9]})
+    plain, inside = (plots.interval(table, ["layer"]).loc[0] for table in (near.drop(columns="metric"), near))
+    assert plain["hi"] > 1 > inside["hi"] > inside["mean"] == plain["mean"]
+    assert inside["mean"] - inside["lo"] > inside["hi"] - inside["mean"], "wider towards the middle"
+    other = plots.interval(near.assign(score=1 - near["score"]), ["layer"]).loc[0]
+    assert other["lo"] == pytest.approx(1 - inside["hi"]), "and the same seen from the other side"
+    middle = near.assign(score=0.5 + 0.01 * (near["score"] - near["score"].mean()))
+    one, two = (plots.interval(table, ["layer"]).loc[0] for table in (middle.drop(columns="metric"), middle))
+    assert two["lo"] == pytest.approx(one["lo"], abs=1e-6), "in the middle they agree"
+    both = pd.concat([near, near.assign(layer=1, metric="r2"), near.assign(layer=2, score=1.0)])
+    found = plots.interval(both, ["layer"])
+    assert found["hi"].tolist() == pytest.approx([inside["hi"], plain["hi"], 1.0])
+
+
+def test_the_interval_of_an_accuracy_covers_as_often_as_it_says():
+    draws = np.random.default_rng(1).binomial(50, 0.94, (2000, 5)) / 50  # five folds of fifty clips
+    table = pd.DataFrame(
+        {"trial": np.repeat(np.arange(2000), 5), "score": draws.ravel(), "metric": "accuracy"}
+    )
+    found = plots.interval(table, ["trial"])
+    assert ((found["lo"] < 0.94) & (found["hi"] > 0.94)).mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_accuracy_draws_the_mean_of_the_folds_and_both_controls(scores):
+    fig = plots.accuracy_by_layer(scores, title="Ridge reads as well")
+    assert fig.layout.title.text == "Ridge reads as well"
+    assert [a.text for a in fig.layout.annotations] == ["guitar", "jazz"]
+    line = next(t for t in fig.data if t.name == "ridge" and t.xaxis == "x2")
+    here = scores[(scores["concept"] == "jazz") & (scores["method"] == "ridge")]
+    np.testing.assert_allclose(line.y, here.groupby("layer")["score"].mean())
+    assert {t.name for t in fig.data if t.showlegend} == {"chance", "shuffled labels", "logistic", "ridge"}
+    assert len([t for t in fig.data if t.fill == "toself"]) == 4
+
+
+def test_the_rows_order_does_not_change_the_lines(scores):
+    one, two = (plots.accuracy_by_layer(t) for t in (scores, scores.iloc[::-1]))
+    lines = [
+        {(t.name, fig.layout.annotations[int(t.xaxis[1:] or 1) - 1].text): t.y for t in fig.data if t.name}
+        for fig in (one, two)
+    ]
+    assert set(lines[0]) == set(lines[1]) and len(lines[0]) == 8
+    for key, y in lines[0].items():
+        np.testing.assert_allclose(y, lines[1][key])
+
+
+def test_what_would_be_averaged_silently_is_refused(scores):
+    both = pd.concat([scores, scores.assign(site="attn")])
+    with pytest.raises(ValueError, match="'site'.*colour='site'"):
+        plots.accuracy_by_layer(both)
+    one = both[both["method"] == "ridge"]
+    assert {"resid", "attn"} <= {t.name for t in plots.accuracy_by_layer(one, colour="site").data}
+
+
+def test_head_map_shows_layers_down_and_heads_across(scores):
+    heads = scores[scores["method"] == "ridge"].assign(head=scores["fold"] % 3)
+    fig = plots.head_map(heads)
+    assert np.shape(fig.data[0].z) == (4, 3)
+    expected = heads.query("concept == 'guitar' and layer == 2 and head == 1")["score"].mean()
+    assert fig.data[0].z[2][1] == pytest.approx(expected)
+    assert fig.layout.coloraxis.cmin == pytest.approx(
+        heads.groupby(["concept", "layer", "head"])["score"].mean().min()
+    )
+
+
+def test_cosines_show_the_null_band_and_name_split_halves(cosines):
+    fig = plots.cosines_by_layer(cosines)
+    named = {t.name: t for t in fig.data if t.showlegend}
+    assert set(named) == {"random directions", "logistic and ridge", "logistic, split halves"}
+    assert min(named["random directions"].y) == -0.2 and max(named["random directions"].y) == 0.2
+
+
+def test_dose_curves_show_every_name_beside_the_unsteered_clips():
+    rows = [("unsteered", 0.0, 0.2, "control")]
+    rows += [
+        (name, x, x, kind) for name, kind in (("mse", "read"), ("random", "control")) for x in (0.8, 0.4)
+    ]
+    table = pd.DataFrame(rows, columns=["name", "strength", "success", "kind"]).assign(experiment="guitar")
+    table = table.assign(success_lo=table["success"] - 0.1, success_hi=table["success"] + 0.1)
+    fig = plots.dose_curves(table, title="More is more")
+    lines = {t.name: t for t in fig.data if t.fill is None}
+    assert list(lines["mse"].x) == [0.4, 0.8] and list(lines["mse"].y) == [0.4, 0.8]
+    assert set(lines["unsteered"].y) == {0.2} and max(lines["unsteered"].x) == 0.8
+    assert lines["random"].line.color == lines["unsteered"].line.color != lines["mse"].line.color
+    assert len([t for t in fig.data if t.fill == "toself"]) == 3, "an interval each"
+    assert "strength" in fig.layout.xaxis.title.text and "success" in fig.layout.yaxis.title.text
+
+
+@pytest.mark.parametrize(
+    "draw", [plots.accuracy_by_layer, plots.head_map, plots.cosines_by_layer, plots.dose_curves]
+)
+def test_a_wrong_table_is_named(draw, scores):
+    with pytest.raises(ValueError, match="lacks the column.*it has label"):
+        draw(scores[["label", "score"]])
+    with pytest.raises(ValueError, match="no rows"):
+        others = "head method_a method_b cosine lo hi null_lo null_hi name strength success success_lo success_hi experiment"
+        draw(scores.assign(**dict.fromkeys(others.split(), 0)).iloc[:0])
+
+
+def test_colours_are_told_apart_by_the_colour_blind():
+    """Machado et al. 2009, full protanopia and deuteranopia: no two line colours fall together."""
+    machado = {
+        "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+        "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    }
+    rgb = np.array([[int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)] for c in plots.COLOURS])
+    for matrix in machado.values():
+        seen = (rgb**2.2 @ np.array(matrix).T).clip(0, 1) ** (1 / 2.2)
+        apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + np.eye(len(seen))
+        assert apart.min() > 0.12
+
+
+def test_saving_without_a_chrome_still_writes_page_and_numbers(scores, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    with pytest.warns(UserWarning, match="apt install chromium"):
+        written = plots.save_figure(
+            plots.accuracy_by_layer(scores), scores, "02_scores", tmp_path, seed=np.int64(3)
+        )
+    assert [p.name for p in written] == ["02_scores.html", "02_scores.csv"]
+    page = (tmp_path / "02_scores.html").read_text(encoding="utf-8")
+    assert 'src="plotly.min.js"' in page and "https://cdn" not in page and len(page) < 100_000
+    assert (tmp_path / "plotly.min.js").stat().st_size > 1e6
+    again = plots.read_figure("02_scores", tmp_path)
+    pd.testing.assert_frame_equal(again, scores, rtol=1e-5, check_dtype=False)
+    assert again.attrs["seed"] == 3
+
+
+def test_saving_twice_writes_the_same_bytes(scores, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    for folder in ("a", "b"):
+        with pytest.warns(UserWarning):
+            plots.save_figure(
+                plots.accuracy_by_layer(scores), scores, "02_scores", tmp_path / folder, model="tiny"
+            )
+    for kind in ("html", "csv"):
+        assert (tmp_path / f"a/02_scores.{kind}").read_bytes() == (
+            tmp_path / f"b/02_scores.{kind}"
+        ).read_bytes()
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_note_names_and_provenance_survive_the_csv(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    table = pd.DataFrame({"tonic": ["C", "C#", "F#"], "n": [1, 2, 3]})
+    table.attrs["model"] = "tiny, 1a2b"
+    with pytest.warns(UserWarning):
+        plots.save_figure(plots.go.Figure(), table, "tiny_tonics", tmp_path, command="make notebooks")
+    again = plots.read_figure(tmp_path / "tiny_tonics.csv")
+    assert list(again["tonic"]) == ["C", "C#", "F#"]
+    assert again.attrs["model"] == "tiny, 1a2b" and again.attrs["command"] == "make notebooks"
+
+
+@pytest.mark.parametrize("name", ["../up", "With Space", "", "a.b"])
+def test_a_figures_name_is_a_plain_one(name, scores, tmp_path):
+    with pytest.raises(ValueError, match="only a-z, 0-9 and _"):
+        plots.save_figure(plots.go.Figure(), scores, name, tmp_path)
+
+
+def test_the_figure_folder_can_be_redirected(scores, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    monkeypatch.setenv("MECHSTEER_FIGURES", str(tmp_path / "elsewhere"))
+    with pytest.warns(UserWarning):
+        plots.save_figure(plots.accuracy_by_layer(scores), scores, "02_scores")
+    assert (tmp_path / "elsewhere" / "02_scores.csv").exists()
+
+
+def test_a_picture_is_drawn_by_chrome(scores, tmp_path):
+    require(saving.chrome(), "chromium")
+    fig = plots.accuracy_by_layer(scores, title="One picture")
+    written = plots.save_figure(fig, scores, "02_scores", tmp_path)
+    picture = (tmp_path / "02_scores.png").read_bytes()
+    assert written[0].name == "02_scores.png" and picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20]) == round(1.5 * fig.layout.width)
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ("# {}\nlayer,score\n0,0.5\n1,\n", "same"),
+        ('# {"seed": 1}\nlayer,score\n0,0.5\n1,\n', "same numbers, other provenance"),
+        ("# {}\nlayer,score\n0,0.75\n1,\n", "changed: score by at most 0.25"),
+        ("# {}\nlayer,score\n0,0.5\n1,1\n", "changed: score by at most inf"),
+        ("# {}\nlayer,score\n0,0.5\n", "changed: 2 rows became 1"),
+        ("# {}\nlayer,auc\n0,0.5\n1,\n", "changed: columns layer, score became layer, auc"),
+        ("# {}\nlayer,score\n0,half\n1,\n", "changed: the rows differ in score"),
+    ],
+)
+def test_a_figures_change_is_said_in_its_own_unit(after, said):
+    before = "# {}\nlayer,score\n0,0.5\n1,\n"
+    assert changes.changes({"a": before}, {"a": after, "b": after}) == {"a": said, "b": "new"}

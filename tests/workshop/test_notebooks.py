@@ -1,0 +1,310 @@
+"""The runner of the notebooks, on small notebooks written here; and the stored notebooks themselves."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from mechsteer import paths
+from workshop.suite import notebooks
+from workshop.suite.notebook_text import answer, contents, cost, navigation, normalise, title
+
+STORED = notebooks.find()
+# Values for the cell tagged `parameters` that let a notebook run in seconds; every stored notebook has an
+# entry.
+SMALL: dict[str, dict] = {
+    "00_start_here": {"DURATION": 4.0, "START": 0.5, "SCORES": 3},
+    "01_collect_activations": {"SCORES": 2},
+    "02_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
+    "03_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
+    "04_steer_and_listen": {"N": 2, "STRENGTHS": [0.2], "STEPS": 3, "SCORES": 24},
+    "05_blind_listening_test": {"SCORES": 4, "ITEMS": 3, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 50},
+    "06_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2},
+}
+# Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.
+SMALLEST: dict[str, dict] = {
+    "01_collect_activations": {"SCORES": 1},
+    "02_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 6, "FOLDS": 3},
+    "06_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0},
+}
+
+NOISY = """
+import sys, time
+from tqdm import tqdm
+import ipywidgets
+from IPython.display import display
+for _ in tqdm(range(3)):
+    time.sleep(0.01)
+print("kept", N)
+print("half\\rwhole")
+display(ipywidgets.IntSlider())
+object()
+"""
+
+
+def write(path: Path, *cells, name: str = "Does it run?") -> Path:
+    """A notebook with a title, the parameters N and MODEL, and the cells given as source."""
+    parameters = new_code_cell("N = 2\nMODEL = 'tiny'", metadata={"tags": ["parameters"]})
+    head = [new_markdown_cell(f"# {name}\n\nIt does.\n\n*Cost: 1 s on a CPU; needs nothing.*"), parameters]
+    book = new_notebook(cells=[*head, *(c if isinstance(c, dict) else new_code_cell(c) for c in cells)])
+    for k, cell in enumerate(book.cells):
+        cell.id = f"cell-{k}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+    return path
+
+
+def texts(book) -> str:
+    return json.dumps([cell.get("outputs", []) for cell in book.cells])
+
+
+def test_a_run_is_stored_without_its_noise_and_the_same_twice(tmp_path):
+    path = write(
+        tmp_path / "notebooks/01_make_noise.ipynb",
+        NOISY,
+        "import sys; assert sys.executable\nsys.flags.optimize",
+    )
+    notebooks.run(path)
+    first = path.read_bytes()
+    assert notebooks.problems(path) == []
+    notebooks.run(path)
+    assert path.read_bytes() == first
+    book = nbformat.read(path, 4)
+    shown = texts(book)
+    assert "kept 2" in shown and "whole" in shown and "run this cell to use it" in shown
+    assert not any(noise in shown for noise in ("it/s", "half", "widget-view", " at 0x"))
+    assert (
+        "papermill" not in first.decode() and "iopub" not in first.decode() and "widgets" not in book.metadata
+    )
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in book.cells)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_kernel_is_this_environments_and_writes_where_it_is_told(tmp_path, monkeypatch):
+    decoy = tmp_path / "jupyter/kernels/python3/kernel.json"
+    decoy.parent.mkdir(parents=True)
+    decoy.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "decoy", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    source = (
+        "import sys\nfrom mechsteer import paths\nprint(sys.executable, paths.figures(), paths.runs(), N)"
+    )
+    path = write(tmp_path / "notebooks/01_where.ipynb", source)
+    figures, runs = tmp_path / "figures", tmp_path / "runs"
+    book = notebooks.execute(path, {"N": 7}, figures=figures, runs=runs)
+    shown = next(cell.outputs[0].text for cell in book.cells if cell.get("outputs"))
+    assert shown.split() == [sys.executable, str(figures), str(runs), "7"]
+    assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
+
+
+def test_a_failing_run_leaves_the_stored_copy_and_shows_where(tmp_path):
+    path = write(tmp_path / "notebooks/01_fail.ipynb", "print('so far')", "1 / 0")
+    before = path.read_bytes()
+    with pytest.raises(
+        notebooks.NotebookError, match="01_fail: cell 3 failed with ZeroDivisionError.*half-run copy"
+    ) as told:
+        notebooks.run(path, failed=tmp_path / "build")
+    assert "1 / 0" in str(told.value) and "\x1b" not in str(told.value)
+    assert path.read_bytes() == before
+    assert "so far" in texts(nbformat.read(tmp_path / "build/01_fail.ipynb", 4))
+
+
+def test_an_error_that_says_all_is_told_in_its_one_sentence(tmp_path):
+    path = write(tmp_path / "notebooks/01_load.ipynb", "import mechsteer as ms\nms.load('tinny')")
+    with pytest.raises(notebooks.NotebookError) as told:
+        notebooks.run(path, failed=tmp_path / "build")
+    assert str(told.value).startswith("01_load stopped. no model 'tinny'") and "\n" not in str(told.value)
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_run_past_its_limit_is_stopped(tmp_path):
+    path = write(tmp_path / "notebooks/01_sleep.ipynb", "import time\ntime.sleep(1)", "time.sleep(600)")
+    with pytest.raises(notebooks.NotebookError, match="ran longer than 3 s"):
+        notebooks.run(path, limit=3)
+
+
+def test_too_large_a_copy_is_refused_and_the_cell_named(tmp_path):
+    path = write(
+        tmp_path / "notebooks/01_large.ipynb", "print('x')", "# the heavy one\nprint('y' * 1_100_000)"
+    )
+    before = path.read_bytes()
+    with pytest.raises(notebooks.NotebookError, match="1.1 MB, over the limit of 1 MB.*# the heavy one"):
+        notebooks.run(path)
+    assert path.read_bytes() == before
+
+
+def test_unknown_parameters_are_refused_before_anything_runs(tmp_path):
+    path = write(tmp_path / "notebooks/01_do.ipynb", "open('ran', 'w')")
+    with pytest.raises(notebooks.NotebookError, match="no parameter M; it has N, MODEL"):
+        notebooks.execute(path, {"M": 3})
+    assert not (path.parent / "ran").exists()
+
+
+def test_another_model_goes_to_its_own_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "project", lambda: tmp_path)
+    monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
+    draw = "import os, pathlib\nfolder = pathlib.Path(os.environ['MECHSTEER_FIGURES'])\nfolder.mkdir(parents=True)"
+    draw += "\n_ = (folder / '01_sizes.csv').write_text('# {}\\nn\\n1\\n')"
+    path = write(tmp_path / "notebooks/01_name.ipynb", "print('model:', MODEL)", draw)
+    before = path.read_bytes()
+    assert notebooks.main(["--model", "facebook/musicgen-small"]) == 0
+    copy = tmp_path / "runs/facebook_musicgen-small/notebooks/01_name.ipynb"
+    assert "model: facebook/musicgen-small" in texts(nbformat.read(copy, 4))
+    assert path.read_bytes() == before
+    said = capsys.readouterr().out
+    assert "01_name" in said and "figure 01_sizes: new" in said
+
+
+def test_the_command_line_reports_failure_and_wrong_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "project", lambda: tmp_path)
+    write(tmp_path / "notebooks/01_fail.ipynb", "raise SystemError('no')")
+    assert notebooks.main([]) == 1
+    assert "SystemError" in capsys.readouterr().err
+    assert notebooks.main(["--check"]) == 1
+    assert "not from one clean run" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        notebooks.main(["7"])
+    assert stop.value.code == 2 and "there are 01_fail" in capsys.readouterr().err
+
+
+def test_names_choose_notebooks_in_order(tmp_path):
+    for name in ("02_b", "01_a", "10_c", "draft"):
+        write(tmp_path / f"{name}.ipynb")
+    assert [p.stem for p in notebooks.find(folder=tmp_path)] == ["01_a", "02_b", "10_c"]
+    assert [p.stem for p in notebooks.find(["10", "notebooks/01_a.ipynb"], tmp_path)] == ["01_a", "10_c"]
+
+
+def test_links_and_contents_are_generated(tmp_path):
+    shelf = [write(tmp_path / f"{n}.ipynb", name=f"Title {n[:2]}") for n in ("00_start", "01_a", "02_b")]
+    lines = []
+    for path in shelf:
+        book = nbformat.read(path, 4)
+        navigation(book, path, shelf)
+        navigation(book, path, shelf)  # a second time replaces, never adds
+        lines.append([cell.source for cell in book.cells if "navigation" in cell.metadata.get("tags", [])])
+    assert lines == [
+        ["[next: Title 01](01_a.ipynb)"],
+        ["[previous: Title 00](00_start.ipynb) | [contents](00_start.ipynb) | [next: Title 02](02_b.ipynb)"],
+        ["[previous: Title 01](01_a.ipynb) | [contents](00_start.ipynb)"],
+    ]
+    start = new_notebook(cells=[new_markdown_cell("", metadata={"tags": ["contents"]})])
+    contents(start, shelf)
+    assert "| 02 | [Title 02](02_b.ipynb) | 1 s on a CPU; needs nothing |" in start.cells[0].source
+    assert cost(nbformat.read(shelf[0], 4)) == "1 s on a CPU; needs nothing"
+    with pytest.raises(ValueError, match="no title"):
+        title(new_notebook(cells=[new_markdown_cell("## only a section")]))
+
+
+def test_a_new_notebook_changes_its_neighbours_links_and_nothing_else(tmp_path):
+    first = write(tmp_path / "notebooks/01_a.ipynb", "print(N)", name="A?")
+    notebooks.run(first)
+    second = write(tmp_path / "notebooks/02_b.ipynb", name="B?")
+    assert notebooks.problems(first) == ["its links to the other notebooks are out of date"]
+    assert notebooks.relink([first, second]) == [first, second]
+    assert notebooks.problems(first) == [] and notebooks.relink([first, second]) == []
+    book = nbformat.read(first, 4)
+    assert "[next: B?](02_b.ipynb)" in book.cells[-1].source and "2" in texts(book)
+
+
+def test_a_notebook_opens_with_the_answer_that_its_run_gave(tmp_path):
+    tagged = {"metadata": {"tags": ["answer"]}}
+    place, told = (
+        new_markdown_cell("an older answer", **tagged),
+        new_code_cell("Markdown(f'{N} is even')", **tagged),
+    )
+    path = write(tmp_path / "notebooks/01_answer.ipynb", place, "from IPython.display import Markdown", told)
+    notebooks.run(path)
+    book = nbformat.read(path, 4)
+    assert book.cells[2].source == "2 is even"
+    book.cells[-2].outputs = []
+    answer(book)
+    assert book.cells[2].source == "2 is even", "a cell that shows nothing changes nothing"
+    del book.cells[2]
+    answer(book)
+
+
+def test_paths_of_this_machine_are_taken_out(tmp_path):
+    output = nbformat.v4.new_output("stream", name="stderr", text=f"{tmp_path}/.venv/a.py:3: UserWarning\n")
+    book = normalise(new_notebook(cells=[new_code_cell("1", outputs=[output])]), tmp_path)
+    assert book.cells[0].outputs[0].text == ".venv/a.py:3: UserWarning\n"
+
+
+def test_stored_copies_that_are_stale_or_broken_are_told(tmp_path):
+    path = write(
+        tmp_path / "notebooks/01_link.ipynb", "N + 1", new_markdown_cell("[gone](nowhere.ipynb#part)")
+    )
+    notebooks.run(path)
+    assert notebooks.problems(path) == ["its link to nowhere.ipynb leads nowhere"]
+    book = nbformat.read(path, 4)
+    book.cells[2].source = "N + 2"
+    book.cells[2].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    nbformat.write(book, path)
+    told = "; ".join(notebooks.problems(path))
+    assert "code has changed" in told and "holds an error" in told
+
+
+def test_every_stored_notebook_is_in_order():
+    wrong = {path.stem: notebooks.problems(path) for path in STORED}
+    assert not {name: told for name, told in wrong.items() if told}
+    assert {path.stem for path in STORED} == set(SMALL), (
+        "SMALL should have one entry for each stored notebook"
+    )
+
+
+def test_a_solution_is_folded(tmp_path):
+    book = normalise(
+        new_notebook(cells=[new_code_cell("1", metadata={"tags": ["solution"]}), new_code_cell("2")]),
+        tmp_path,
+    )
+    assert [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in book.cells] == [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_every_notebook_has_exercises_with_a_check_and_a_solution_that_runs(path):
+    """An exercise's cell ends with `_ = checks.name(answer)`; its solution is the next cell, and asserts the same."""
+    cells = nbformat.read(path, 4).cells
+    asked = [k for k, cell in enumerate(cells) if cell.cell_type == "code" and "\n_ = checks." in cell.source]
+    assert 2 <= len(asked) <= 3
+    for number, k in enumerate(asked, 1):
+        name = cells[k].source.split("_ = checks.")[1].split("(")[0]
+        assert f"**{number}.** " in cells[k - 1].source and "..." in cells[k].source
+        assert "solution" in cells[k + 1].metadata.get("tags", []), f"{name} has no solution below it"
+        assert f"assert checks.{name}(" in cells[k + 1].source
+
+
+if STORED:
+
+    @pytest.fixture(scope="module")
+    def shared(tmp_path_factory) -> Path:
+        """One folder for all notebooks: later ones read what earlier ones wrote."""
+        return tmp_path_factory.mktemp("suite")
+
+    @pytest.mark.timeout(600)
+    @pytest.mark.xdist_group("notebooks")
+    @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+    def test_the_notebook_runs_with_small_parameters(path, shared):
+        book = notebooks.execute(
+            path, SMALL[path.stem], figures=shared / "figures", runs=shared / "runs", limit=590
+        )
+        assert all(
+            cell.execution_count for cell in book.cells if cell.cell_type == "code" and cell.source.strip()
+        )
+
+    @pytest.mark.timeout(600)
+    @pytest.mark.parametrize(
+        "stem", [pytest.param(s, marks=pytest.mark.xdist_group(f"meta {s}")) for s in SMALLEST]
+    )
+    def test_a_model_of_metas_format_takes_the_same_notebook(stem, meta_folder, tmp_path):
+        (path,) = notebooks.find([stem])
+        parameters = SMALLEST[stem] | {"MODEL": str(meta_folder)}
+        book = notebooks.execute(
+            path, parameters, figures=tmp_path / "figures", runs=tmp_path / "runs", limit=590
+        )
+        assert f"<Model {meta_folder.name}: " in texts(book)
+        assert list((tmp_path / "figures").glob(f"{stem[:2]}_*.csv"))

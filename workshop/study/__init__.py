@@ -1,0 +1,1 @@
+"""The full steering study and its figures."""

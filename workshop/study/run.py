@@ -1,0 +1,322 @@
+"""The full steering study: `python -m workshop.study.run` (`make study`), every claim at n = 100 with its
+controls.
+
+Each experiment asks for one concept with several steerings, the same clips for each, and the unsteered twins
+beside them. Cells (one steering at one strength) are kept under data/runs/study as they finish, so that a
+stopped run goes on where it was, and what is already there for these weights is never made again. Results go
+to data/study with the model's hash, the seed, the command and the date: doses.parquet (cells), clips.parquet
+(what each judge heard in each clip) and the directions of `KEPT`. 04_steer_and_listen draws from them and
+re-runs a slice.
+
+Strengths are multiples of the mean activation norm of the site and layer, and all directions are unit:
+methods are compared at matched norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from mechsteer import paths
+from mechsteer.activations.clips import clips, read_clip
+from mechsteer.activations.collect import codes as codes_of
+from mechsteer.directions.files import save_direction
+from mechsteer.measures import distances
+from mechsteer.measures.dose import UNSTEERED, dose_response, dose_table
+from mechsteer.measures.judges import hear as hearing
+from mechsteer.model.model import load
+from mechsteer.model.steering import Steering
+
+from .finders import Finder, words
+
+if TYPE_CHECKING:
+    from mechsteer.model.model import Model
+
+COMMAND = "python -m workshop.study.run"
+FACTS = {  # method -> what it was learnt from, and whether it was chosen for what it reads or for what it writes
+    "logistic": ("audio", "read"),
+    "mse": ("audio", "read"),
+    "diff_of_means": ("audio", "read"),
+    "caption contrast": ("caption", "write"),
+    "optimised vector": ("audio", "write"),
+    "optimised to the source": ("audio", "control"),
+    "shuffled labels": ("audio", "control"),
+    "random": ("nothing", "control"),
+    "prompt alone": ("caption", "control"),
+    UNSTEERED: ("nothing", "control"),
+}
+TRANSFERS = (  # what changes, from what, to what, and what is to stay
+    ("lead", "piano", "guitar", {"style": "jazz"}),
+    ("lead", "flute", "organ", {"style": "rock"}),
+    ("lead", "guitar", "violin", {"style": "classical"}),
+    ("style", "jazz", "rock", {"lead": "piano"}),
+    ("style", "classical", "electronic", {"lead": "flute"}),
+)
+STAYS = ("lead", "style", "drums", "tempo_class")
+PENALTIES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
+SIGNED = (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4)
+CLIPS = (
+    ["name", "strength", "clip", "seed", "prompt"]
+    + [
+        f"{judge}_{what}"
+        for judge in ("cnn", "features")
+        for what in ("lead", "style", "drums", "tempo", "mode")
+    ]
+    + ["twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted", "brightness", "loudness"]
+)
+DIGITS = {  # of what is kept clip by clip; the table of cells is made before rounding
+    **dict.fromkeys(("cnn_tempo", "features_tempo", "loudness"), 1),
+    **dict.fromkeys(("twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted"), 2),
+    "brightness": 0,
+}
+KEPT = ("guitar", "rock", "drums", "piano to guitar")  # experiments whose directions ship
+BEGINNING = 3.0  # s of a real clip before steering sets in, where music goes on from audio
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One question: the concept that counts as success, who is asked, and the steerings to try.
+
+    `steerings`: name -> (method, Steering), or (method, several) for the clips in turn; `prompts`: in turn
+    over the clips; `reference`: rows of the orchestra that are real music of the concept; `asked`: a prompt
+    that asks for the concept outright, to see how far words get.
+    """
+
+    name: str
+    concept: Mapping[str, Any]
+    source: str
+    prompts: str | None | Sequence[str | None]
+    steerings: Mapping[str, tuple[str, Steering | Sequence[Steering]]]
+    strengths: Sequence[float]
+    reference: Callable[[pd.DataFrame], pd.Series]
+    asked: str | None = None
+    audio_prompt: Any = None
+    duration: float = 5.0
+    start: float = 0.0
+
+
+def run(
+    experiment: Experiment, model: Model, n: int, seed: int, folder: Path | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All cells of an experiment: the columns of `dose.dose_table` and what each cell was; and the clips (`CLIPS`)."""
+    common = dict(
+        duration=experiment.duration, start=experiment.start, audio_prompt=experiment.audio_prompt, out=folder
+    )
+    ask = lambda steerings, prompts: dose_response(
+        model, steerings, prompts, experiment.strengths, n, seed, **common
+    )
+    frames = [ask({name: given for name, (_, given) in experiment.steerings.items()}, experiment.prompts)]
+    if experiment.asked:
+        frame = ask({}, experiment.asked).assign(name="prompt alone")  # its twins have another prompt
+        frames.append(
+            frame.assign(**dict.fromkeys(("twin_chroma", "twin_melody", "twin_divergence"), np.nan))
+        )
+    frame = pd.concat(frames, ignore_index=True)
+    method = {name: method for name, (method, _) in experiment.steerings.items()}
+    method |= {UNSTEERED: UNSTEERED, "prompt alone": "prompt alone"}
+    table = dose_table(frame, experiment.concept, STAYS, reference=real_texture(experiment.reference))
+    steered = {name: first_part(given) for name, (_, given) in experiment.steerings.items()}
+    facts = [
+        {"experiment": experiment.name, "concept": "+".join(map(str, experiment.concept.values()))}
+        | {"source": experiment.source, "method": method[name]}
+        | dict(zip(("learnt_from", "kind"), FACTS[method[name]], strict=True))
+        | {"site": getattr(steered.get(name), "site", ""), "branch": getattr(steered.get(name), "branch", "")}
+        | {"layers": " ".join(map(str, getattr(steered.get(name), "layers", ())))}
+        | reading(steered.get(name), steered.get("diff_of_means"))
+        for name in table["name"]
+    ]
+    kept = [column for column in CLIPS if column in frame]
+    return pd.concat([pd.DataFrame(facts), table], axis=1), frame[kept].assign(experiment=experiment.name)
+
+
+def first_part(given: Steering | Sequence[Steering]) -> Steering:
+    """Where and when all of them act: several differ in their direction only."""
+    return (given if hasattr(given, "parts") else given[0]).parts[0]
+
+
+def reading(part: Steering | None, means: Steering | None) -> dict[str, float]:
+    """A probe of one layer: `penalty`, `held_out` AUC (R2 for numbers), and `cosine` with the difference of means."""
+    if (
+        part is None
+        or means is None
+        or part.direction.shape != means.direction.shape
+        or part.layers != means.layers
+    ):
+        return {}
+    made = part.direction.squeeze()
+    if made.ndim != 1 or "alpha" not in made.coords:
+        return {}
+    return {
+        "penalty": float(made["alpha"]),
+        "held_out": float(made["score"]),
+        "cosine": float(made.values @ means.direction.squeeze().values),
+    }
+
+
+def real_texture(
+    chosen: Callable[[pd.DataFrame], pd.Series], most: int = 200, seconds: float = 5.0
+) -> np.ndarray:
+    """`distances.texture` of real clips (as the codec renders them) of scores that no direction was learnt from."""
+    table = clips("orchestra")
+    table = table[(table["split"] == "test") & chosen(table)]
+    table = table.sample(min(most, len(table)), random_state=0)
+    found = []
+    for row in table.to_dict("records"):
+        audio, rate = read_clip(row)
+        found.append(distances.texture(audio[:, : round(seconds * rate)], rate)[0])
+    return np.stack(found)
+
+
+def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
+    """The study's experiments, their directions found on the way; `only` names some of them."""
+    finder = Finder(model)
+    wanted = lambda name: not only or name in only
+    yield from unprompted(finder, wanted)
+    for transfer in TRANSFERS:
+        yield from transferred(finder, wanted, *transfer)
+
+
+def unprompted(finder: Finder, wanted: Callable[[str], bool]) -> Iterator[Experiment]:
+    """A concept brought into, or taken out of, music that no prompt asks for, at each site."""
+    every = list(range(finder.model.n_layers))
+    few, head = (0.05, 0.1, 0.2, 0.4), (0.1, 0.2, 0.4, 0.8)
+    for name, label, value, strengths in (
+        ("guitar", "lead", "guitar", few),
+        ("rock", "style", "rock", few),
+        ("drums", "drums", True, SIGNED),
+        ("fast", "tempo", "fast", SIGNED),
+    ):
+        heard = "tempo_class" if label == "tempo" else label
+        concept = "tempo" if label == "tempo" else name
+        kind = lambda t, label=label: (
+            hearing.tempo_class(t["tempo"].to_numpy()) if label == "tempo" else t[label]
+        )
+        real = lambda t, kind=kind, value=value: kind(t) == value
+        common = ({heard: value}, "unprompted", None)
+        if wanted(name):
+            yield Experiment(name, *common, finder.probes(label, concept) | finder.randoms(), strengths, real)
+        if name in ("guitar", "rock") and wanted(here := f"{name}, by penalty"):
+            made = (
+                finder.probes(label, concept) | finder.penalised(label, concept, PENALTIES) | finder.randoms()
+            )
+            yield Experiment(here, *common, made, (0.2, 0.4), real)
+        if name in ("guitar", "rock") and wanted(here := f"{name} at attention outputs"):
+            where = dict(site="attn", layers=every)
+            yield Experiment(
+                here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), few, real
+            )
+        if name == "guitar" and wanted(here := "guitar at the best heads"):
+            where = dict(site="heads", layers=every, weights=finder.best_heads(label))
+            yield Experiment(
+                here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), head, real
+            )
+
+
+def transferred(
+    finder: Finder, wanted: Callable[[str], bool], label: str, source: str, target: str, stays: dict
+):
+    """From a prompt to what it doesn't ask for; for the first pair every way to add, too, and from audio."""
+    prompt, asked, model = words({**stays, label: source}), words({**stays, label: target}), finder.model
+    (kept, same), name = *stays.items(), f"{source} to {target}"
+    real = lambda t: (t[kept] == same) & (t[label] == target)
+    common, doses = ({label: target}, prompt, prompt), (0.2, 0.4)
+
+    def candidates(**when):
+        when = {"branch": "cond", **when}
+        found = finder.probes(label, target, (source, target), **when)
+        return found | finder.writers(label, source, target, stays, **when) | finder.randoms(**when)
+
+    if wanted(name):
+        yield Experiment(name, *common, candidates(), doses, real, asked)
+    if (label, source, target, stays) != TRANSFERS[0]:
+        return
+    if wanted(here := f"{name}, ways to add"):
+        controls = finder.probes(label, target, (source, target), branch="cond") | finder.randoms(
+            branch="cond"
+        )
+        controls = {name: made for name, made in controls.items() if made[0] in ("random", "shuffled labels")}
+        yield Experiment(here, *common, finder.ways(source, target) | controls, doses, real)
+    if wanted(here := f"{name}, from audio"):
+        table = clips("orchestra")
+        table = table[(table["split"] == "test") & (table[kept] == same) & (table[label] == source)]
+        beginning = codes_of(model, table)[..., : model.seconds_to_frames(BEGINNING)]
+        yield Experiment(
+            here,
+            *common,
+            candidates(start=BEGINNING),
+            doses,
+            real,
+            asked,
+            beginning,
+            BEGINNING + 4.0,
+            BEGINNING,
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--n", type=int, default=100, help="clips per cell")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], help="names of experiments")
+    parser.add_argument("--out", type=Path, default=paths.data() / "study")
+    args = parser.parse_args()
+    if args.n < 2:
+        raise SystemExit("--n: an interval needs two clips a cell or more")
+    model, folder = load(args.model), args.out
+    facts = {"seed": args.seed, "model": model.name, "model_hash": model.hash}
+    facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
+    for experiment in questions(model, args.only):
+        for name, (_, steering) in experiment.steerings.items():
+            direction = first_part(steering).direction
+            if experiment.name in KEPT and direction.attrs.get("model_hash"):
+                save_direction(direction_file(experiment.name, name, folder), direction.drop_vars("weight"))
+        table, frame = run(experiment, model, args.n, args.seed, paths.runs() / "study")
+        add(table.assign(**facts, date=datetime.date.today().isoformat()), folder / "doses.parquet")
+        heard = frame.assign(model_hash=model.hash).round(DIGITS).astype(dict.fromkeys(DIGITS, "float32"))
+        add(heard, folder / "clips.parquet")
+        print(
+            table[
+                ["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]
+            ].to_string()
+        )
+
+
+def add(table: pd.DataFrame, path: Path):
+    """Put an experiment into a file of them: in place of an older run of it, and of all that other weights
+    gave.
+
+    Two runs with other `--only` may go on side by side: one waits for the other here.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            old = pd.read_parquet(path)
+            theirs = (old["model_hash"] == table["model_hash"].iloc[0]) & ~old["experiment"].isin(
+                table["experiment"]
+            )
+            table = pd.concat([old[theirs], table], ignore_index=True)
+        table.to_parquet(path.with_suffix(".part"), compression="zstd", compression_level=19, index=False)
+        path.with_suffix(".part").replace(path)
+
+
+def direction_file(experiment: str, name: str, folder: Path | None = None) -> Path:
+    """Where the study keeps a direction: one safetensors file per experiment and name."""
+    stem = f"{experiment} by {name}".replace(",", "").replace(" ", "_")
+    return (folder or paths.data() / "study") / "directions" / f"{stem}.safetensors"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Run the notebooks, draw the stored figures again, prepare Colab."""

@@ -1,0 +1,147 @@
+"""Draw the stored figures again, in the present style and without running a model: `python -m
+workshop.suite.redraw`.
+
+A figure is stored as its numbers (csv), a page that holds all that is drawn (html) and a picture (png). The
+figures of the shipped study are drawn from its table in data/study; of the others page and picture are
+written anew from the page. Said of each: whether its numbers are those of the last commit, whether the page
+was drawn from these very numbers, and whether they belong to the present weights. Where one doesn't hold, the
+line names the notebook that computes it anew.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from mechsteer import paths
+from mechsteer.show import saving
+
+from ..study import figures as study_figures
+from . import changes
+
+__all__ = ["committed", "main", "page_changed", "read_page", "redraw", "redraw_study", "weights_changed"]
+
+
+def read_page(path: Path) -> go.Figure:
+    """The figure in a page that `save_figure` wrote.
+
+    Raises
+    ------
+    ValueError  if the page holds none.
+    """
+    _, call, rest = path.read_text(encoding="utf-8").partition("Plotly.newPlot(")
+    parts, decoder = [], json.JSONDecoder()
+    try:
+        while call and len(parts) < 3:  # the page element's name, the data, the layout
+            value, end = decoder.raw_decode(rest.lstrip(" \n,"))
+            parts.append(value)
+            rest = rest.lstrip(" \n,")[end:]
+    except json.JSONDecodeError:
+        parts = []
+    if len(parts) < 3:
+        raise ValueError(f"{path.name} holds no figure that ms.save_figure wrote")
+    return go.Figure(parts[1], parts[2])
+
+
+def redraw(name: str, folder: Path) -> str:
+    """Write page and picture of one figure anew; says whether the picture is `same`, `redrawn` or `not
+    written`.
+
+    Raises
+    ------
+    ValueError  when there is no page to draw from; names the notebook whose run writes it.
+    """
+    page, png = folder / f"{name}.html", folder / f"{name}.png"
+    if not page.is_file():
+        raise ValueError(f"no {page.name} to draw from: {_command(name)} writes it")
+    before = png.read_bytes() if png.is_file() else None
+    stored = read_page(page)
+    fig = go.Figure(stored).update_layout(template="mechsteer")
+    restyled = json.loads(fig.to_json()) != json.loads(
+        stored.to_json()
+    )  # the order of keys is nobody's business
+    written = saving.write_picture(fig, name, folder, page=restyled)
+    if png not in written:
+        return "not written"
+    return "same" if png.read_bytes() == before else "redrawn"
+
+
+def redraw_study(name: str, folder: Path) -> str:
+    """Draw a figure of the shipped study anew from its table; says of the picture what `redraw` says."""
+    png, study = folder / f"{name}.png", study_figures.shipped()
+    before = png.read_bytes() if png.is_file() else None
+    fig, table = study_figures.DRAWN[name](study)
+    written = saving.save_figure(fig, table, name, folder, **study_figures.facts(study))
+    if png not in written:
+        return "not written"
+    return "same" if png.read_bytes() == before else "redrawn"
+
+
+def committed(name: str, folder: Path) -> str | None:
+    """A figure's csv as of the last commit; None if it is not in there, or there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", "show", f"HEAD:./{name}.csv"], cwd=folder, capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.decode() if done.returncode == 0 else None
+
+
+def weights_changed(name: str, folder: Path) -> str:
+    """If the embedded model has other weights than those a figure was made with: which, and what to run; else ""."""
+    card = paths.data() / "tiny" / "card.json"
+    made = str(saving.read_figure(name, folder).attrs.get("model", "")).removeprefix("tiny").strip()
+    now = json.loads(card.read_text(encoding="utf-8"))["model_hash"] if card.is_file() else made
+    if made in ("", "none", now) or len(made.split()) > 1:  # two words: another model
+        return ""
+    return f"from other weights of tiny ({made}; now {now}): {_command(name)} makes it anew"
+
+
+def page_changed(name: str, folder: Path) -> str:
+    """If a figure's page was drawn from other numbers than those in its csv: that, and what to run; else ""."""
+    stamp = (read_page(folder / f"{name}.html").layout.meta or {}).get("numbers")
+    _, _, table = (folder / f"{name}.csv").read_text(encoding="utf-8").partition("\n")
+    if stamp == saving.fingerprint(table):
+        return ""
+    return f"{'drawn from other numbers' if stamp else 'the page names no numbers'}: {_command(name)} makes it anew"
+
+
+def _command(name: str) -> str:
+    number = name.split("_")[0]
+    return f"make notebooks ONLY={number}" if number.isdigit() else "python -m workshop.tiny.card --figures"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 when every figure could be drawn and belongs to what is shipped, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m workshop.suite.redraw", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "names", nargs="*", help="which figures (02_heads, or 02 for all of that notebook); default all"
+    )
+    given, folder = parser.parse_args(arguments), paths.figures()
+    every = sorted(path.stem for path in folder.glob("*.csv"))
+    names = [n for n in every if not given.names or any(n == g or n.startswith(f"{g}_") for g in given.names)]
+    if not names:
+        parser.exit(2, f"No such figure; {folder} has {', '.join(every) or 'none'}.\n")
+    right = True
+    for name in names:
+        drawn = redraw_study(name, folder) if name in study_figures.DRAWN else None
+        now, before = (folder / f"{name}.csv").read_text(encoding="utf-8"), committed(name, folder)
+        numbers = "new" if before is None else changes.difference(before, now)
+        try:
+            told = [f"picture {drawn or redraw(name, folder)}"]
+            stale = [check(name, folder) for check in (page_changed, weights_changed)]
+        except ValueError as error:
+            told, stale = [], [str(error)]
+        stale = list(filter(None, stale))
+        right &= not stale
+        print(f"{name:30s} {'; '.join([f'numbers {numbers}', *told, *stale])}", flush=True)
+    return int(not right)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
