@@ -1,0 +1,116 @@
+"""Directions as arrays with named dims: built in one place, with their layers and norms; what `Steering` stands on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .sites import feature_dims
+
+
+def as_direction(
+    values: Any,
+    site: str = "resid",
+    layers: int | Sequence[int] | None = None,
+    norm: Any = None,
+    leading: Mapping[str, Sequence] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> xr.DataArray:
+    """Vectors as a direction: what `Steering` takes, and what every finder of directions gives.
+
+    Parameters
+    ----------
+    values : array or tensor, (*leading, layer, d_model), or (*leading, layer, head, d_head) for `heads`
+        Kept as they are, not scaled to unit length. Without a layer axis they serve every layer in `layers`.
+    layers : int or sequence of int, 0-based
+    norm : float, (layer,) or (layer, head), optional
+        Mean L2 norm of the activations there, the unit of strengths: becomes the coordinate `norm`.
+    leading : name -> labels, such as {"concept": ["jazz"], "finder": ["mse"]}
+    coords : further coordinates, (dims, values) each.
+    facts : attributes: model, model_hash, data, ...
+
+    Raises
+    ------
+    ValueError  when the shape doesn't fit the layers.
+    """
+    values = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    leading, feature = dict(leading or {}), feature_dims(site)
+    if layers is None:
+        raise ValueError(f"a plain array of shape {values.shape} needs layers=")
+    layers, at = [int(i) for i in np.atleast_1d(layers)], len(leading)
+    if values.ndim == at + len(feature):
+        values = np.repeat(np.expand_dims(values, at), len(layers), axis=at)
+    dims = (*leading, "layer", *feature)
+    if values.ndim != len(dims) or values.shape[at] != len(layers):
+        raise ValueError(f"an array of shape {values.shape} for {len(layers)} layers; give it dims {dims}")
+    array = xr.DataArray(values, dims=dims, coords={**leading, "layer": layers}, attrs={**facts, "site": site})
+    if site == "heads":
+        array = array.assign_coords(head=np.arange(values.shape[-2]))
+    if norm is not None:
+        array = array.assign_coords(norm=per_layer(norm, array))
+    return array.assign_coords(coords or {})
+
+
+def length(vectors: xr.DataArray) -> xr.DataArray:
+    """L2 norm over the last dim."""
+    return np.sqrt((vectors**2).sum(vectors.dims[-1]))
+
+
+def selected(direction: Any, site: str, layers: int | Sequence[int] | None) -> xr.DataArray:
+    """Any direction as a float64 DataArray (layer, d_model) or (layer, head, d_head), at `layers` if they are given.
+
+    Raises
+    ------
+    ValueError  for other dims, or a layer that the direction doesn't have.
+    """
+    dims = ("layer", *feature_dims(site))
+    if isinstance(direction, xr.DataArray):
+        if "layer" not in direction.dims and "layer" in direction.coords:
+            direction = direction.expand_dims("layer")
+        if "layer" in direction.dims:
+            if set(direction.dims) != set(dims):
+                wrong = f"site {site!r} wants a direction with dims {dims}, not {direction.dims}"
+                raise ValueError(f"{wrong}; select one first")
+            if "layer" not in direction.coords:
+                direction = direction.assign_coords(layer=np.arange(direction.sizes["layer"]))
+            have = [int(i) for i in direction.layer.values]
+            wanted = have if layers is None else [int(i) for i in np.atleast_1d(layers)]
+            if set(wanted) - set(have):
+                raise ValueError(f"the direction has layers {have}, not {sorted(set(wanted) - set(have))}")
+            return direction.transpose(*dims).astype("float64").sel(layer=wanted)
+        direction = direction.values
+    return as_direction(direction, site, layers).astype("float64")
+
+
+def per_layer(value: Any, direction: xr.DataArray) -> xr.Variable:
+    """A number, a sequence, {layer: number}, or an array over (layer,) or (layer, head), for the direction's layers."""
+    layers = direction.layer.values
+    if isinstance(value, Mapping):
+        value = [value.get(int(i), 0.0) for i in layers]
+    if isinstance(value, xr.DataArray) and "layer" in value.dims:
+        if "layer" in value.coords:
+            value = value.reset_coords(drop=True).reindex(layer=layers, fill_value=0.0)
+        return value.transpose("layer", ...).variable.astype("float64")
+    value = np.asarray(value, dtype="float64")
+    if value.ndim and len(value) != len(layers):  # one per layer of the model
+        if len(value) <= layers.max():
+            raise ValueError(f"{len(value)} norms or weights for layers {[int(i) for i in layers]}")
+        value = value[layers]
+    dims = ("layer", "head")[: max(1, value.ndim)]
+    return xr.Variable(dims, np.broadcast_to(value, (len(layers), *value.shape[1:])))
+
+
+def digest(steering: Any) -> str:
+    """Twelve hex digits that name what a steering does: every option and number of each of its parts."""
+    made = hashlib.sha256()
+    for part in steering.parts:
+        made.update(repr((part.site, part.layers, part.mode, part.strength, part.start, part.stop)).encode())
+        made.update(repr((part.every, part.ramp, part.branch)).encode())
+        for values in (part.direction, part.direction.weight, part.direction.norm):
+            made.update(np.ascontiguousarray(values.values).tobytes())
+    return made.hexdigest()[:12]
