@@ -134,7 +134,7 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
             )  # torch's, of the weight_norm that EnCodec is saved with
             codec = builders.get_compression_model(codec_cfg)
         codec.load_state_dict(codec_package["best_state"])
-    weights = checkpoints.fingerprint(package["best_state"], codec.state_dict())
+    weights = checkpoints.weights_hash(package["best_state"], codec.state_dict())
     return MusicGen(str(source), codec, lm), weights
 
 

@@ -104,7 +104,7 @@ def read(path: Path) -> dict:
     return package
 
 
-def fingerprint(*states: Mapping[str, torch.Tensor]) -> str:
+def weights_hash(*states: Mapping[str, torch.Tensor]) -> str:
     """Twelve hex digits that name these weights: names, shapes and up to 1,024 values of every tensor that is used."""
     digest = hashlib.sha256()
     for state in states:
@@ -117,6 +117,6 @@ def fingerprint(*states: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
-def codec_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    """The `fingerprint` of what a codec's codes depend on: all but its decoder, which may be trained on by itself."""
-    return fingerprint({name: tensor for name, tensor in state.items() if "decoder" not in name.split(".")})
+def codec_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """The `weights_hash` of what a codec's codes depend on: all but its decoder, which may be trained on by itself."""
+    return weights_hash({name: tensor for name, tensor in state.items() if "decoder" not in name.split(".")})

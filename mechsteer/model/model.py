@@ -134,7 +134,7 @@ class Model:
     ):
         self.musicgen, self.name = musicgen, name
         self.lm, self.codec = lm, codec = backend.adopt(musicgen.lm), musicgen.compression_model.eval()
-        self.hash = hash or checkpoints.fingerprint(lm.state_dict(), codec.state_dict())
+        self.hash = hash or checkpoints.weights_hash(lm.state_dict(), codec.state_dict())
         codec.requires_grad_(False)
         self.n_layers, self.d_model = len(lm.transformer.layers), lm.dim
         self.n_heads = lm.transformer.layers[0].self_attn.num_heads

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SITES = {  # name -> (module inside a layer, "" for the layer itself; which of its values)
     "resid": ("", "output"),
