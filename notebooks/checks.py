@@ -42,7 +42,7 @@ NO_NUMBER = "no number is chosen. Replace the ... by one"
 
 
 def exercise(right: str) -> Callable:
-    """Turn a generator of problems into a check: print the first problem, or `right`; return whether there was none."""
+    """Make a generator of problems a check: print the first, or `right`; return whether there was none."""
 
     def decorate(problems: Callable[..., Iterator[str]]) -> Callable[..., bool]:
         @functools.wraps(problems)
@@ -59,7 +59,7 @@ def exercise(right: str) -> Callable:
 
 @exercise("the finest codebook is written last, so a push reaches back by the delay")
 def safe_start(answer: float, start: float, n_codebooks: int, frame_rate: float) -> Iterator[str]:
-    """00: the earliest second at which a push may begin so that all before `start` (s) stays, in every codebook."""
+    """00: the earliest second for a push to begin so that all before `start` (s) stays, in every codebook."""
     if answer is ...:
         yield NO_NUMBER
     frames = (answer - start) * frame_rate
@@ -68,7 +68,8 @@ def safe_start(answer: float, start: float, n_codebooks: int, frame_rate: float)
     if frames < n_codebooks - 1 - 1e-6:
         last = n_codebooks - 1
         yield (
-            f"codebook {last} of the last {last - int(frames + 1e-6)} frames before {start:g} s is written after "
+            f"codebook {last} of the last {last - int(frames + 1e-6)} frames before {start:g} s is written "
+            "after "
             f"{answer:g} s. Codebook k of a frame is written k frames later than codebook 0"
         )
     if frames > n_codebooks - 1 + 0.5:
@@ -77,7 +78,7 @@ def safe_start(answer: float, start: float, n_codebooks: int, frame_rate: float)
 
 @exercise("the push is as long as you say, whatever the length of the direction")
 def push(answer: Callable) -> Iterator[str]:
-    """00: `answer(h, direction, norm, strength)` is h [d] pushed: strength x norm along the unit direction."""
+    """00: `answer(h, direction, norm, strength)` is h [d] moved strength x norm along the unit direction."""
     h, d = np.random.default_rng(0).standard_normal((2, 8)) * 3
     got, unit = answer(h, d, 5.0, 0.5), d / np.linalg.norm(d)
     if got is None:
@@ -97,7 +98,7 @@ def push(answer: Callable) -> Iterator[str]:
 
 @exercise("a correlation compares shapes, whatever their means and units")
 def follows(answer: Callable) -> Iterator[str]:
-    """00: `answer(moved, onsets)` is the correlation of every row of moved [layer, frame] with onsets [frame]."""
+    """00: `answer(moved, onsets)` correlates each row of moved [layer, frame] with onsets [frame]."""
     rng = np.random.default_rng(0)
     onsets = rng.random(50) + 1
     moved = rng.random((3, 50)) + [[0.0], [0.5], [-0.5]] * onsets
@@ -112,12 +113,15 @@ def follows(answer: Callable) -> Iterator[str]:
     if np.allclose(got, [np.cov(row, onsets)[0, 1] for row in moved]):
         yield "this is the covariance; divide it by both spreads"
     if not np.allclose(got, truth):
-        yield f"expected {np.round(truth, 2)}, not {np.round(got, 2)}: np.corrcoef of row and onsets, off the diagonal"
+        yield (
+            f"expected {np.round(truth, 2)}, not {np.round(got, 2)}: np.corrcoef of row and onsets, off the "
+            "diagonal"
+        )
 
 
 @exercise("only steps that have heard the clip, and nothing but the clip, count")
 def mean_over_clip(answer: Callable) -> Iterator[str]:
-    """01: `answer(h, n_frames)` is the mean of h [step, d] over steps 1 to n_frames; later steps are padding."""
+    """01: `answer(h, n_frames)` is the mean of h [step, d] over steps 1 to n_frames; the rest is padding."""
     h = np.random.default_rng(0).standard_normal((12, 4)) + np.arange(12)[:, None]
     got, truth = answer(h, 8), h[1:9].mean(0)
     if got is None:
@@ -126,7 +130,10 @@ def mean_over_clip(answer: Callable) -> Iterator[str]:
     if got.shape != truth.shape:
         yield f"the result should have shape {truth.shape}, one number per dimension, not {got.shape}"
     if np.allclose(got, h.mean(0)):
-        yield "this averages over the padding too: a short clip in a batch would be mixed with what stands behind it"
+        yield (
+            "this averages over the padding too: a short clip in a batch would be mixed with what stands "
+            "behind it"
+        )
     if np.allclose(got, h[:9].mean(0)):
         yield "step 0 holds the special token, before anything was heard: leave it out"
     if np.allclose(got, h[:8].mean(0)) or np.allclose(got, h[1:8].mean(0)):
@@ -165,7 +172,10 @@ def within_groups(answer: Callable) -> Iterator[str]:
     if np.allclose(got, x - truth):
         yield "these are the means themselves; take them off x"
     if not np.allclose(got, truth):
-        yield f"the first group's rows should now add up to 0, and add up to {np.round(got[groups == 'b'].sum(0), 2)}"
+        yield (
+            "the first group's rows should now add up to 0, and add up to "
+            f"{np.round(got[groups == 'b'].sum(0), 2)}"
+        )
 
 
 @exercise("a probe is a dot product, a slope and a threshold, nothing else")
@@ -179,9 +189,15 @@ def predict(answer: Callable) -> Iterator[str]:
         yield EMPTY
     got = np.asarray(got)
     if got.shape != truth.shape:
-        yield f"for 200 rows the result should have shape (200,), not {got.shape}: one dot product per row of x"
+        yield (
+            f"for 200 rows the result should have shape (200,), not {got.shape}: one dot product per row of "
+            "x"
+        )
     if got.dtype != bool:
-        yield f"the result should be true or false, not {got.dtype}: the probe says yes where its score is above 0"
+        yield (
+            f"the result should be true or false, not {got.dtype}: the probe says yes where its score is "
+            "above 0"
+        )
     if (got == (x[:, 3] > 0)).all() or (got == (x[:, 3] - 3 > 0)).all() or (got == (2 * x[:, 3] > 0)).all():
         yield "did you leave out the slope or the bias? score = slope * (x . direction) + bias"
     if (got == ~truth).all():
@@ -192,26 +208,36 @@ def predict(answer: Callable) -> Iterator[str]:
 
 @exercise("no score is on both sides, and another seed draws another split")
 def grouped_split(answer: Callable) -> Iterator[str]:
-    """02: `answer(groups, share, seed)` says which clips are for testing: bool [n], whole groups, about that share."""
+    """02: `answer(groups, share, seed)` says which clips test: bool [n], whole groups, about that share."""
     groups = np.repeat([f"{i:05d}" for i in range(40)], 6)
     got = answer(groups, 0.25, 0)
     if got is None:
         yield EMPTY
     got = np.asarray(got)
     if got.shape != groups.shape or got.dtype != bool:
-        yield f"for 240 clips the result should be 240 times true or false, not {got.dtype} of shape {got.shape}"
+        yield (
+            f"for 240 clips the result should be 240 times true or false, not {got.dtype} of shape "
+            f"{got.shape}"
+        )
     torn = [g for g in np.unique(groups) if len(set(got[groups == g])) > 1]
     if torn:
         yield (
-            f"{len(torn)} of 40 scores are on both sides ({torn[0]} is one): a probe could know the tune by heart. "
+            f"{len(torn)} of 40 scores are on both sides ({torn[0]} is one): a probe could know the tune by "
+            "heart. "
             "Draw scores, then take all their clips"
         )
     if not 0.15 <= got.mean() <= 0.35:
-        yield f"{got.mean():.0%} of the clips are for testing, and 25 % were asked for: is true training or testing?"
+        yield (
+            f"{got.mean():.0%} of the clips are for testing, and 25 % were asked for: is true training or "
+            "testing?"
+        )
     if (got == np.asarray(answer(groups, 0.25, 1))).all():
         yield "seeds 0 and 1 give the same split: make a generator from the seed"
     if (got != np.asarray(answer(groups, 0.25, 0))).any():
-        yield "the same seed gives another split each time: make a generator from the seed, inside the function"
+        yield (
+            "the same seed gives another split each time: make a generator from the seed, inside the "
+            "function"
+        )
 
 
 @exercise("the layer was chosen without looking at the fold that is reported")
@@ -226,13 +252,17 @@ def honest_score(answer: Callable) -> Iterator[str]:
     truth = np.mean([grid.loc[f, grid.drop(f).mean().idxmax()] for f in grid.index])
     if np.isclose(got, grid.mean().max()):
         yield (
-            "this is the best layer's mean. The layers of this table differ by luck only, and the best of 12 looks "
+            "this is the best layer's mean. The layers of this table differ by luck only, and the best of 12 "
+            "looks "
             f"like {got:.2f} where the truth is 0.50: choose the layer on the other folds"
         )
     if np.isclose(got, grid.max(axis=1).mean()):
         yield f"this takes the best layer of each fold on that very fold ({got:.2f}, where the truth is 0.50)"
     if not np.isclose(got, truth):
-        yield f"expected {truth:.4f}, not {float(got):.4f}: for each fold, the layer with the best mean on the others"
+        yield (
+            f"expected {truth:.4f}, not {float(got):.4f}: for each fold, the layer with the best mean on the "
+            "others"
+        )
 
 
 @exercise("the more dimensions, the less two random directions share")
@@ -246,9 +276,15 @@ def band_width(answer: float, width: float) -> Iterator[str]:
         yield f"a number of dimensions is a whole number of 2 or more, not {answer:g}"
     band = null_cosine(int(answer))[1]
     if np.isclose(answer, 1.96 / width, rtol=0.1):
-        yield f"there the band is still +-{band:.2f}: it narrows with the square root of the number of dimensions"
+        yield (
+            f"there the band is still +-{band:.2f}: it narrows with the square root of the number of "
+            "dimensions"
+        )
     if not np.isclose(band, width, rtol=0.05):
-        yield f"in {answer:g} dimensions the band is +-{band:.3f}, so {'more' if band > width else 'fewer'} are wanted"
+        yield (
+            f"in {answer:g} dimensions the band is +-{band:.3f}, so {'more' if band > width else 'fewer'} "
+            "are wanted"
+        )
 
 
 @exercise("what a read-out reacts to is not what it is made of")
@@ -300,7 +336,7 @@ def without(answer: Callable) -> Iterator[str]:
 
 @exercise("the first strength that breaks the music ends the search, however good a later one looks")
 def strength_to_use(answer: Callable) -> Iterator[str]:
-    """04: `answer(table, limit)` is the strength with the most success before `nll` first exceeds the limit."""
+    """04: `answer(table, limit)` is the strength of most success before `nll` first exceeds the limit."""
     table = pd.DataFrame(
         {"strength": [0.1, 0.2, 0.4, 0.8], "success": [0.2, 0.7, 0.9, 1.0], "nll": [4.0, 4.1, 5.5, 3.0]}
     )
@@ -308,7 +344,10 @@ def strength_to_use(answer: Callable) -> Iterator[str]:
     if got is None:
         yield EMPTY
     if np.isclose(got, 0.8):
-        yield "0.8 comes after the music broke at 0.4: its low nll may be that of a loop. Stop at the first break"
+        yield (
+            "0.8 comes after the music broke at 0.4: its low nll may be that of a loop. Stop at the first "
+            "break"
+        )
     if np.isclose(got, 0.4):
         yield "at 0.4 the nll is 5.5, above the limit of 4.5. Did you look at success only?"
     if not np.isclose(got, 0.2):
@@ -336,12 +375,15 @@ def surprise(answer: Callable) -> Iterator[str]:
     if got[3] > 1 + 1e-9:
         yield f"a p value of {got[3]:.2f}: the middle was counted twice, so take 1 at most"
     if not np.allclose(got, truth):
-        yield f"15 of 20 should give {truth[0]:.4f}, not {got[0]:.4f}: add up the chances of all counts as rare as this"
+        yield (
+            f"15 of 20 should give {truth[0]:.4f}, not {got[0]:.4f}: add up the chances of all counts as "
+            "rare as this"
+        )
 
 
 @exercise("whole listeners were drawn, so answers that hang together stay together")
 def draw_listeners(answer: Callable) -> Iterator[str]:
-    """05: `answer(table, rng)` draws listeners with replacement; a listener drawn twice brings its rows twice."""
+    """05: `answer(table, rng)` draws listeners with replacement; one drawn twice brings its rows twice."""
     table = pd.DataFrame({"listener": np.repeat(["a", "b", "c", "d", "e", "f"], 4), "chosen": np.arange(24)})
     got = [answer(table, np.random.default_rng(seed)) for seed in range(20)]
     if any(g is None for g in got):
@@ -374,12 +416,15 @@ def chance_of(answer: Callable) -> Iterator[str]:
     if not np.isclose(got[1] + got[2], 1):
         yield "one of the two is always chosen: the chances of a over b and of b over a should add up to 1"
     if not np.allclose(got, truth):
-        yield f"a difference of 1 should give {truth[1]:.3f}, not {got[1]:.3f}: log odds of 1 are odds of e to 1"
+        yield (
+            f"a difference of 1 should give {truth[1]:.3f}, not {got[1]:.3f}: log odds of 1 are odds of e to "
+            "1"
+        )
 
 
 @exercise("what was cut from one song stays together")
 def song_of(answer: Callable) -> Iterator[str]:
-    """06: `answer(path)` names the song of a file called `artist - title (take 2).wav`, in whatever folder it lies."""
+    """06: `answer(path)` names the song of a file called `artist - title (take 2).wav`, in any folder."""
     takes = ("rock/Ada - Rain (take 1).wav", "live/rock/Ada - Rain (take 12).flac")
     one, two = (answer(path) for path in takes)
     if one is None:
@@ -394,7 +439,7 @@ def song_of(answer: Callable) -> Iterator[str]:
 
 @exercise("pairs share their random numbers, and what they share drops out")
 def paired_error(answer: Callable) -> Iterator[str]:
-    """06: `answer(steered, twin)` is the standard error of the mean difference; row i of both has the same seed."""
+    """06: `answer(steered, twin)` is the standard error of the mean difference; rows i have one seed."""
     rng = np.random.default_rng(0)
     shared = rng.normal(0, 3, 12)
     a, b = shared + rng.normal(1, 0.3, 12), shared + rng.normal(0, 0.3, 12)
@@ -404,13 +449,19 @@ def paired_error(answer: Callable) -> Iterator[str]:
     apart = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 12)
     difference = (a - b).std(ddof=1)
     if np.isclose(got, apart, rtol=0.06):
-        yield f"this forgets that the rows are pairs: {apart:.2f}, where the differences alone give a tenth of it"
+        yield (
+            f"this forgets that the rows are pairs: {apart:.2f}, where the differences alone give a tenth of "
+            "it"
+        )
     if np.isclose(got, difference, rtol=0.06):
         yield "this is the spread of one difference; the mean of n is known better by the square root of n"
     if np.isclose(got, (a - b).mean()):
         yield "this is the mean difference itself; how far may it be off?"
     if not np.isclose(got, difference / np.sqrt(12), rtol=0.06):
-        yield f"expected {difference / np.sqrt(12):.3f}, not {float(got):.3f}: spread of the differences over sqrt(n)"
+        yield (
+            f"expected {difference / np.sqrt(12):.3f}, not {float(got):.3f}: spread of the differences over "
+            "sqrt(n)"
+        )
 
 
 @exercise("half the width costs four times the clips")
@@ -421,4 +472,7 @@ def half_as_wide(answer: float, clips: int) -> Iterator[str]:
     if answer == 2 * clips:
         yield f"twice the clips make it narrower by the square root of 2, to {2**-0.5:.0%} of the width"
     if answer != 4 * clips:
-        yield f"{answer:g} clips instead of {clips} give {(clips / max(answer, 1e-9)) ** 0.5:.0%} of the width, roughly"
+        yield (
+            f"{answer:g} clips instead of {clips} give {(clips / max(answer, 1e-9)) ** 0.5:.0%} of the "
+            "width, roughly"
+        )

@@ -1,5 +1,4 @@
-"""A real browser before a real JupyterLab or voila, for tests: both on loopback only, both closed when the
-block ends.
+"""A real browser before a real JupyterLab or voila, for tests: on loopback only, closed when the block ends.
 
     with jupyterlab(folder) as address, browser() as chrome, page(chrome) as tab:
         open_notebook(tab, address, "take.ipynb")
@@ -31,7 +30,7 @@ PATIENCE = 150  # s, for a server or a kernel on a busy machine
 
 @dataclasses.dataclass
 class Seen:
-    """What a page asked for and complained of: requested addresses, refused ones, websocket frames, page errors."""
+    """What a page asked for and complained of: addresses, refused ones, websocket frames, page errors."""
 
     requests: list[str] = dataclasses.field(default_factory=list)
     refused: list[str] = dataclasses.field(default_factory=list)
@@ -48,7 +47,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _server(arguments: list[str], folder: Path, port: int, probe: str) -> Iterator[None]:
-    """Run a Jupyter server with settings of its own until the block ends; its log is shown if it doesn't start."""
+    """Run a Jupyter server with its own settings until the block ends; shows its log if it doesn't start."""
     home = folder / ".jupyter-test"
     env = {
         **os.environ,
@@ -144,10 +143,7 @@ def browser() -> Iterator:
 
 @contextlib.contextmanager
 def page(chrome, **options) -> Iterator:
-    """A fresh page with cookies of its own; `tab.seen` is a `Seen`.
-
-    What would leave the machine is refused.
-    """
+    """A fresh page with its own cookies; `tab.seen` is a `Seen`. What would leave the machine is refused."""
     context = chrome.new_context(**{"viewport": {"width": 1000, "height": 900}, **options})
     tab, seen = context.new_page(), Seen()
 

@@ -1,4 +1,4 @@
-"""Small sounds for listening tests: one pitch per condition, so that a test can tell which is which by ear."""
+"""Small sounds for listening tests: one pitch a condition, so that a test tells which is which by ear."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def clip(hertz: float, seconds: float = 1.5, gain: float = 0.2, seed: int = 0) -
 
 
 def conditions(names=("steered", "unsteered"), items: int = 2, seconds: float = 1.5) -> dict:
-    """Item k of a condition is its pitch times (1 + k / 50); the conditions differ in loudness by a factor of 2."""
+    """Item k of a condition is its pitch times (1 + k / 50); conditions differ in loudness by a factor 2."""
     return {
         name: [
             clip(PITCH[name] * (1 + k / 50), seconds, 0.1 * (1 + n), seed=10 * n + k) for k in range(items)

@@ -1,10 +1,10 @@
-"""Blind listening tests: whether people hear what was steered, by a rule written down before anyone has answered.
+"""Blind listening tests: do people hear what was steered? By a rule written down before anyone has answered.
 
 | | modules |
 |---|---|
 | what users call | `test` (`ms.ListeningTest`); `page` shows a test by voila, without code |
-| before the test | `design` (clips, order, sides, screening) `power` (how many listeners) `simulation` (made up) |
-| while it is taken | `widget` (with `player.js`, `widget.js`, `widget.css`) `session` `answers`; `jupyter/` for voila |
+| before the test | `design` (clips, order, sides, screening) `power` (how many listeners) `simulation` |
+| while it is taken | `widget` (with its `.js` and `.css`) `session` `answers`; `jupyter/` for voila |
 | after it | `analysis` `stats` `charts` `export` |
 """
 

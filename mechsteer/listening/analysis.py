@@ -1,4 +1,4 @@
-"""From answers to tables: made tidy, screened by the rule of the plan, and analysed; one call for all three."""
+"""From answers to tables: made tidy, screened by the rule of the plan, analysed; one call for all three."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ def tidy(lines: Sequence[dict], design: Design) -> pd.DataFrame:
 
     Returns
     -------
-    pd.DataFrame with the columns listener (L01, or S01 for a simulated one), name, simulated, stage, trial, item,
-    repeat, time, seconds, switches, and
-    for forced choice, one row per answer: left, right (conditions heard as A and B), choice (the letter), chosen (the
-    condition), x and correct (ABX and headphone check);
+    pd.DataFrame with the columns listener (L01, or S01 for a simulated one), name, simulated, stage, trial,
+    item, repeat, time, seconds, switches, and for forced choice, one row per answer: left, right (conditions
+    heard as A and B), choice (the letter), chosen (the condition), x and correct (ABX and headphone check);
     for ratings, one row per slider: position (0 is A), condition, rating.
     """
     names = {line["listener"]: line for line in lines if line["kind"] == "listener"}
@@ -68,8 +67,8 @@ def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None)
 
     Returns
     -------
-    pd.DataFrame: listener, answered (share of the test), headphones_wrong, one_side, repeats_agree (NaN where too few
-    answers tell), kept, and why not.
+    pd.DataFrame: listener, answered (share of the test), headphones_wrong, one_side, repeats_agree (NaN where
+    too few answers tell), kept, and why not.
     """
     rule = rule or design.screening
     exceeds = lambda a, b: a is not None and b is not None and a > b
@@ -111,8 +110,8 @@ class Analysis:
     ----------
     results : `stats.preferences`, `stats.discrimination` or `stats.ratings` over the kept listeners
     strengths : `stats.bradley_terry` for preferences over three or more conditions, else None
-    agreement : Krippendorff's alpha between the kept listeners: on the condition chosen or, in ABX, on which trials are
-        told rightly, both against chance within each pair of conditions; or on the ratings
+    agreement : Krippendorff's alpha between the kept listeners: on the condition chosen or, in ABX, on which
+        trials are told rightly, both against chance within each pair of conditions; or on the ratings
     listeners : `screen`, one row per listener
     answers : the tidy answers, all of them
     simulated : whether any answer is a simulated listener's; then every table, figure and text says so
@@ -145,7 +144,7 @@ class Analysis:
         return found
 
     def save(self, folder: str | Path, prefix: str = "listening", **provenance) -> list[Path]:
-        """Write every figure as picture, page and numbers, and the screening as CSV (see `plots.save_figure`)."""
+        """Write every figure as `ms.save_figure` does (picture, page, numbers), and the screening as CSV."""
         from ..show.saving import save_figure
 
         facts = {
@@ -170,7 +169,10 @@ class Analysis:
         import html
 
         note = "; by another screening rule than the plan's" if self.rule_changed else ""
-        head = f"<p><b>{html.escape(self.design.question)}</b> {self.who}, agreement {self.agreement:.2f}{note}</p>"
+        head = (
+            f"<p><b>{html.escape(self.design.question)}</b> {self.who}, agreement "
+            f"{self.agreement:.2f}{note}</p>"
+        )
         tables = [self.results, *([self.strengths] if self.strengths is not None else [])]
         return head + "".join(table.round(3).to_html(index=False) for table in tables)
 

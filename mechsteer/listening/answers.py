@@ -1,5 +1,4 @@
-"""The answers of a listening test: one append-only file, a line each, on the disk before the next trial
-shows.
+"""The answers of a listening test: one append-only file, each line on the disk before the next trial shows.
 
 `answers.jsonl` holds two kinds of lines: `listener` (a name and the number it got, which decides the order of
 that listener's trials) and `answer`. Nothing is ever changed or deleted. A lock makes reading, checking and
@@ -24,8 +23,7 @@ LONGEST_NAME = 80
 
 
 def clean_name(name: str) -> str:
-    """A listener's name as it is stored: any text, composed (NFC), inner blanks single, without control
-    characters.
+    """A listener's name as it is stored: any text, composed (NFC), single blanks, no control characters.
 
     Raises
     ------
@@ -42,7 +40,7 @@ def clean_name(name: str) -> str:
 
 
 class AnswerStore:
-    """Answers of one test in `path`; every method opens, locks and closes the file, so nothing is held in between."""
+    """Answers of one test in `path`; every method opens, locks and closes the file."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -78,8 +76,7 @@ class AnswerStore:
         return known[name]
 
     def add(self, listener: int, trial: str, answer: dict) -> bool:
-        """Write one answer and wait until it is on the disk; False, with nothing written, if that trial has
-        one.
+        """Write one answer and wait until it is on the disk; False, with nothing written, if there is one.
 
         Parameters
         ----------
@@ -115,7 +112,8 @@ class AnswerStore:
                 damaged += 1
         if damaged:
             warnings.warn(
-                f"{damaged} line(s) of {self.path.name} are damaged and were skipped; {len(found)} are whole.",
+                f"{damaged} line(s) of {self.path.name} are damaged and were skipped; {len(found)} are "
+                "whole.",
                 stacklevel=4,
             )
         return found

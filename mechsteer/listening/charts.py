@@ -101,5 +101,8 @@ def _dots(labels, middle, lo, hi, x: str, span: tuple[float, float] | None, null
 
 
 def _titled(fig: go.Figure, title: str, who: str) -> go.Figure:
-    text = f"{title}<br><span style='font-size:13px;color:{plots.GREY}'>{who}; 95 % intervals by listener and item</span>"
+    text = (
+        f"{title}<br><span style='font-size:13px;color:{plots.GREY}'>{who}; 95 % intervals by listener and "
+        "item</span>"
+    )
     return fig.update_layout(title_text=text)

@@ -33,8 +33,8 @@ class Screening:
     ----------
     headphones_wrong : at most so many wrong answers in the headphone check
     one_side : at most this share of forced choices on the same side (from 8 answers on)
-    repeats_agree : at least this share of repeated trials answered alike (from 2 repeats on). Off by default: whoever
-        hears no difference answers at random there too, so the rule favours those who hear one
+    repeats_agree : at least this share of repeated trials answered alike (from 2 repeats on). Off by default:
+        whoever hears no difference answers at random there too, so the rule favours those who hear one
     answered : at least this share of the test answered
     """
 
@@ -136,8 +136,7 @@ def _rating(design: Design, rng: np.random.Generator, listener: int) -> list[Tri
 
 
 def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], list[str], int]:
-    """Clips of every condition, matched by position, at one rate, one number of channels and one length per
-    item.
+    """Clips of every condition, matched by position, at one rate, number of channels, and length per item.
 
     Parameters
     ----------
@@ -145,12 +144,13 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
 
     Returns
     -------
-    clips (name -> list of (channel, sample)), item names, sample rate in Hz. Shorter clips of an item end in silence,
-    so that no length gives them away.
+    clips (name -> list of (channel, sample)), item names, sample rate in Hz. Shorter clips of an item end in
+    silence, so that no length gives them away.
 
     Raises
     ------
-    ValueError  for fewer than two conditions, unequal numbers of clips, or generations whose seeds don't match.
+    ValueError for fewer than two conditions, unequal numbers of clips, or generations whose seeds don't
+    match.
     """
     if len(conditions) < 2 or not all(isinstance(name, str) and name.strip() for name in conditions):
         raise ValueError(

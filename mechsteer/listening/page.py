@@ -1,5 +1,4 @@
-"""Show a listening test as a page of its own, by voila: `python -m mechsteer.listening.page
-data/listening/guitar`.
+"""Show a test as a page of its own, by voila: `python -m mechsteer.listening.page data/listening/guitar`.
 
 On this machine only unless told otherwise; any number of listeners may come, each visit gets its own kernel.
 The page asks for nothing from other servers.

@@ -29,17 +29,20 @@ def power(
 
     Parameters
     ----------
-    preference : share of choices for the favoured condition over all listeners and items (0.5 gives the false alarms).
+    preference : share of choices for the favoured condition over all listeners and items (0.5 gives the false
+        alarms).
     listeners : numbers of listeners to try, each at least 2.
     items : pairs that each listener judges once; at least 2.
-    listener_sd, item_sd : how much listeners and items differ, in log odds. 0.5 means that among listeners whose mean
-        is 65 %, two thirds lie between 53 and 76 %. 0 is the optimist's case.
+    listener_sd, item_sd : how much listeners and items differ, in log odds. 0.5 means that among listeners
+        whose mean is 65 %, two thirds lie between 53 and 76 %. 0 is the optimist's case.
     alpha : two-sided level of the test. A test that asks k questions at once (`p_holm`) sees the first at
-    0.05 / k. runs : simulated tests per row; the simulation's own error is at most 0.5 / sqrt(runs).
+        0.05 / k.
+    runs : simulated tests per row; the simulation's own error is at most 0.5 / sqrt(runs).
 
     Returns
     -------
-    pd.DataFrame, one row per number: listeners, answers (in all), power, error (one standard error of `power`).
+    pd.DataFrame, one row per number: listeners, answers (in all), power, error (one standard error of
+    `power`).
 
     Raises
     ------
@@ -88,7 +91,8 @@ def listeners_needed(preference: float = 0.65, target: float = 0.8, most: int = 
 
     Raises
     ------
-    ValueError  if `most` listeners don't reach it: where items differ, listeners can't stand in for more items.
+    ValueError if `most` listeners don't reach it: where items differ, listeners can't stand in for more
+    items.
     """
     reach = lambda n: float(power(preference, [n], **options)["power"].iloc[0])
     low, high = 2, min(4, most)
@@ -103,7 +107,7 @@ def listeners_needed(preference: float = 0.65, target: float = 0.8, most: int = 
 
 
 def binomial_power(preference: float, answers: int, alpha: float = 0.05) -> float:
-    """Exact power of the two-sided binomial test against 0.5 with independent answers: one per listener, say."""
+    """Exact power of the two-sided binomial test against 0.5 with independent answers, as one a listener."""
     from scipy.stats import binom
 
     k = np.arange(answers + 1)
@@ -112,7 +116,7 @@ def binomial_power(preference: float, answers: int, alpha: float = 0.05) -> floa
 
 
 def _centre(preference: float, sd: float) -> float:
-    """The log odds around which normal differences of `sd` average out to this preference, by Gauss-Hermite."""
+    """Log odds around which normal differences of `sd` average out to this preference, by Gauss-Hermite."""
     from scipy.optimize import brentq
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(31)

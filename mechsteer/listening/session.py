@@ -23,7 +23,7 @@ FADE = 0.01  # s, at both ends of a clip, so that loops don't click
 
 
 class Session:
-    """State of one page; `handle(message)` returns what to show and the sounds for it, as the bytes of wav files."""
+    """State of one page; `handle(message)` returns what to show and its sounds, as the bytes of wav files."""
 
     def __init__(self, design: Design, folder: Path):
         self.design, self.folder = design, Path(folder)
@@ -163,8 +163,7 @@ class Session:
 
 
 def headphone_tone(condition: str, rate: int = 44100) -> np.ndarray:
-    """One second of 200 Hz as (channel, sample): `full`, `quiet` (6 dB less) or `antiphase` (right channel
-    inverted).
+    """One second of 200 Hz, (channel, sample): `full`, `quiet` (6 dB less) or `antiphase` (right inverted).
 
     Over loudspeakers the antiphase tone nearly cancels and seems the quietest; over headphones `quiet` is.
 

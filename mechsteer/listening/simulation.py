@@ -1,5 +1,4 @@
-"""Listeners who aren't there: answers by rule, to try out a design and an analysis. Marked as simulated,
-always.
+"""Listeners who aren't there: answers by rule, to try out design and analysis. Always marked as simulated.
 
 The rule: each listener has a strength for every condition (the stated one, plus the listener's and the item's
 own deviation), and chooses between two clips with the probability 1 / (1 + exp(difference)). Nothing is
@@ -31,8 +30,8 @@ def simulate(
     Parameters
     ----------
     strengths : condition -> log odds; default 0 for all, so that nothing but chance decides.
-    listener_sd, item_sd : how much the difference between two conditions varies with the listener and with the item,
-        in log odds, as in `listening.power.power`.
+    listener_sd, item_sd : how much the difference between two conditions varies with the listener and with
+        the item, in log odds, as in `listening.power.power`.
     careless : so many of the listeners always answer A (or 100), and guess in the headphone check.
 
     In ABX, X is told rightly with the probability 1 / (1 + exp(-|difference|)). Ratings are 50 + 12 strength

@@ -37,8 +37,7 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of a statistic when the units in `by` are drawn with replacement, each
-    independently.
+    """Percentile interval of a statistic when the units in `by` are drawn with replacement, independently.
 
     Parameters
     ----------
@@ -109,7 +108,7 @@ def crossed_test(table: pd.DataFrame, value: str, null: float = 0.5) -> dict[str
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's adjustment of several p values: the chance of any false alarm among them stays below the level."""
+    """Holm's adjustment of several p values: the chance of any false alarm stays below the level."""
     p = np.asarray(p, float)
     order = np.argsort(p)
     adjusted = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
@@ -154,9 +153,10 @@ def preferences(answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, s
 
     Returns
     -------
-    pd.DataFrame, one row per pair: condition, over, share (of answers for `condition`), lo, hi (drawn by listener and
-    item), p (`crossed_test`), p_holm (over the pairs), answers, listeners, items, and, as if every answer were
-    independent, wilson_lo, wilson_hi, p_binomial. The pair's first name is the one that comes first in the alphabet.
+    pd.DataFrame, one row per pair: condition, over, share (of answers for `condition`), lo, hi (drawn by
+    listener and item), p (`crossed_test`), p_holm (over the pairs), answers, listeners, items, and, as if
+    every answer were independent, wilson_lo, wilson_hi, p_binomial. The pair's first name is the one that
+    comes first in the alphabet.
     """
     _need(answers, ["listener", "item", "left", "right", "chosen"])
     rows = []
@@ -172,8 +172,7 @@ def preferences(answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, s
 def discrimination(
     answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """How often X was told rightly in ABX, per pair of conditions; columns as in `preferences`, chance is
-    0.5.
+    """How often X was told rightly in ABX, per pair of conditions: columns as in `preferences`, chance 0.5.
 
     `answers` has the columns listener, item, left, right and correct. Not being told apart is no proof of
     sameness: read the interval's upper end.
@@ -196,16 +195,18 @@ def bradley_terry(
     Parameters
     ----------
     answers : as in `preferences`.
-    half : this many wins are added each way to every pair that was compared, so that a condition that never lost gets a
-        finite strength (and so does every bootstrap draw). 0 is plain maximum likelihood.
+    half : this many wins are added each way to every pair that was compared, so that a condition that never
+        lost gets a finite strength (and so does every bootstrap draw). 0 is plain maximum likelihood.
 
     Returns
     -------
-    pd.DataFrame, one row per condition, strongest first: condition, strength (log odds, mean 0), lo, hi, answers.
+    pd.DataFrame, one row per condition, strongest first: condition, strength (log odds, mean 0), lo, hi,
+    answers.
 
     Raises
     ------
-    ValueError  if some conditions were never compared, even indirectly; or, with `half=0`, if one group always won.
+    ValueError if some conditions were never compared, even indirectly; or, with `half=0`, if one group always
+    won.
 
     Source: Bradley & Terry 1952, Biometrika 39; existence: Ford 1957; the added half: Haldane 1956.
     """
@@ -262,8 +263,7 @@ def _strengths(wins: np.ndarray) -> np.ndarray:
 def ratings(
     answers: pd.DataFrame, reference: str, boots: int = 1000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean rating of each condition, and its difference from the reference on the same item by the same
-    listener.
+    """Mean rating of each condition, and its difference from the reference, within item and listener.
 
     Parameters
     ----------
@@ -272,7 +272,8 @@ def ratings(
     Returns
     -------
     pd.DataFrame, one row per condition, highest first: condition, mean, lo, hi, difference, difference_lo,
-    difference_hi, p (`crossed_test` of the differences), p_holm, answers. The reference's own differences are NaN.
+    difference_hi, p (`crossed_test` of the differences), p_holm, answers. The reference's own differences are
+    NaN.
     """
     _need(answers, ["listener", "item", "condition", "rating"])
     grid = answers.pivot_table(index=["listener", "item"], columns="condition", values="rating")
@@ -317,9 +318,9 @@ def agreement(values: pd.DataFrame, kind: str = "nominal", within: Sequence | No
     ----------
     values : listeners down, what was judged across; NaN where a listener didn't answer.
     kind : "nominal" (choices) or "interval" (ratings).
-    within : one label per column. Chance then deals answers out anew among columns with the same label only. Needed
-        where columns offer different answers, as trials on different pairs of conditions do: nobody can
-        choose what isn't offered, so chance over all columns together would disagree too much, and alpha
+    within : one label per column. Chance then deals answers out anew among columns with the same label only.
+        Needed where columns offer different answers, as trials on different pairs of conditions do: nobody
+        can choose what isn't offered, so chance over all columns together would disagree too much, and alpha
         among coin-flippers would be above 0. Default: any answer could have been given in any column.
 
     Chance keeps the shares (per label): listeners who choose one condition in 3 of 4 trials, each in other

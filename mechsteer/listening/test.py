@@ -1,9 +1,9 @@
 """Blind listening tests in a notebook: set up, take, analyse, hand on.
 
     test = ms.ListeningTest({"steered": steered, "unsteered": plain}, "Which sounds more like guitar?",
-    name="guitar") test.take()        # the page, in JupyterLab; `voila` shows the notebook take.ipynb in the
-    test's folder test.analyse()     # tables and figures, by the screening rule that was written down before
-    anyone answered
+    name="guitar") test.take() # the page, in JupyterLab; `voila` shows the notebook take.ipynb in the test's
+    folder test.analyse() # tables and figures, by the screening rule that was written down before anyone
+    answered
 
 A test is a folder: `design.json` (the plan and which sound is which), `stimuli/` (loudness-matched, under
 random names), `answers.jsonl` (append-only) and `take.ipynb` (the page).
@@ -32,8 +32,7 @@ __all__ = ["ListeningTest"]
 
 
 class ListeningTest:
-    """A blind listening test over clips matched by position: the same seeds, or the same source, in each
-    condition.
+    """A blind listening test over clips matched by position: the same seeds, or source, in each condition.
 
     Parameters
     ----------
@@ -70,8 +69,8 @@ class ListeningTest:
 
     Raises
     ------
-    ValueError  for clips that don't match, a silent clip, an unknown option, or a folder that holds answers to another
-        test. The same call again finds its folder and goes on.
+    ValueError for clips that don't match, a silent clip, an unknown option, or a folder that holds answers to
+        another test. The same call again finds its folder and goes on.
     """
 
     def __init__(
@@ -129,7 +128,8 @@ class ListeningTest:
                 return
             if AnswerStore(self.folder / "answers.jsonl").lines():
                 raise ValueError(
-                    f"{self.folder} holds answers to a test with other clips or options: choose another name, or take "
+                    f"{self.folder} holds answers to a test with other clips or options: choose another "
+                    "name, or take "
                     "that test up with ListeningTest.open(folder)"
                 )
             shutil.rmtree(self.folder / "stimuli")

@@ -1,7 +1,7 @@
 """Read captions: from words to attributes.
 
-`VOCABULARY` maps each phrase to a (slot, value). `parse` reads any text: phrases it knows become slot values,
-filler is passed over, every other word is reported.
+`VOCABULARY` maps each phrase to a (slot, value). `parse` reads
+any text: phrases it knows become slot values, filler is passed over, every other word is reported.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _PHRASES = {
     },
     "drums": {
         True: "drums, with drums, drum kit, drum set, drummer, drum beat, beat, with a beat, percussion",
-        False: "no drums, without drums, drumless, no drum kit, without a drum kit, without any drums, no beat, "
-        "without a beat, no percussion, without percussion, no drummer, without a drummer",
+        False: "no drums, without drums, drumless, no drum kit, without a drum kit, without any drums, "
+        "no beat, without a beat, no percussion, without percussion, no drummer, without a drummer",
     },
     "tempo": {
         "slow": "slow, slowly, slow tempo, unhurried, leisurely, downtempo, adagio",
-        "medium": "medium tempo, mid tempo, moderate, moderate tempo, moderately paced, walking pace, andante, "
-        "medium paced",
+        "medium": "medium tempo, mid tempo, moderate, moderate tempo, moderately paced, walking pace, "
+        "andante, medium paced",
         "fast": "fast, quick, uptempo, up tempo, rapid, fast tempo, lively, presto",
     },
     "mode": {"major": "major, major key, major mode", "minor": "minor, minor key, minor mode"},
@@ -61,13 +61,15 @@ VOCABULARY: Mapping[str, tuple[str, object]] = {
     for accidental, shift in (("sharp", 1), ("flat", -1))
 }
 """Phrase (lower case, single spaces) -> (slot, value). Bare note letters ("in C minor", "key of G") and
-numbers of bpm need their neighbours, so `parse` reads them by rule.
-"""
+numbers of bpm need their neighbours, so `parse` reads them by rule. """
 
 _FILLER = (
-    "a an the this that it its is are was be with and or of in on at by for to from as some please very quite rather "
-    "tune piece music song track clip melody line lead leads leading led solo solos soloist instrument instrumental "
-    "played plays playing play player performed featuring features style genre key tempo speed pace paced dynamics "
+    "a an the this that it its is are was be with and or of in on at by for to from as some please very "
+    "quite rather "
+    "tune piece music song track clip melody line lead leads leading led solo solos soloist instrument "
+    "instrumental "
+    "played plays playing play player performed featuring features style genre key tempo speed pace paced "
+    "dynamics "
     "volume register range pitched mode bpm beats per minute about around kind sort where there "
     "section sounds sounding like make me give short"
 )
@@ -87,10 +89,10 @@ def parse(text: str) -> tuple[dict[str, list], list[str]]:
 
     Returns
     -------
-    attributes : slot -> list of values in order of mention, without repeats. Values: strings; bool for drums; 0-11 for
-        tonic; tempo is a class word or a float in bpm ("96 bpm", "96 beats per minute").
+    attributes : slot -> list of values in order of mention, without repeats. Values: strings; bool for drums;
+        0-11 for tonic; tempo is a class word or a float in bpm ("96 bpm", "96 beats per minute").
     unknown : words that are neither vocabulary nor filler, in order, once each. A number without bpm is
-    unknown.
+        unknown.
     """
     text = text.lower()
     for pattern, replacement in _SPELLINGS:
@@ -124,8 +126,7 @@ def _match(words, i):
         rest = words[i + 1 : i + 3]
         shift = {"sharp": 1, "flat": -1}.get(rest[0] if rest else "", 0)
         following = rest[1 if shift else 0 :][:1]
-        # "a" and other lone letters are notes only where a key is named: "in A minor", "A flat", "F#", "key
-        # of D"
+        # "a" and other lone letters are notes only where a key is named: "in A minor", "F#", "key of D"
         keyed = following in (["major"], ["minor"]) and not _key_word(words, i, shift)
         if sharp or shift or keyed or words[max(i - 2, 0) : i] == ["key", "of"]:
             return 1 + bool(shift), "tonic", (_NOTES[note] + sharp + shift) % 12

@@ -3,14 +3,12 @@
 An audiocraft `CompressionModel`, so that audiocraft's MusicGen takes it as it takes EnCodec. Three parts:
 
 - encoder: log-magnitudes at three resolutions (a long window for pitch, short ones for attacks), ConvNeXt
-  blocks, a
-  latent;
+  blocks, a latent;
 - audiocraft's `ResidualVectorQuantizer`;
 - decoder: ConvNeXt blocks that set the amplitudes and phase offsets of a bank of sinusoids at fixed
-  frequencies, the
-  equal-tempered semitones and the places of their 5th, 7th and 11th harmonics, and the gains of noise bands.
-  A pure tone is then a constant to predict, so a small network keeps pitch; a network that predicts phases of
-  an STFT has to learn to turn them.
+  frequencies, the equal-tempered semitones and the places of their 5th, 7th and 11th harmonics, and the gains
+  of noise bands. A pure tone is then a constant to predict, so a small network keeps pitch; a network that
+  predicts phases of an STFT has to learn to turn them.
 
 The idea of sinusoids plus filtered noise is DDSP's (Engel et al. 2020); ConvNeXt blocks at one frame rate are
 Vocos' (Siuzdak 2023).
@@ -46,10 +44,7 @@ class CodecConfig:
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a perceptron per frame, added to the input.
-
-    [B, T, C] to [B, T, C].
-    """
+    """Depthwise convolution over time, then a perceptron per frame, added to the input [B, T, C]."""
 
     def __init__(self, dim: int, kernel: int, expansion: int = 3):
         super().__init__()
@@ -65,7 +60,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 def triangles(centres: torch.Tensor, freqs: torch.Tensor, min_width: float) -> torch.Tensor:
-    """Triangular filters [band, bin] at `centres`, as wide as their neighbours' distance, at least `min_width` (Hz)."""
+    """Triangular filters [band, bin] at `centres`, as wide as their distance, at least `min_width` (Hz)."""
     width = torch.gradient(centres)[0].clamp(min=min_width)
     return (1 - (freqs[None] - centres[:, None]).abs() / width[:, None]).clamp(min=0)
 
@@ -82,7 +77,7 @@ def band_centres(bands: int, low: float, high: float) -> torch.Tensor:
 
 
 def oscillator_frequencies(sample_rate: int) -> torch.Tensor:
-    """Hz of the decoder's sinusoids: every semitone from E1; from G#3 up also -31, -14 and +20 cents from each."""
+    """Hz of the decoder's sinusoids: every semitone from E1; from G#3 up also -31, -14 and +20 cents off."""
     semitones = torch.arange(28, 120, dtype=torch.float64)
     upper = semitones[semitones >= 56]
     notes = torch.cat([semitones, upper - 0.31, upper - 0.14, upper + 0.20]).sort().values
@@ -91,10 +86,7 @@ def oscillator_frequencies(sample_rate: int) -> torch.Tensor:
 
 
 class Views(nn.Module):
-    """Standardised log-magnitudes of audio, all resolutions side by side.
-
-    [B, 1, sample] to [B, frame, feature].
-    """
+    """Audio [B, 1, sample] to standardised log-magnitudes [B, frame, feature] of all resolutions."""
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -155,7 +147,7 @@ class Synth(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, amplitude, phase, gain):
-        """amplitude, phase [B, N, osc] (linear, radians), gain [B, N, band] (linear) to audio [B, 1, 160 N]."""
+        """Linear amplitude, phase (radians) [B, N, osc], linear gain [B, N, band] to audio [B, 1, 160 N]."""
         B, N, _ = amplitude.shape
         step = torch.arange(N, device=amplitude.device)
         carrier = torch.remainder((step[:, None] + 0.5) * self.turns[None], 1.0).to(amplitude.dtype) * (
@@ -177,7 +169,7 @@ class Synth(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latents [B, latent, frame] to audio [B, 1, hop * frame]; `views` predicts the encoder's features."""
+    """Latents [B, latent, frame], quantised, to audio [B, 1, hop * frame]; `views` predicts the features."""
 
     def __init__(self, config: CodecConfig, n_features: int):
         super().__init__()

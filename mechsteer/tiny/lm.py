@@ -51,7 +51,7 @@ class LMConfig:
 
 
 class SlotConditioner(TextConditioner):
-    """Text to a vector per attribute: `tokenize` gives weights [B, item], `forward` [B, slot, dim] and a mask."""
+    """Text to a vector per slot: `tokenize` gives weights [B, item], `forward` [B, slot, dim] and a mask."""
 
     def __init__(self, output_dim: int, dim: int = 64):
         super().__init__(dim, output_dim)
@@ -103,8 +103,7 @@ class SlotConditioner(TextConditioner):
 
 
 def build_lm(config: LMConfig) -> LMModel:
-    """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to the text), at our
-    size.
+    """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to text), at our size.
 
     Unlike MusicGen's, its self-attention has rotary positions beside the sinusoids: what comes back after a
     beat or a bar is then as easily found at every place in a clip, which so short a training learns from

@@ -65,7 +65,8 @@ def _read(path: Path):
 
     if not path.is_file():
         raise MissingWeights(
-            f"no embedded model: {path} is missing. It is part of the repository (data/tiny); `make orchestra` and "
+            f"no embedded model: {path} is missing. It is part of the repository (data/tiny); `make "
+            "orchestra` and "
             "`make tiny` train it anew, in about four hours on two cores"
         )
     with safe_open(path, "pt") as file:

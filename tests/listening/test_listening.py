@@ -1,4 +1,4 @@
-"""Listening tests without a browser: the plan is balanced, the session blind, and answers survive anything."""
+"""Listening tests without a browser: the plan is balanced, the session blind, answers survive anything."""
 
 import io
 import json

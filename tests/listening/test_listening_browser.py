@@ -211,8 +211,7 @@ def test_jupyterlab_by_mouse_and_by_keyboard_with_a_reload_and_a_killed_kernel(c
         go_on(tab)
         state(tab, "trial-preference")
         by_mouse(tab, 0)
-        # JupyterLab's own shortcuts (a and b insert cells, x cuts them) don't act while the test has the
-        # focus
+        # JupyterLab's own shortcuts (a, b: insert cells; x: cut) don't act while the test has the focus
         by_keyboard(tab, 1)
         assert len(tab.locator(".jp-Cell").all()) == before
         command(tab, "docmanager:save")

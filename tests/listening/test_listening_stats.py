@@ -155,7 +155,7 @@ PAIRS = (("steered", "unsteered"), ("random", "unsteered"), ("steered", "prompt"
 
 
 def grid_of(choose, listeners: int = 18, items: int = 8) -> tuple[pd.DataFrame, list[int]]:
-    """Choices between each of PAIRS on each item by a rule (pair, item, listener) -> 0 or 1; and each column's pair."""
+    """Choices between PAIRS on each item by a rule (pair, item, listener) -> 0 or 1; each column's pair."""
     columns = [(k, item) for k in range(len(PAIRS)) for item in range(items)]
     rows = [[PAIRS[k][choose(k, item, n)] for k, item in columns] for n in range(listeners)]
     return pd.DataFrame(rows), [k for k, _ in columns]

@@ -110,7 +110,8 @@ def test_a_killed_writer_has_lost_nothing_it_was_told_was_written(tmp_path):
     import subprocess
     import sys
 
-    code = f"from test_listening_store import _write_for_ever; _write_for_ever({str(tmp_path / 'answers.jsonl')!r})"
+    call = f"_write_for_ever({str(tmp_path / 'answers.jsonl')!r})"
+    code = f"from test_listening_store import _write_for_ever; {call}"
     writer = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True
     )

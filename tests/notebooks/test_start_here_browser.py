@@ -23,7 +23,8 @@ CODE = "div.widget-vbox code"
 WIDE = {"width": 1500, "height": 1000}
 ALL_CELLS = """() => {
     const shown = window.jupyterapp.shell.currentWidget.content;
-    shown.notebookConfig = {...shown.notebookConfig, windowingMode: 'none'};  // cells out of sight stay on the page
+    // cells out of sight stay on the page
+    shown.notebookConfig = {...shown.notebookConfig, windowingMode: 'none'};
 }"""
 
 

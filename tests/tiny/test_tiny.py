@@ -99,7 +99,7 @@ def test_every_caption_word_is_in_the_conditioner():
 
 
 def test_training_resumes_where_it_was_killed(tmp_path):
-    """Killed at step 7 of 12 (checkpoint at every step), the run ends with the weights of an uninterrupted one."""
+    """Killed at step 7 of 12 (checkpoint at every step), the run ends with an uninterrupted one's weights."""
 
     class Killed(BaseException):
         pass
@@ -159,7 +159,7 @@ def test_training_loss_is_audiocrafts():
 
 @torch.no_grad()
 def test_slips_are_the_models_own_and_targets_stay_true():
-    """Rows without slips keep their loss; in the others the input, and nothing else, holds what the model draws."""
+    """Rows without slips keep their loss; in the others only the input holds what the model draws."""
     torch.manual_seed(0)
     lm = build_lm(LMConfig(dim=16, num_heads=2, num_layers=1, n_q=3, card=8)).eval()
     codes = torch.randint(0, 8, (3, 3, 10))

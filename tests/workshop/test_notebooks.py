@@ -14,8 +14,7 @@ from workshop.suite import notebooks
 from workshop.suite.notebook_text import answer, contents, cost, navigation, normalise, title
 
 STORED = notebooks.find()
-# Values for the cell tagged `parameters` that let a notebook run in seconds; every stored notebook has an
-# entry.
+# Values for the cell tagged `parameters` that let a notebook run in seconds; one entry a stored notebook.
 SMALL: dict[str, dict] = {
     "00_start_here": {"DURATION": 4.0, "START": 0.5, "SCORES": 3},
     "01_collect_activations": {"SCORES": 2},
@@ -146,8 +145,8 @@ def test_unknown_parameters_are_refused_before_anything_runs(tmp_path):
 def test_another_model_goes_to_its_own_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
-    draw = "import os, pathlib\nfolder = pathlib.Path(os.environ['MECHSTEER_FIGURES'])\nfolder.mkdir(parents=True)"
-    draw += "\n_ = (folder / '01_sizes.csv').write_text('# {}\\nn\\n1\\n')"
+    draw = "import os, pathlib\nfolder = pathlib.Path(os.environ['MECHSTEER_FIGURES'])"
+    draw += "\nfolder.mkdir(parents=True)\n_ = (folder / '01_sizes.csv').write_text('# {}\\nn\\n1\\n')"
     path = write(tmp_path / "notebooks/01_name.ipynb", "print('model:', MODEL)", draw)
     before = path.read_bytes()
     assert notebooks.main(["--model", "facebook/musicgen-small"]) == 0
@@ -267,7 +266,7 @@ def test_a_solution_is_folded(tmp_path):
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_every_notebook_has_exercises_with_a_check_and_a_solution_that_runs(path):
-    """An exercise's cell ends with `_ = checks.name(answer)`; its solution is the next cell, and asserts the same."""
+    """An exercise's cell ends with `_ = checks.name(answer)`; the next is its solution and asserts it."""
     cells = nbformat.read(path, 4).cells
     asked = [k for k, cell in enumerate(cells) if cell.cell_type == "code" and "\n_ = checks." in cell.source]
     assert 2 <= len(asked) <= 3

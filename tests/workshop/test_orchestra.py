@@ -1,4 +1,4 @@
-"""The composer keeps its promises, the captions say what they mean, the renderer forgets, the build resumes."""
+"""The composer keeps its promises, captions say what they mean, the renderer forgets, the build resumes."""
 
 import os
 
@@ -28,8 +28,7 @@ def renderer():
     return render.Renderer()
 
 
-# --- compose
-# ---------------------------------------------------------------------------------------------------------
+# --- compose ---
 
 
 def test_attributes_are_independent_and_uniform(scores):
@@ -114,8 +113,7 @@ def test_unknown_names_are_refused(scores):
         compose(scores[0], "piano", "polka")
 
 
-# --- captions
-# --------------------------------------------------------------------------------------------------------
+# --- captions ---
 
 
 def _all_labels(score, rng):
@@ -171,8 +169,7 @@ def test_free_text(text, attributes, unknown):
     assert captions.parse(text) == (attributes, unknown)
 
 
-# --- render and build
-# ------------------------------------------------------------------------------------------------
+# --- render and build ---
 
 
 def test_rendering_forgets_what_came_before(renderer, scores):

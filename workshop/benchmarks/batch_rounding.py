@@ -23,9 +23,7 @@ def main():
     dim, layers, heads, card, _, _ = SHAPES["tiny"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     prompts = ["slow jazz piano", "rock", "a violin solo", None] * (options.clips // 4)
-    print(
-        "| dtype | batch | clips that differ from the same clip alone | first frame that does | tokens per clip |"
-    )
+    print("| dtype | batch | clips that differ when alone | first frame that does | tokens per clip |")
     print("|---|---|---|---|---|")
     for dtype in ("float32", "bfloat16") + (("float16",) if device == "cuda" else ()):
         torch.manual_seed(0)

@@ -1,5 +1,4 @@
-"""How much memory does `collect` need beyond the loaded model, with more clips, longer clips, every frame,
-and audio?
+"""How much memory does `collect` need beyond the loaded model: many clips, long ones, every frame, audio?
 
     python benchmarks/collect_memory.py [--shape small|tiny] [--arms 2000x0.04 6x8 frames audio:4x10]
     [--threads 1]
@@ -94,9 +93,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = small() if given.shape == "small" else ms.load("tiny")
-    print(
-        f"{model}\n\n| arm | clips | MB before | MB beyond it, at the highest | s of processor |\n|---|---|---|---|---|"
-    )
+    print(f"{model}\n\n| arm | clips | MB before | MB beyond it, at the highest | s of processor |")
+    print("|---|---|---|---|---|")
     fork = multiprocessing.get_context("fork")
     for arm in given.arms:
         here, there = fork.Pipe(duplex=False)

@@ -1,5 +1,4 @@
-"""Does collecting cost more than running the model? Clips per second of `collect` against the bare forward
-pass.
+"""Does collecting cost more than running the model? Clips per second of `collect` against a forward pass.
 
     python benchmarks/collect_speed.py [--shape tiny|small] [--clips 64] [--seconds 8] [--rounds 3] [--threads
     1]

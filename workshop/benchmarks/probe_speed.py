@@ -7,8 +7,8 @@ activations, Adam at 5e-3, batches of 1,024, 250 epochs, cross-entropy or square
 classes. Kinder than theirs: batches are slices of one permutation instead of a DataLoader, nothing is
 evaluated while training, and one-hot targets are right. It chooses no penalty. Ours chooses one per label and
 fold, on inner folds, and its time holds that choice; the last line adds diff-of-means and shuffled controls,
-as `accuracy_by_layer` runs by default. Accuracy: classes with the largest score, mean over labels, layers and
-folds.
+as `accuracy_by_layer` runs by default.
+Accuracy: classes with the largest score, mean over labels, layers and folds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CLASSES = {
 
 
 def orchestra_like(clips: int, layers: int, width: int, seed: int = 0) -> xr.Dataset:
-    """Correlated features, a fingerprint per score (6 clips each), and eight class labels, clearer with depth."""
+    """Correlated features, a pattern per score (6 clips each), and eight class labels, clearer with depth."""
     rng = np.random.default_rng(seed)
     score = np.arange(clips) // 6
     labels = {name: rng.integers(0, k, clips) for name, k in CLASSES.items()}
@@ -120,7 +120,8 @@ def main() -> None:
         rows.append((name, seconds, every.groupby("method").score.mean().to_dict()))
 
     print(
-        f"{args.clips} clips, {args.layers} layers, width {args.width}, {args.folds} folds, {len(CLASSES)} labels",
+        f"{args.clips} clips, {args.layers} layers, width {args.width}, {args.folds} folds, {len(CLASSES)} "
+        "labels",
         end=", ",
     )
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads\n")

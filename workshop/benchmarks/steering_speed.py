@@ -1,5 +1,4 @@
-"""Steered generation against audiocraft's own unsteered generation: the same weights, length and batch, side
-by side.
+"""Steered generation against audiocraft's own unsteered one: same weights, length and batch, side by side.
 
     python benchmarks/steering_speed.py [--shapes tiny musicgen-small] [--rounds 5] [--device cpu] [--dtype
     float32]
@@ -56,7 +55,7 @@ class Words(TextConditioner):
 def musicgen(
     dim: int, layers: int, heads: int, card: int, device: str, codec: dict | None = None
 ) -> MusicGen:
-    """audiocraft's classes with MusicGen's settings and random weights; the codec is very small but for `codec`."""
+    """audiocraft's classes, MusicGen's settings, random weights; the codec is very small but for `codec`."""
     import audiocraft
     from audiocraft.models import EncodecModel
 

@@ -55,7 +55,7 @@ def main():
             times.append(clock() - begun)
         ratios.append(times[0] / times[1])
         print(
-            f"one call each {times[0]:.1f} s, one call in all {times[1]:.1f} s: {ratios[-1]:.1f} times as fast"
+            f"one call each {times[0]:.1f} s, one in all {times[1]:.1f} s: {ratios[-1]:.1f} times as fast"
         )
         print(f"clips that are the same: {(codes[0] == codes[1]).all(axis=(1, 2)).mean():.2f}")
     print(f"median {statistics.median(ratios):.1f}")

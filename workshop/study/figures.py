@@ -1,5 +1,4 @@
-"""The figures of the shipped study, drawn from its table of cells: 04 shows them, `make figures` draws them
-anew.
+"""The figures of the shipped study, drawn from its table of cells, as `make figures` draws them anew.
 
 Each takes the table of data/study/doses.parquet and returns the figure and the rows behind it. Success is
 where both judges hear the concept; intervals are 95 % (Wilson's for shares, bootstrap for KAD).
@@ -27,7 +26,7 @@ _ORDER = lambda names: names.map({name: k for k, name in enumerate(_TINTS)})
 
 
 def shipped() -> pd.DataFrame:
-    """The shipped table: one row per experiment, steering and strength (`dose.dose_table`, and what each was)."""
+    """The shipped table: a row per experiment, steering and strength, as `run.run` returns it."""
     return pd.read_parquet(paths.data() / "study" / "doses.parquet")
 
 
@@ -46,7 +45,7 @@ def of_study(study: pd.DataFrame) -> str:
 
 
 def dose_response(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
-    """Success by strength in the residual stream: guitar, the other unprompted ones, transfers; the table is all."""
+    """Success by strength in the residual stream: guitar, the other unprompted ones, transfers."""
     shown = study[~study["experiment"].str.contains(" at |, ")]
     place = (shown["experiment"] != "guitar").astype(int) + (shown["source"] != "unprompted")
     shown = shown.loc[place.sort_values(kind="stable").index]
@@ -60,7 +59,7 @@ def dose_response(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
 
 
 def sites(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
-    """What guitar costs in the residual stream, at attention outputs and at single heads: success against KAD."""
+    """What guitar costs in the residual stream, at attention outputs, at heads: success against KAD."""
     rows = study[study["experiment"].str.startswith("guitar") & (study["source"] == "unprompted")]
     rows = rows[~rows["experiment"].str.contains(PENALTY)]
     rows = rows[rows["method"].isin([*METHODS, "unsteered"])].sort_values("strength")

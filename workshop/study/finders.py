@@ -71,7 +71,7 @@ class Finder:
     def probes(
         self, label: str, concept: str, among: Sequence[str] = (), site: str = "resid", layers=None, **options
     ):
-        """Every method's direction, and shuffled labels' differences of means; `among` leaves other classes out."""
+        """Every method's direction, and shuffled labels' differences of means; `among` says which classes."""
         acts, layers = self._among(label, among), [self.layer] if layers is None else layers
         kind = "value" if acts[label].dtype.kind == "f" else "auto"
         methods = [m for m in METHODS if m != "logistic" or kind != "value"]
@@ -104,8 +104,9 @@ class Finder:
         """Logistic and MSE probes of the middle layer, at every penalty instead of the one that reads best.
 
         Activations are scaled by one number here, so that with more and more penalty both turn into the
-        difference of means: their weights follow the gradient at 0, which (the bias being free) is along it
-        for either loss.
+        difference of
+        means: their weights follow the gradient at 0, which (the bias being free) is along it for either
+        loss.
         """
         found, both = {}, ("logistic", "mse")
         for alpha in alphas:
@@ -117,7 +118,7 @@ class Finder:
         return found
 
     def best_heads(self, label: str, among: Sequence[str] = (), k: int = 8):
-        """Weights (layer, head): 1 for the `k` heads whose mean output tells the classes apart best, else 0."""
+        """Weights (layer, head): 1 for the `k` heads whose mean outputs tell classes apart best, else 0."""
         acts = self._among(label, among)
         table = accuracy_by_layer(
             acts, label, methods=("diff_of_means",), site="heads", shuffles=0, progress=False
@@ -128,8 +129,7 @@ class Finder:
     def writers(
         self, label: str, source: str, target: str, common: Mapping[str, str], steps: int = 100, **options
     ):
-        """The caption contrast, the optimised vector, and the control of the latter: optimised to the source
-        itself.
+        """Caption contrast, optimised vector, and the latter's control: optimised to the source itself.
 
         `common` is what the music keeps, {"style": "jazz"}: the captions name it too, in the order "jazz
         piano".
@@ -149,8 +149,7 @@ class Finder:
         return found
 
     def ways(self, source: str, target: str, method: str = "diff_of_means", k: int = 8):
-        """One probe method, everything else varied: half of guidance, layer, site, heads, mode, schedule,
-        projection.
+        """One method, all else varied: half of guidance, layer, site, heads, mode, schedule, projection.
 
         "all layers" shares the push out evenly, so that its sum is the one of a single layer; attention
         outputs and heads get all of it at every layer. The study's controls are those of the conditional half

@@ -1,5 +1,4 @@
-"""The full steering study: `python -m workshop.study.run` (`make study`), every claim at n = 100 with its
-controls.
+"""The full steering study: `python -m workshop.study.run`, every claim at n = 100 with its controls.
 
 Each experiment asks for one concept with several steerings, the same clips for each, and the unsteered twins
 beside them. Cells (one steering at one strength) are kept under data/runs/study as they finish, so that a
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from mechsteer.model.model import Model
 
 COMMAND = "python -m workshop.study.run"
-FACTS = {  # method -> what it was learnt from, and whether it was chosen for what it reads or for what it writes
+FACTS = {  # method -> what it was learnt from, and whether it was chosen for what it reads or writes
     "logistic": ("audio", "read"),
     "mse": ("audio", "read"),
     "diff_of_means": ("audio", "read"),
@@ -108,7 +107,7 @@ class Experiment:
 def run(
     experiment: Experiment, model: Model, n: int, seed: int, folder: Path | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All cells of an experiment: the columns of `dose.dose_table` and what each cell was; and the clips (`CLIPS`)."""
+    """All cells of an experiment: `dose.dose_table` and what each cell was; and its clips (`CLIPS`)."""
     common = dict(
         duration=experiment.duration, start=experiment.start, audio_prompt=experiment.audio_prompt, out=folder
     )
@@ -145,7 +144,7 @@ def first_part(given: Steering | Sequence[Steering]) -> Steering:
 
 
 def reading(part: Steering | None, means: Steering | None) -> dict[str, float]:
-    """A probe of one layer: `penalty`, `held_out` AUC (R2 for numbers), and `cosine` with the difference of means."""
+    """Of a one-layer probe: `penalty`, `held_out` AUC (R2 for numbers), `cosine` with difference of means."""
     if (
         part is None
         or means is None
@@ -166,7 +165,7 @@ def reading(part: Steering | None, means: Steering | None) -> dict[str, float]:
 def real_texture(
     chosen: Callable[[pd.DataFrame], pd.Series], most: int = 200, seconds: float = 5.0
 ) -> np.ndarray:
-    """`distances.texture` of real clips (as the codec renders them) of scores that no direction was learnt from."""
+    """`distances.texture` of real clips, as the codec renders them; no direction learnt from their scores."""
     table = clips("orchestra")
     table = table[(table["split"] == "test") & chosen(table)]
     table = table.sample(min(most, len(table)), random_state=0)
@@ -295,8 +294,7 @@ def main():
 
 
 def add(table: pd.DataFrame, path: Path):
-    """Put an experiment into a file of them: in place of an older run of it, and of all that other weights
-    gave.
+    """Put an experiment into a file of them, in place of an older run and of all that other weights gave.
 
     Two runs with other `--only` may go on side by side: one waits for the other here.
     """

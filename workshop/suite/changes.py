@@ -1,4 +1,4 @@
-"""Say, figure by figure, whether the numbers behind it are the same as before: same, changed (by how much), new."""
+"""Say of every figure whether the numbers behind it are the same as before, changed (by how much), or new."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Let a Google Colab session use this checkout, on its own Python and torch: `python -m workshop.suite.colab`.
+"""Let Google Colab use this checkout, on its own Python and torch: `python -m workshop.suite.colab`.
 
 Colab's page talks to Colab's Python, so the locked environment can't be used there. What the session lacks is
 installed beside what it has; its torch, which fits its GPU, stays. Nothing happens outside Colab.
@@ -47,7 +47,7 @@ def requirements(project: Mapping, lock: Mapping) -> tuple[list[str], list[str]]
 
 
 def link(package: Path, site: Path) -> Path:
-    """Make `package` importable from `site`, where Python looks already, so that no session has to be restarted."""
+    """Make `package` importable from `site`, where Python looks already: no session has to be restarted."""
     place = site / package.name
     if place.is_symlink():
         place.unlink()

@@ -1,5 +1,4 @@
-"""What the runner does to the text of a notebook: take the noise of a run away, write the links between
-notebooks.
+"""What the runner does to a notebook's text: takes the noise of a run away, links it with its neighbours.
 
 Pure functions on notebook nodes; `notebooks.py` calls them after every run.
 """
@@ -73,7 +72,7 @@ def _outputs(outputs: Sequence[nbformat.NotebookNode], root: Path) -> list[nbfor
 
 
 def _without_bars(text: str) -> str:
-    """What a terminal would show: of text overwritten by a carriage return only the last, and no progress bars."""
+    """What a terminal would show: what the last carriage return left, and no progress bars."""
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
     return "\n".join(line for line in lines if not _BAR.search(line))
 
@@ -101,7 +100,7 @@ def title(book: nbformat.NotebookNode) -> str:
 
 
 def cost(book: nbformat.NotebookNode) -> str:
-    """What the first cell says behind `Cost:` ("2 min on a CPU; needs 01"), up to the line's end; else empty."""
+    """What the first cell says behind `Cost:` ("2 min on a CPU; needs 01") to the line's end; else empty."""
     found = re.search(r"Cost:[\s*_]*(.+?)[\s*_.]*$", book.cells[0].source if book.cells else "", re.MULTILINE)
     return found[1] if found else ""
 
@@ -112,8 +111,7 @@ def _tagged(book: nbformat.NotebookNode, tag: str, kind: str = "markdown") -> nb
 
 
 def answer(book: nbformat.NotebookNode) -> None:
-    """Write the Markdown that the code cell tagged `answer` showed into the text cell tagged `answer`, near
-    the top.
+    """Write the Markdown that the code cell tagged `answer` showed into the text cell of that tag.
 
     So a notebook opens with its answer, in this run's numbers. Nothing happens where either cell is absent.
     """
@@ -128,7 +126,7 @@ def answer(book: nbformat.NotebookNode) -> None:
 
 
 def navigation(book: nbformat.NotebookNode, path: Path, shelf: Sequence[Path]) -> None:
-    """Write previous | contents | next into the cell tagged `navigation`, added at the end if there is none."""
+    """Write previous | contents | next into the cell tagged `navigation`; added at the end if absent."""
     names = [other.name for other in shelf]
     here = names.index(path.name)
     links = []
@@ -146,7 +144,7 @@ def navigation(book: nbformat.NotebookNode, path: Path, shelf: Sequence[Path]) -
 
 
 def contents(book: nbformat.NotebookNode, shelf: Sequence[Path]) -> None:
-    """Write the table of all notebooks, with their costs, into the cell tagged `contents`, where there is one."""
+    """Write the table of all notebooks and their costs into the cell tagged `contents`, if there is one."""
     cell = _tagged(book, "contents")
     if cell is not None:
         cell.source = table(shelf)

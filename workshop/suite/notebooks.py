@@ -1,5 +1,4 @@
-"""Run the numbered notebooks in order and store what they showed: `python -m workshop.suite.notebooks [--model M]
-[names]`.
+"""Run the numbered notebooks in order and store what they showed: `python -m workshop.suite.notebooks`.
 
 A notebook runs with papermill in a fresh kernel of this very environment, under a time limit. Only a run that
 succeeds from top to bottom replaces the stored copy, normalised so that two runs differ where their results
@@ -49,8 +48,7 @@ class NotebookError(RuntimeError):
 
 
 def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
-    """The numbered notebooks of a folder, in order; with names (`"01"`, `"01_collect_activations"`), only
-    those.
+    """The numbered notebooks of a folder, in order; with names (`"01"`, or `"01_collect_..."`), only those.
 
     Raises
     ------
@@ -170,7 +168,8 @@ def execute(
                 r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)
             )  # no colours: this may go to a log
             raise NotebookError(
-                f"{path.stem}: cell {error.exec_count} failed with {error.ename}: {error.evalue}{where}\n{trace}"
+                f"{path.stem}: cell {error.exec_count} failed with {error.ename}: "
+                f"{error.evalue}{where}\n{trace}"
             ) from error
 
 
@@ -187,8 +186,7 @@ def run(
     shelf: Sequence[Path] | None = None,
     **options,
 ) -> Path:
-    """Run one notebook and store its executed, normalised copy at `out` (default: in place), in one step or
-    not at all.
+    """Run one notebook and store its normalised copy at `out` (default: in place), in one step or not at all.
 
     `shelf` lists the notebooks that the previous | contents | next line and the contents table speak of;
     `options` go to `execute`. Raises NotebookError as `execute` does, and for a copy of more than 1 MB.
@@ -204,15 +202,16 @@ def run(
     if size > MAX_BYTES:
         heavy = max(book.cells, key=lambda cell: len(json.dumps(cell.get("outputs", ""))))
         raise NotebookError(
-            f"{path.stem} would be {size / 1e6:.1f} MB, over the limit of {MAX_BYTES / 1e6:.0f} MB. Save media under "
-            f"figures/ and link them; the heaviest output is of the cell {heavy.source.strip().splitlines()[0]!r}."
+            f"{path.stem} would be {size / 1e6:.1f} MB, over the limit of {MAX_BYTES / 1e6:.0f} MB. Save "
+            "media under "
+            "figures/ and link them; the heaviest output is of the cell "
+            f"{heavy.source.strip().splitlines()[0]!r}."
         )
     return paths.replace(out or path, text)
 
 
 def relink(shelf: Sequence[Path]) -> list[Path]:
-    """Write the links between stored notebooks anew where they are out of date, and return those; outputs
-    stay.
+    """Write links between stored notebooks anew where they are out of date; returns those. Outputs stay.
 
     A new notebook, or a new title, changes its neighbours' links without changing what they compute.
     """
@@ -228,7 +227,7 @@ def relink(shelf: Sequence[Path]) -> list[Path]:
 
 
 def source_hash(book: nbformat.NotebookNode) -> str:
-    """Twelve hex digits over the code of a notebook: tells whether its outputs are those of its present code."""
+    """Twelve hex digits over a notebook's code: tell whether its outputs are those of its present code."""
     code = [cell.source.strip() for cell in book.cells if cell.cell_type == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()[:12]
 
@@ -314,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_one(book: Path, model: str, limit: float) -> tuple[float, str, dict[str, str]]:
-    """Run one notebook for the command line; returns its seconds, a remark, and what became of each of its figures."""
+    """Run one notebook for the command line: its seconds, a remark, and what became of its figures."""
     began = time.monotonic()
     options, parameters, note = {"failed": paths.project() / "build" / "notebooks"}, {}, ""
     if model != DEFAULT_MODEL:

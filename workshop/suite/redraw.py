@@ -1,5 +1,4 @@
-"""Draw the stored figures again, in the present style and without running a model: `python -m
-workshop.suite.redraw`.
+"""Draw the stored figures again, in the present style, without a model: `python -m workshop.suite.redraw`.
 
 A figure is stored as its numbers (csv), a page that holds all that is drawn (html) and a picture (png). The
 figures of the shipped study are drawn from its table in data/study; of the others page and picture are
@@ -48,8 +47,7 @@ def read_page(path: Path) -> go.Figure:
 
 
 def redraw(name: str, folder: Path) -> str:
-    """Write page and picture of one figure anew; says whether the picture is `same`, `redrawn` or `not
-    written`.
+    """Write page and picture of one figure anew; says if the picture is `same`, `redrawn` or `not written`.
 
     Raises
     ------
@@ -93,7 +91,7 @@ def committed(name: str, folder: Path) -> str | None:
 
 
 def weights_changed(name: str, folder: Path) -> str:
-    """If the embedded model has other weights than those a figure was made with: which, and what to run; else ""."""
+    """If the embedded model has other weights than made a figure: which, and what to run; else ""."""
     card = paths.data() / "tiny" / "card.json"
     made = str(saving.read_figure(name, folder).attrs.get("model", "")).removeprefix("tiny").strip()
     now = json.loads(card.read_text(encoding="utf-8"))["model_hash"] if card.is_file() else made
@@ -103,12 +101,15 @@ def weights_changed(name: str, folder: Path) -> str:
 
 
 def page_changed(name: str, folder: Path) -> str:
-    """If a figure's page was drawn from other numbers than those in its csv: that, and what to run; else ""."""
+    """If a figure was drawn from other numbers than those in its csv: that, and what to run; else ""."""
     stamp = (read_page(folder / f"{name}.html").layout.meta or {}).get("numbers")
     _, _, table = (folder / f"{name}.csv").read_text(encoding="utf-8").partition("\n")
     if stamp == saving.fingerprint(table):
         return ""
-    return f"{'drawn from other numbers' if stamp else 'the page names no numbers'}: {_command(name)} makes it anew"
+    return (
+        f"{'drawn from other numbers' if stamp else 'the page names no numbers'}: {_command(name)} makes it "
+        "anew"
+    )
 
 
 def _command(name: str) -> str:
@@ -118,7 +119,9 @@ def _command(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when every figure could be drawn and belongs to what is shipped, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m workshop.suite.redraw", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m workshop.suite.redraw", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "names", nargs="*", help="which figures (02_heads, or 02 for all of that notebook); default all"
     )

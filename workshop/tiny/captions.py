@@ -16,7 +16,8 @@ def caption(labels: Mapping, rng: np.random.Generator, full: bool = False) -> st
 
     Parameters
     ----------
-    labels : mapping with lead, style, drums, tempo (bpm), mode, tonic (0-11), register, loudness; others are ignored.
+    labels : mapping with lead, style, drums, tempo (bpm), mode, tonic (0-11), register, loudness; others are
+        ignored.
     rng : chooses which attributes are named, in which words and order.
     full : name every attribute, the tempo both as a word and in bpm.
 

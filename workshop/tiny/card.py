@@ -89,10 +89,7 @@ def independent_labels(n: int) -> pd.DataFrame:
 
 
 def layer_rows(model) -> list[dict]:
-    """Cross-validated accuracy (tempo: R2) of each label by layer; -1 is the input.
-
-    Folds keep scores together.
-    """
+    """Cross-validated accuracy (tempo: R2) of each label by layer; -1 is the input. Folds keep scores together."""
     clips = datasets.clips("orchestra")
     acts = collect(model, clips[clips["split"] == "test"], progress=False)
     table = accuracy_by_layer(acts, [*HEARD, "tempo"], methods=("logistic", "mse"), progress=False)
@@ -165,7 +162,7 @@ def measure(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
 
 
 def training_facts(work: Path) -> dict:
-    """Steps and hours of each stage, from its log; and `history.txt`, where a run was not what `tiny.train` does."""
+    """Steps and hours of each stage, from its log; `history.txt` says where a run wasn't `train`'s."""
     facts = {}
     for stage in ("features", "decoder", "lm"):
         last = json.loads((work / f"{stage}.log").read_text().strip().splitlines()[-1])

@@ -32,8 +32,7 @@ _SCALE = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 _TRIAD = {"maj": (0, 4, 7), "min": (0, 3, 7), "dim": (0, 3, 6)}
 _SEVENTH = {"maj7": (0, 4, 7, 11), "7": (0, 4, 7, 10), "min7": (0, 3, 7, 10), "m7b5": (0, 3, 6, 10)}
 # Roman numeral -> (semitones above the tonic, triad, seventh chord). No vi in major and no III in minor, so
-# that
-# relative keys don't share their chords; the minor dominant has its leading note.
+# that relative keys don't share their chords; the minor dominant has its leading note.
 _CHORDS = {
     "major": {
         "I": (0, "maj", "maj7"),
@@ -91,10 +90,7 @@ _DRUMS = {
 
 @dataclass(frozen=True)
 class Score:
-    """What one seed fixes.
-
-    `seed` is the entropy of every later draw; `start` is the time of beat 1 in seconds.
-    """
+    """What one seed fixes. `seed` is the entropy of every later draw; `start` is the time of beat 1 (s)."""
 
     seed: tuple[int, ...]
     tempo: float
@@ -135,7 +131,8 @@ class Piece:
 
     notes : DataFrame with onset and offset (s), pitch (MIDI; drums: General MIDI drum), velocity, part.
     chords : DataFrame with onset and offset (s), root (pitch class, 0 is C), quality (of `_TRIAD` or
-    `_SEVENTH`). beats : times of the beats, s.
+        `_SEVENTH`).
+    beats : times of the beats, s.
     """
 
     score: Score
@@ -222,7 +219,7 @@ def _rhythm(rng):
 
 
 def _melody(score, plan, periods, base):
-    """The lead line: chord notes on strong beats (thirds and sixths of the mode preferred), steps between them."""
+    """The lead line: chord notes on strong beats (rather thirds and sixths of the mode), steps between."""
     rng = np.random.default_rng((*score.seed, 1))
     low, high = REGISTERS[score.register]
     window = np.arange(low, high + 1)
@@ -253,7 +250,7 @@ def _melody(score, plan, periods, base):
 
 
 def _comp(plan, style, variant, low, periods):
-    """Chord part: broken triads (classical), rootless sevenths (jazz), full triads (rock), stabs (electronic)."""
+    """Chord part: broken triads (classical), rootless sevenths (jazz), triads (rock), stabs (electronic)."""
     for bar in range(2 * periods):
         for i, (at, length) in enumerate(_COMP[style][variant]):
             beat = 4 * bar + at
@@ -269,7 +266,7 @@ def _comp(plan, style, variant, low, periods):
 
 
 def _bass(score, plan, style):
-    """Bass part: half notes (classical), walking quarters (jazz), eighths on the root (rock), octaves (electronic)."""
+    """Bass: half notes (classical), walking quarters (jazz), root eighths (rock), octaves (electronic)."""
     lowest = 31
     for k, (begin, end, root, (triad, _)) in enumerate(plan):
         note = lowest + (root - lowest) % 12
@@ -290,7 +287,7 @@ def _bass(score, plan, style):
 
 
 def _drums(style, periods):
-    """One bar's pattern throughout; every fourth bar of rock ends in a fill, every second classical bar in a roll."""
+    """One bar's pattern; every fourth bar of rock ends in a fill, every second classical bar in a roll."""
     for bar in range(2 * periods):
         fill = style == "rock" and bar % 4 == 3
         yield from (

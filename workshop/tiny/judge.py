@@ -1,5 +1,4 @@
-"""Train the two judges of `mechsteer.hearing` on the rendered orchestra, and measure them on scores they
-never heard.
+"""Train the two judges on the rendered orchestra, and measure them on scores they never heard.
 
     python -m workshop.tiny.judge --orchestra data/runs/orchestra --out data/tiny
 
@@ -50,7 +49,7 @@ def choose(clips: pd.DataFrame, train: int) -> pd.DataFrame:
 def cached_spectra(
     audio: np.ndarray, clips: np.ndarray, work: Path, block: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel (clip, band, frame) and notes (clip, note, frame) of the chosen clips, float16; a killed run goes on."""
+    """Log-mel (clip, band, frame) and notes (clip, note, frame) of clips, float16; a killed run goes on."""
     work.mkdir(parents=True, exist_ok=True)
     parts = []
     for first in range(0, len(clips), block):
@@ -81,14 +80,13 @@ def targets(clips: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def soft_target(tempo: np.ndarray, bpm: np.ndarray, width: float) -> np.ndarray:
-    """A bump (clip, tempo) around each tempo on the logarithmic axis `bpm`, `width` steps wide; rows sum to 1."""
+    """A bump (clip, tempo) around each tempo on the logarithmic axis `bpm`, `width` steps wide; sums to 1."""
     step = abs(np.log2(bpm[1] / bpm[0]))
     bump = np.exp(-0.5 * (np.log2(tempo[:, None] / bpm) / step / width) ** 2)
     return bump / bump.sum(1, keepdims=True)
 
 
-# --- the network
-# -----------------------------------------------------------------------------------------------------
+# --- the network ---
 
 
 def augment(mel: torch.Tensor, notes: torch.Tensor, rng) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,12 +163,11 @@ def train_network(
     return network.eval()
 
 
-# --- the linear models
-# -----------------------------------------------------------------------------------------------
+# --- the linear models ---
 
 
 def train_statistics(mel, notes, goal, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights of `judge_statistics`, fitted on every clip as it is and once more as `augment` and a crop leave it."""
+    """Weights of `judges._statistics`, fitted on every clip as it is and as `augment` and a crop leave it."""
     rng = np.random.default_rng(seed)
     texture, turned, around = [], [], []
     for first in range(0, 2 * len(mel), 100):
@@ -214,11 +211,10 @@ def train_statistics(mel, notes, goal, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _templates(name, x, hit, allowed, penalty=3e-4):
-    """Linear templates (class, feature) held against candidates: the softmax over all pairs should give
-    `hit`.
+    """Linear templates (class, feature) held against candidates: softmax over all pairs should give `hit`.
 
     x : float (clip, candidate, feature); hit : (clip, candidate, class), sums to 1; allowed : which classes
-    count.
+        count.
     """
     clips, candidates, size = x.shape
     flat, classes = x.reshape(-1, size), hit.shape[-1]
@@ -238,12 +234,11 @@ def _templates(name, x, hit, allowed, penalty=3e-4):
     return {f"{name}.weight": best[:-classes].reshape(classes, size), f"{name}.bias": best[-classes:]}
 
 
-# --- the table
-# -------------------------------------------------------------------------------------------------------
+# --- the table ---
 
 
 def measure(audio: np.ndarray, clips: pd.DataFrame, seconds: float, weights: Path) -> list[dict]:
-    """The judges in `weights` on the first `seconds` of clips: share right and interval, per judge and attribute."""
+    """The judges in `weights` on the first `seconds` of clips: share right and interval, each attribute."""
     rows = []
     heard = hearing.hear(
         audio[clips["clip"], None, : round(seconds * spectra.RATE)], spectra.RATE, weights=weights

@@ -8,8 +8,7 @@ writes into the folder
   being built;
 - `clips.parquet`: a row per finished clip: its labels, score, split, General MIDI programs and a caption;
 - `notes.parquet` (clip, onset, offset, pitch, velocity, part), `chords.parquet` (clip, onset, offset, root,
-  quality):
-  times in seconds. Beats are at `start + k * 60 / tempo`.
+  quality): times in seconds. Beats are at `start + k * 60 / tempo`.
 
 Splits share no score. A paired score is played by all leads (train: in one style; test: in every style), so
 rows of one `score` differ only in `lead` and `style`. A killed build goes on where it stopped.
@@ -48,8 +47,9 @@ def plan(seed: int = 0, **sizes: int) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, one row per clip: clip, score, split, paired, lead, style, the fields of `Score.labels`, the lead's
-    program and a caption. A clip's content depends on the seed, its group and its number in the group only.
+    DataFrame, one row per clip: clip, score, split, paired, lead, style, the fields of `Score.labels`, the
+    lead's program and a caption. A clip's content depends on the seed, its group and its number in the group
+    only.
     """
     if unknown := set(sizes) - set(SIZES):
         raise ValueError(f"unknown group {', '.join(sorted(unknown))}; the groups are {', '.join(SIZES)}")

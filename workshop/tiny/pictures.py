@@ -20,7 +20,8 @@ def draw(model, shown: dict, rows: int = 4, step: int = 4) -> None:
 
     Parameters
     ----------
-    shown : audio [clip, 1, sample] under each of `COLUMNS`; `test` and `asked`, the labels of originals and of prompts.
+    shown : audio [clip, 1, sample] under each of `COLUMNS`; `test` and `asked`, the labels of originals and
+        of prompts.
     rows : clips shown of each kind; `step` thins the spectrogram's frames.
     """
     rate = model.sample_rate

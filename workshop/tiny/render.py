@@ -74,7 +74,8 @@ class Renderer:
 
     Raises
     ------
-    RuntimeError  if pyfluidsynth, the FluidSynth library or the soundfont is absent (names each and how to get it).
+    RuntimeError if pyfluidsynth, the FluidSynth library or the soundfont is absent (names each and how to get
+    it).
     """
 
     def __init__(self, soundfont: str | Path | None = None):
@@ -129,7 +130,7 @@ class Renderer:
         return stems
 
     def mix(self, piece: Piece, stems: dict) -> np.ndarray:
-        """Stems at the levels of `BALANCE` below the lead, the lead at the `LEVEL` of the score's loudness."""
+        """Stems at the levels of `BALANCE` below the lead, which has the `LEVEL` of the score's loudness."""
         level = LEVEL[piece.score.loudness]
         audio = sum(np.float32(10 ** ((level + BALANCE[part]) / 20)) * stem for part, stem in stems.items())
         return audio * np.float32(min(1.0, PEAK / max(np.abs(audio).max(), 1e-9)))
@@ -137,8 +138,7 @@ class Renderer:
     def _part(self, notes, program, seconds):
         """Mono audio of one part at the synthesiser's rate; `program` None is the drum kit."""
         # A fresh synthesiser that borrows the loaded soundfont costs 2 ms. Resetting one that has played
-        # isn't enough:
-        # the voices keep filter states and tails.
+        # isn't enough: the voices keep filter states and tails.
         synth, channel = self._synth(), _DRUM_CHANNEL if program is None else 0
         font = self._library.fluid_synth_add_sfont(synth.synth, self._font)
         synth.program_select(channel, font, 128 if program is None else 0, program or 0)

@@ -1,12 +1,9 @@
-"""Put what training made under `data/`: `python -m workshop.tiny.ship [weights] [orchestra]` (default:
-both).
+"""Put what training made under `data/`: `python -m workshop.tiny.ship [weights] [orchestra]` (default: both).
 
 - `data/tiny/codec.safetensors`, `lm.safetensors`: float16 weights of the newest checkpoints, configurations
-  in the
-  metadata;
+  in the metadata;
 - `data/orchestra.parquet`: a row per shipped clip; `data/orchestra_codes.npz`: uint16 [clip, codebook, frame]
-  in the
-  same order, and `codec`, the hash of the codec that made them; `data/orchestra_notes.parquet`,
+  in the same order, and `codec`, the hash of the codec that made them; `data/orchestra_notes.parquet`,
   `data/orchestra_chords.parquet`: what sounds when.
 
 Shipped clips are the paired ones: every test score under six leads and four styles, every paired training
@@ -101,7 +98,7 @@ def ship_orchestra(orchestra: Path, work: Path, out: Path):
 
 
 def _write_events(rows: pd.DataFrame, path: Path):
-    """The times byte by byte, which halves what they take: neighbours share the upper bytes, and few values repeat."""
+    """The times byte by byte, which halves them: neighbours share the upper bytes, and few values repeat."""
     times = ["onset", "offset"]
     others = [column for column in rows if column not in times]
     split = dict.fromkeys(times, "BYTE_STREAM_SPLIT")

@@ -1,5 +1,4 @@
-"""Train the embedded model from nothing: `python -m workshop.tiny.train`, after `python -m
-workshop.tiny.orchestra`.
+"""Train the embedded model from nothing: `python -m workshop.tiny.train`, after `workshop.tiny.orchestra`.
 
 Stages, in order; each resumes from its newest checkpoint after a kill at any moment:
 
@@ -41,8 +40,7 @@ SHARE_SLIPPED, MOST_SLIPS = (
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised (Jordan et al. 2024), for weight matrices; steps of RMS 0.2 x
-    `lr`.
+    """Momentum whose update is orthogonalised (Jordan et al. 2024), for matrices; steps of RMS 0.2 x `lr`.
 
     torch.optim.Muon does the same in bfloat16 only, which CPUs without bf16 multiply units run a hundred
     times slower.
@@ -79,12 +77,12 @@ def save_atomically(value, path: Path):
 
 
 def learning_rate(step: int, steps: int, warmup: int = 40, decay: float = 0.45) -> float:
-    """Share of the peak rate: a linear start, a plateau, and a linear fall over the last `decay` of the run."""
+    """Share of the peak rate: a linear start, a plateau, a linear fall over the last `decay` of the run."""
     return max(0.0, min((step + 1) / warmup, (steps - step) / (decay * steps), 1.0))
 
 
 def loop(name, steps, modules, optimizers, loss_of, work: Path, every: float = 60.0):
-    """Run `loss_of(step) -> (loss, values to log)` up to step `steps`; the log and the checkpoints lie in `work`."""
+    """Run `loss_of(step) -> (loss, values to log)` up to step `steps`; log and checkpoints lie in `work`."""
     path, log = work / f"{name}.pt", work / f"{name}.log"
     start, seconds = 0, 0.0
     if path.exists():
@@ -151,7 +149,7 @@ class Orchestra:
 
 
 def train_features(codec: Codec, orchestra: Orchestra, work: Path, steps: int, batch: int, warmup: int = 250):
-    """Encoder, quantiser and coarse trunk, to predict the encoder's features; through codes from step `warmup` on."""
+    """Encoder, quantiser and coarse trunk predict the encoder's features; through codes from step `warmup`."""
     samples = 100 * codec.config.hop
     if not (work / "features.pt").exists():
         clips = np.random.default_rng(0).choice(orchestra.train, 512)
@@ -186,7 +184,7 @@ def train_features(codec: Codec, orchestra: Orchestra, work: Path, steps: int, b
 
 @torch.no_grad()
 def revive(codec: Codec, latent: torch.Tensor, rng, threshold: float = 0.3):
-    """Move unused codes onto residuals of this batch (audiocraft's own expiry is undone by its next average)."""
+    """Move unused codes onto residuals of this batch (the next average undoes audiocraft's own expiry)."""
     residual = latent.transpose(1, 2).reshape(-1, latent.shape[1])
     for layer in codec.quantizer.vq.layers:
         book = layer._codebook
@@ -294,7 +292,7 @@ def next_code_loss(lm, codes: torch.Tensor, conditions, slips: torch.Tensor | No
 
 
 def train_lm(lm, labels: pd.DataFrame, codes, work: Path, steps: int, batch: int, device):
-    """The LM on whole clips, captions drawn anew each time; every 250 steps the loss on scores never trained on."""
+    """The LM on whole clips, captions drawn anew each time; every 250 steps the loss on held-out scores."""
     conditioner = lm.condition_provider.conditioners["description"]
     rows = labels.to_dict("records")
     train, valid = (np.flatnonzero(labels["split"] == split) for split in ("train", "valid"))
