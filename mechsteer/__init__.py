@@ -12,7 +12,7 @@
 
 Imports go from a folder to those above it, never down. Modules and names load on first use (PEP 562), so that
 `import mechsteer as ms` costs milliseconds; what isn't a name here is reached through its folder, as in
-`ms.directions.geometry.span_angles`.
+`ms.directions.geometry.principal_angles`.
 """
 
 import importlib
@@ -31,8 +31,8 @@ _NAMES = {  # module -> what it gives to notebooks
     "activations.frames": "frame_labels",
     "directions.find": "find_directions logistic mse",
     "directions.scores": "accuracy_by_layer",
-    "directions.files": "unit cosine null_cosine load_direction save_direction",
-    "directions.geometry": "direction_cosines",
+    "directions.geometry": "direction_cosines unit cosine null_cosine",
+    "directions.files": "load_direction save_direction",
     "directions.written": "caption_contrast optimised_vector",
     "measures.describe": "describe success",
     "measures.intervals": "share mean_interval",

@@ -1,7 +1,9 @@
 """How alike are the directions that different methods, concepts and layers find, and how sure is that?
 
-Tables for 03_compare_directions. Uncertainty comes from resampling groups (scores, tracks), never single
-clips.
+A direction is an array whose last dimension is the features (d_model, or d_head for one head); DataArrays in give
+DataArrays out. What chance looks like: two random directions in d dimensions have a cosine of about +-2 / sqrt(d)
+(95 %). Uncertainty comes from resampling groups (scores, tracks), never single clips. Taught in
+03_compare_directions.
 """
 
 from __future__ import annotations
@@ -16,10 +18,113 @@ import xarray as xr
 from . import _solvers as solvers
 from ._labels import Batch, batches, frames_of, read_groups, read_target, states
 from ._solvers import ALPHAS
-from .files import cosine, covariance, null_cosine, null_cosine_drawn, principal_angles, share_in_top
 from .scores import METHODS, check_methods
 
 SPACES = ("raw", "read", "whitened")
+
+
+def unit(direction):
+    """Scale to length 1 over the last dimension. Raises ValueError for a zero or non-finite vector."""
+    values = np.asarray(direction)
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    if not np.isfinite(length).all() or (length == 0).any():
+        raise ValueError("a direction is zero or not finite, so it has no unit vector")
+    return direction.copy(data=values / length) if isinstance(direction, xr.DataArray) else values / length
+
+
+def cosine(a, b, metric: np.ndarray | None = None):
+    """Cosine of a and b over the last dimension; other dimensions broadcast (by name for DataArrays).
+
+    Parameters
+    ----------
+    metric : float [d, d], optional
+        Inner product a.M.b in place of a.b. With the covariance of the activations it is the correlation of
+        what a and b *read* from the data. With its inverse it is the cosine after whitening, of a and b as
+        things to *write* (steps in activation space, measured in standard deviations). See `covariance`.
+    """
+    if isinstance(a, xr.DataArray):
+        dims = [[a.dims[-1]], [b.dims[-1]]]
+        return xr.apply_ufunc(cosine, a, b, input_core_dims=dims, kwargs={"metric": metric})
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    mapped = (lambda v: v) if metric is None else (lambda v: v @ metric)
+    inner = lambda u, v: (mapped(u) * v).sum(-1)
+    return inner(a, b) / np.sqrt(inner(a, a) * inner(b, b))
+
+
+def covariance(x) -> np.ndarray:
+    """Covariance [d, d] of activations x [row, d], shrunk so that it can be inverted (Ledoit & Wolf 2004)."""
+    from sklearn.covariance import ledoit_wolf
+
+    return ledoit_wolf(np.asarray(x, float))[0]
+
+
+def null_cosine(d: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval that holds `level` of the cosines of two random directions in d dimensions, exactly.
+
+    (cosine + 1) / 2 is Beta((d - 1)/2, (d - 1)/2).
+    """
+    from scipy.stats import beta
+
+    if d < 2:
+        raise ValueError(f"directions in {d} dimension are all the same or opposite: there is no null band")
+    high = float(2 * beta.ppf((1 + level) / 2, (d - 1) / 2, (d - 1) / 2) - 1)
+    return -high, high
+
+
+def null_cosine_drawn(
+    d: int, level: float = 0.95, metric: np.ndarray | None = None, draws: int = 2000, seed: int = 0
+):
+    """The same interval from random directions; needed with a `metric`, whose few large axes widen the band."""
+    a, b = np.random.default_rng(seed).standard_normal((2, draws, d))
+    return tuple(float(q) for q in np.quantile(cosine(a, b, metric), [(1 - level) / 2, (1 + level) / 2]))
+
+
+def principal_angles(a, b, rank: int | None = None) -> np.ndarray:
+    """Principal angles in degrees, smallest first, between the spans of a [k, d] and b [m, d].
+
+    `rank` keeps that many main axes of each span. The k one-vs-rest directions of k classes span k - 1
+    dimensions (or nearly; the class scores of `mse` add to a constant), so pass rank=k - 1 there. Source:
+    Bjoerck & Golub 1973.
+    """
+    from scipy.linalg import subspace_angles
+
+    spans = []
+    for name, span in (("a", a), ("b", b)):
+        u, s, _ = np.linalg.svd(np.asarray(unit(span), float).T, full_matrices=False)
+        found = int((s > 1e-6 * s[0]).sum())
+        if rank is not None and rank > found:
+            raise ValueError(f"{name} spans {found} dimensions, fewer than rank={rank}")
+        spans.append(u[:, : rank or found])
+    return np.degrees(subspace_angles(*spans))[::-1]
+
+
+def gram_schmidt(directions):
+    """Make directions [..., k, d] orthonormal in order: the first stays, each next one loses what those
+    before it hold.
+
+    Every result keeps a positive cosine with what it came from. Raises ValueError if one lies in the span of
+    those before.
+    """
+    if isinstance(directions, xr.DataArray):
+        return directions.copy(data=gram_schmidt(directions.values).astype(directions.dtype))
+    q, r = np.linalg.qr(np.swapaxes(np.asarray(unit(directions), float), -1, -2))
+    left = np.diagonal(r, axis1=-2, axis2=-1)
+    if q.shape[-1] < np.shape(directions)[-2] or (np.abs(left) < 1e-6).any():
+        raise ValueError("a direction lies in the span of those before it, so nothing of it is left")
+    return np.swapaxes(q * np.sign(left)[..., None, :], -1, -2)
+
+
+def share_in_top(directions, x, k: Sequence[int] = (1, 10, 50)) -> np.ndarray:
+    """Share (0 to 1) of each direction's squared length in the top k principal components of activations x
+    [row, d].
+
+    Returns [..., len(k)]; a random direction has k / d.
+    """
+    _, axes = np.linalg.eigh(covariance(x))
+    inside = np.cumsum(np.square(np.asarray(unit(directions), float) @ axes[:, ::-1]), axis=-1)
+    if max(k) > inside.shape[-1] or min(k) < 1:
+        raise ValueError(f"k={list(k)} must lie in 1..{inside.shape[-1]}")
+    return inside[..., np.asarray(k) - 1]
 
 
 def direction_cosines(

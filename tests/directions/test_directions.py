@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from mechsteer.directions import files as directions
 from mechsteer.directions import find as probes
 from mechsteer.directions import geometry
-from mechsteer.directions.files import cosine, unit
+from mechsteer.directions.geometry import cosine, unit
 
 D = 12
 METHODS = probes.METHODS
@@ -75,53 +75,53 @@ def test_cosine_with_a_metric_is_correlation_of_readings_and_cosine_after_whiten
     values, vectors = np.linalg.eigh(sample)
     whiten = vectors / np.sqrt(values) @ vectors.T
     np.testing.assert_allclose(cosine(a, b, np.linalg.inv(sample)), cosine(whiten @ a, whiten @ b), atol=1e-8)
-    np.testing.assert_allclose(directions.covariance(x), sample, rtol=0.1, atol=0.05 * np.abs(sample).max())
+    np.testing.assert_allclose(geometry.covariance(x), sample, rtol=0.1, atol=0.05 * np.abs(sample).max())
 
 
 def test_the_null_band_is_what_random_directions_do():
     for d in (4, 64, 1024):
-        low, high = directions.null_cosine(d)
+        low, high = geometry.null_cosine(d)
         inside = np.abs(cosine(noise(4000, d), noise(4000, d, seed=1))) < high
         assert low == -high and abs(inside.mean() - 0.95) < 0.015
-    assert abs(directions.null_cosine(1024)[1] * np.sqrt(1024) - 1.96) < 0.01
-    np.testing.assert_allclose(directions.null_cosine_drawn(64), directions.null_cosine(64), atol=0.03)
-    stretched = directions.null_cosine_drawn(64, metric=np.diag([1000.0] + [1.0] * 63))
-    assert stretched[1] > 3 * directions.null_cosine(64)[1]
+    assert abs(geometry.null_cosine(1024)[1] * np.sqrt(1024) - 1.96) < 0.01
+    np.testing.assert_allclose(geometry.null_cosine_drawn(64), geometry.null_cosine(64), atol=0.03)
+    stretched = geometry.null_cosine_drawn(64, metric=np.diag([1000.0] + [1.0] * 63))
+    assert stretched[1] > 3 * geometry.null_cosine(64)[1]
     with pytest.raises(ValueError, match="1 dimension"):
-        directions.null_cosine(1)
+        geometry.null_cosine(1)
 
 
 def test_principal_angles_of_planes_made_for_it():
     e = np.eye(6)
     turned = np.stack([e[0], np.cos(np.pi / 6) * e[1] + np.sin(np.pi / 6) * e[2]])
     mixed = noise(2, 2) @ e[:2]
-    np.testing.assert_allclose(directions.principal_angles(mixed, turned), [0, 30], atol=1e-5)
-    np.testing.assert_allclose(directions.principal_angles(e[:2], e[3:5]), [90, 90])
+    np.testing.assert_allclose(geometry.principal_angles(mixed, turned), [0, 30], atol=1e-5)
+    np.testing.assert_allclose(geometry.principal_angles(e[:2], e[3:5]), [90, 90])
     dependent = np.stack([e[0], e[1], -e[0] - e[1]])
-    assert len(directions.principal_angles(dependent, turned)) == 2
+    assert len(geometry.principal_angles(dependent, turned)) == 2
     with pytest.raises(ValueError, match="spans 2 dimensions, fewer than rank=3"):
-        directions.principal_angles(dependent, dependent, rank=3)
+        geometry.principal_angles(dependent, dependent, rank=3)
 
 
 def test_gram_schmidt_keeps_the_first_and_clears_the_rest():
     a = noise(2, 3, D)
-    q = directions.gram_schmidt(a)
+    q = geometry.gram_schmidt(a)
     np.testing.assert_allclose(q @ np.swapaxes(q, -1, -2), np.broadcast_to(np.eye(3), (2, 3, 3)), atol=1e-12)
     np.testing.assert_allclose(q[:, 0], unit(a[:, 0]))
     assert (cosine(q, a) > 0).all()
     named = xr.DataArray(a[0], dims=("concept", "d_model"), coords={"concept": ["x", "y", "z"]})
-    xr.testing.assert_allclose(directions.gram_schmidt(named), named.copy(data=q[0]))
+    xr.testing.assert_allclose(geometry.gram_schmidt(named), named.copy(data=q[0]))
     for hopeless in ([a[0, 0], a[0, 1], a[0, 0] + a[0, 1]], noise(4, 3)):
         with pytest.raises(ValueError, match="span of those before"):
-            directions.gram_schmidt(np.array(hopeless))
+            geometry.gram_schmidt(np.array(hopeless))
 
 
 def test_share_in_top_components():
     x = noise(3000, D) * np.array([10, 5] + [1] * (D - 2))
-    shares = directions.share_in_top(np.eye(D)[[0, 1, 5]], x, k=(1, 2, D))
+    shares = geometry.share_in_top(np.eye(D)[[0, 1, 5]], x, k=(1, 2, D))
     np.testing.assert_allclose(shares, [[1, 1, 1], [0, 1, 1], [0, 0, 1]], atol=0.02)
     with pytest.raises(ValueError, match="must lie in 1..12"):
-        directions.share_in_top(np.eye(D), x, k=(13,))
+        geometry.share_in_top(np.eye(D), x, k=(13,))
 
 
 def test_the_cosine_table(acts, table):

@@ -9,7 +9,7 @@ import mechsteer as ms
 from mechsteer.directions import _labels as targets
 from mechsteer.directions import _solvers as solvers
 from mechsteer.directions import find as probes
-from mechsteer.directions.files import cosine
+from mechsteer.directions.geometry import cosine
 
 D, LAYERS, METHODS = 16, 2, probes.METHODS
 LEADS = np.array(["flute", "guitar", "piano"])
