@@ -136,11 +136,11 @@ class Analysis:
 
     def figures(self) -> dict[str, go.Figure]:
         """Name -> Plotly figure: `results`, and `strengths` where there are any."""
-        from . import charts as draw
+        from . import charts
 
-        found = {"results": draw.results(self.results, self.design, self.who)}
+        found = {"results": charts.results(self.results, self.design, self.who)}
         if self.strengths is not None:
-            found["strengths"] = draw.strengths(self.strengths, self.design, self.who)
+            found["strengths"] = charts.strengths(self.strengths, self.design, self.who)
         return found
 
     def save(self, folder: str | Path, prefix: str = "listening", **provenance) -> list[Path]:
@@ -149,7 +149,7 @@ class Analysis:
 
         facts = {
             "test": self.design.name,
-            "fingerprint": self.design.fingerprint,
+            "test_hash": self.design.test_hash,
             "listeners": self.who,
         } | provenance
         written = []

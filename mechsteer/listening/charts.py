@@ -1,4 +1,4 @@
-"""Figures of listening tests from the tables of `stats` and `power`, in the style of `mechsteer.plots`.
+"""Figures of listening tests from the tables of `stats` and `power`, in the style of `mechsteer.show.plots`.
 
 Each says in its title what was found, and under it how many listeners count and whether they were simulated.
 """

@@ -17,10 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from ..measures import loudness
-from ..model import generation as audio
+from .. import paths
+from ..measures.loudness import match_loudness
+from ..model.generation import Generation, encode_file, to_clips
 
-__all__ = ["KINDS", "Design", "Screening", "Trial", "gather", "load_design", "save_design", "trials"]
+__all__ = [
+    "KINDS",
+    "Design",
+    "Screening",
+    "Trial",
+    "gather",
+    "load_design",
+    "save_design",
+    "test_hash",
+    "trials",
+]
 
 KINDS = ("preference", "abx", "rating")
 
@@ -78,15 +89,12 @@ class Design:
     sample_rate: int
     duration: float
     screening: Screening
-    fingerprint: str
+    test_hash: str
     stimuli: Mapping[str, Mapping[str, str]]  # condition -> item number as text -> file name without suffix
 
 
-HEADPHONES = (
-    "full",
-    "antiphase",
-    "quiet",
-)  # Woods et al. 2017: the quiet one is right; speakers cancel the antiphase
+# Woods et al. 2017: the quiet one is right; loudspeakers cancel the one in antiphase.
+HEADPHONES = ("full", "antiphase", "quiet")
 
 
 def trials(design: Design, listener: int) -> list[Trial]:
@@ -161,14 +169,15 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
         raise ValueError(
             f"conditions are matched by position, so all need the same number of clips: {counts}"
         )
-    made = {name: clips for name, clips in conditions.items() if isinstance(clips, audio.Generation)}
+    made = {name: clips for name, clips in conditions.items() if isinstance(clips, Generation)}
     seeds = {name: list(clips.seeds) for name, clips in made.items()}
     if any(given != next(iter(seeds.values())) for given in seeds.values()):
         raise ValueError(f"clips compared with each other should come from the same seeds: {seeds}")
     first = next(iter(made.values()), None)
     count = next(iter(counts.values()))
-    names = first.labels() if first is not None else [f"item {k}" for k in range(count)]
-    names = [name.split(", <")[0].split(", Steering")[0] for name in names]
+    names = [f"item {k}" for k in range(count)]
+    if first is not None:  # what was asked for, not what was done to it: steerings differ between conditions
+        names = [f"{p or 'no prompt'} (seed {n})" for p, n in zip(first.prompts, first.seeds, strict=True)]
     names = [name if names.count(name) == 1 else f"{name}, {k}" for k, name in enumerate(names)]
     pairs = {
         name: [(a, clips.sample_rate) for a in clips.audio]
@@ -178,9 +187,7 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
     }
     rate = int(max(r for clips in pairs.values() for _, r in clips))
     channels = 1 + any(np.ndim(a) > 1 and np.shape(a)[-2] > 1 for clips in pairs.values() for a, _ in clips)
-    found = {
-        n: [audio.to_clips(a, int(r), rate, channels)[0] for a, r in clips] for n, clips in pairs.items()
-    }
+    found = {n: [to_clips(a, int(r), rate, channels)[0] for a, r in clips] for n, clips in pairs.items()}
     for k in range(count):
         longest = max(found[name][k].shape[-1] for name in found)
         for name in found:
@@ -189,7 +196,7 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
     return found, names, rate
 
 
-def fingerprint(clips: Mapping[str, Sequence[np.ndarray]], options: Mapping) -> str:
+def test_hash(clips: Mapping[str, Sequence[np.ndarray]], options: Mapping) -> str:
     """Sixteen hex digits over audio and options: whether a folder holds this very test."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for name in clips:
@@ -204,25 +211,22 @@ def save_design(
     """Match the loudness of all clips, write them under random names, then the plan; returns it."""
     names = list(clips)
     flat = [clip for name in names for clip in clips[name]]
-    matched, reached = loudness.match_loudness(flat, rate, options["loudness"])
+    matched, reached = match_loudness(flat, rate, options["loudness"])
     stimuli: dict[str, dict[str, str]] = {name: {} for name in names}
-    (folder / "stimuli").mkdir(parents=True, exist_ok=True)
     count = len(flat) // len(names)
     for k, clip in enumerate(matched):
         token = secrets.token_hex(12)
         stimuli[names[k // count]][str(k % count)] = token
-        (folder / "stimuli" / f"{token}.flac").write_bytes(audio.encode_file(clip, rate, "flac"))
+        paths.replace(folder / "stimuli" / f"{token}.flac", encode_file(clip, rate, "flac"))
     facts = {
         **options,
         "loudness": round(reached, 2),
         "sample_rate": rate,
         "duration": round(max(clip.shape[-1] for clip in flat) / rate, 3),
-        "fingerprint": fingerprint(clips, options),
+        "fingerprint": test_hash(clips, options),
         "stimuli": stimuli,
     }
-    scratch = folder / "design.json.part"
-    scratch.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    scratch.replace(folder / "design.json")
+    paths.replace(folder / "design.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return load_design(folder)
 
 
@@ -237,6 +241,7 @@ def load_design(folder: Path) -> Design:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no listening test (no design.json)")
     facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["test_hash"] = facts.pop("fingerprint")
     facts["screening"] = Screening(**facts["screening"])
     facts["pairs"] = tuple(tuple(pair) for pair in facts["pairs"])
     facts |= {key: tuple(facts[key]) for key in ("conditions", "items")}

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import paths
 from .answers import AnswerStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .test import ListeningTest
+    from .analysis import Analysis
 
 __all__ = ["export"]
 
@@ -40,36 +41,42 @@ A blind listening test made with mechsteer. {who}.
 """
 
 
-def export(test: ListeningTest, folder: Path, answers: pd.DataFrame | None, names: bool) -> Path:
-    """See `ListeningTest.export`."""
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; an export goes to a new folder")
-    analysis = test.analyse(answers)  # what can't be analysed isn't exported
+def export(
+    test: Path, folder: Path, analysis: Analysis, answers: pd.DataFrame | None = None, names: bool = False
+) -> Path:
+    """Copy the test in one folder to a new one, with its analysis; `ListeningTest.export` says the rest.
+
+    Parameters
+    ----------
+    test, folder : the test's folder, and the one to make.
+    analysis : of the answers that are exported: what can't be analysed isn't exported.
+    answers : in place of the test's own.
+    """
     folder.mkdir(parents=True)
-    shutil.copy(test.folder / "design.json", folder)
-    shutil.copytree(test.folder / "stimuli", folder / "stimuli")
+    shutil.copy(test / "design.json", folder)
+    shutil.copytree(test / "stimuli", folder / "stimuli")
     if answers is None:
-        lines = AnswerStore(test.folder / "answers.jsonl").lines()
+        lines = AnswerStore(test / "answers.jsonl").lines()
         if not names:
             lines = [
                 {**line, "name": f"listener {line['listener']}"} if "name" in line else line for line in lines
             ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / "answers.jsonl").write_text(text, encoding="utf-8")
+        paths.replace(folder / "answers.jsonl", text)
         call, said = "", "`answers.jsonl`: every answer, a line each"
         said += "" if names else "; listeners' names are replaced by numbers"
     else:
         if not names and not analysis.simulated:
             answers = answers.assign(name=answers["listener"])
-        answers.to_csv(folder / "answers.csv", index=False)
+        paths.replace(folder / "answers.csv", answers.to_csv(index=False))
         call = 'pd.read_csv(here / "answers.csv")'
         said = f"`answers.csv`: the answers ({'of simulated listeners' if analysis.simulated else 'given'})"
     script = SCRIPT.format(answers=call)
     if call:
         script = script.replace("import mechsteer as ms", "import pandas as pd\n\nimport mechsteer as ms")
-    (folder / "analyse.py").write_text(script, encoding="utf-8")
-    design = test.design
+    paths.replace(folder / "analyse.py", script)
+    design = analysis.design
     facts = {"name": design.name, "question": design.question, "loudness": design.loudness, "answers": said}
-    (folder / "README.md").write_text(TEXT.format(who=analysis.who, **facts), encoding="utf-8")
+    paths.replace(folder / "README.md", TEXT.format(who=analysis.who, **facts))
     analysis.save(folder / "analysis")
     return folder

@@ -55,7 +55,7 @@ class Session:
         sounds = {"preference": 2, "abx": 3, "rating": len(d.conditions)}[d.kind]
         seconds = number * (1.5 * sounds * d.listen + 6)
         page = {"page": "welcome", "question": d.question, "kind": d.kind, "trials": number, "error": error}
-        return {**page, "minutes": max(1, round(seconds / 60)), "test": d.fingerprint}, []
+        return {**page, "minutes": max(1, round(seconds / 60)), "test": d.test_hash}, []
 
     def _enter(self, name: str, again: bool) -> tuple[dict, list[bytes]]:
         try:

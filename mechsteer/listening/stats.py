@@ -25,7 +25,6 @@ __all__ = [
     "holm",
     "preferences",
     "ratings",
-    "wilson",
 ]
 
 
@@ -222,14 +221,10 @@ def bradley_terry(
     compared = np.zeros((size, size), bool)
     compared[left, right] = compared[right, left] = True
     if connected_components(compared, directed=False)[0] > 1:
-        raise ValueError(
-            "some conditions were never compared, not even through others: add pairs that link them"
-        )
+        raise ValueError("some conditions were never compared, not even through others: add such pairs")
     wins = np.bincount(cell, minlength=size**2).reshape(size, size)
     if half == 0 and connected_components(wins, connection="strong")[0] > 1:
-        raise ValueError(
-            "some conditions never lost to others, so their strength has no bound: leave half=0.5"
-        )
+        raise ValueError("some conditions never lost, so their strength has no bound: leave half=0.5")
 
     def strengths(weights: np.ndarray) -> np.ndarray:
         counts = np.bincount(cell, weights=weights, minlength=size**2).reshape(size, size) + half * compared
@@ -250,9 +245,7 @@ def _strengths(wins: np.ndarray) -> np.ndarray:
         chance = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
         gradient = (wins - played * chance).sum(1)
         weight = played * chance * (1 - chance)
-        hessian = (
-            np.diag(weight.sum(1)) - weight + 1 / size
-        )  # the constant fixes the mean, which the data leave open
+        hessian = np.diag(weight.sum(1)) - weight + 1 / size  # 1 / size fixes the mean, which the data don't
         step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]
         strength += step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))
         if np.abs(step).max() < 1e-9:
@@ -293,19 +286,8 @@ def ratings(
             if label:
                 row |= {label: x.mean(), "p": crossed_test(table, "value", 0.0)["p"]}
         rows.append(row | {"answers": int(grid[name].count())})
-    columns = [
-        "condition",
-        "mean",
-        "lo",
-        "hi",
-        "difference",
-        "difference_lo",
-        "difference_hi",
-        "p",
-        "p_holm",
-        "answers",
-    ]
-    table = pd.DataFrame(rows).reindex(columns=columns)
+    moved = ["difference", "difference_lo", "difference_hi", "p", "p_holm"]
+    table = pd.DataFrame(rows).reindex(columns=["condition", "mean", "lo", "hi", *moved, "answers"])
     tested = table["p"].notna()
     table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
     return table.sort_values("mean", ascending=False, ignore_index=True)
@@ -335,14 +317,13 @@ def agreement(values: pd.DataFrame, kind: str = "nominal", within: Sequence | No
     Source: Krippendorff 2004, "Content Analysis", ch. 11. With two or more choices and no gaps it is close to
     Fleiss' kappa (equal to it but for a correction for few answers).
     """
-    if kind not in {"nominal", "interval"}:
-        raise ValueError(f"kind {kind!r}; there are nominal and interval")
+    distances = {"nominal": lambda a, b: float(a != b), "interval": lambda a, b: (float(a) - float(b)) ** 2}
+    if kind not in distances:
+        raise ValueError(f"kind {kind!r}; there are {' and '.join(distances)}")
+    distance = distances[kind]
     labels = np.zeros(values.shape[1], int) if within is None else pd.factorize(np.asarray(within))[0]
     if len(labels) != values.shape[1]:
         raise ValueError(f"within needs one label per column: {values.shape[1]}, not {len(labels)}")
-    distance = (
-        (lambda a, b: float(a != b)) if kind == "nominal" else (lambda a, b: (float(a) - float(b)) ** 2)
-    )
 
     def apart(values: Sequence) -> float:
         kinds, counts = np.unique(np.asarray(values), return_counts=True)

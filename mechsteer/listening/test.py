@@ -1,9 +1,9 @@
 """Blind listening tests in a notebook: set up, take, analyse, hand on.
 
-    test = ms.ListeningTest({"steered": steered, "unsteered": plain}, "Which sounds more like guitar?",
-    name="guitar") test.take() # the page, in JupyterLab; `voila` shows the notebook take.ipynb in the test's
-    folder test.analyse() # tables and figures, by the screening rule that was written down before anyone
-    answered
+    conditions = {"steered": steered, "unsteered": plain}
+    test = ms.ListeningTest(conditions, "Which sounds more like guitar?", name="guitar")
+    test.take()        # the page, in JupyterLab; voila shows the notebook take.ipynb in the test's folder
+    test.analyse()     # tables and figures, by the screening rule written down before anyone answered
 
 A test is a folder: `design.json` (the plan and which sound is which), `stimuli/` (loudness-matched, under
 random names), `answers.jsonl` (append-only) and `take.ipynb` (the page).
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import paths
 from .answers import AnswerStore
-from .design import KINDS, Screening, fingerprint, gather, load_design, save_design
+from .design import KINDS, Screening, gather, load_design, save_design, test_hash
+from .export import export
 from .session import Session
 from .simulation import simulate
 
@@ -124,7 +125,7 @@ class ListeningTest:
         self.folder = Path(folder) if folder else paths.listening() / name
         if (self.folder / "design.json").exists():
             self.design = load_design(self.folder)
-            if self.design.fingerprint == fingerprint(clips, options):
+            if self.design.test_hash == test_hash(clips, options):
                 return
             if AnswerStore(self.folder / "answers.jsonl").lines():
                 raise ValueError(
@@ -192,9 +193,9 @@ class ListeningTest:
         ------
         FileExistsError  if the folder exists.
         """
-        from .export import export
-
-        return export(self, Path(folder), answers, names)
+        if Path(folder).exists():
+            raise FileExistsError(f"{folder} exists; an export goes to a new folder")
+        return export(self.folder, Path(folder), self.analyse(answers), answers, names)
 
 
 def _write_page(folder: Path) -> None:
@@ -205,4 +206,4 @@ def _write_page(folder: Path) -> None:
     source = 'import mechsteer as ms\n\nms.ListeningTest.open(".").take()'
     book = new_notebook(cells=[new_code_cell(source, id="page")])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    (folder / "take.ipynb").write_text(nbformat.writes(book) + "\n", encoding="utf-8")
+    paths.replace(folder / "take.ipynb", nbformat.writes(book) + "\n")

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from listening_clips import RATE, clip, condition_of, conditions, make
 
-from mechsteer import ListeningTest
+from mechsteer import ListeningTest, Steering
 from mechsteer.listening.design import Screening, trials
 from mechsteer.listening.session import Session
 from mechsteer.measures import loudness
@@ -124,6 +124,18 @@ def test_generations_are_matched_by_seed(tmp_path):
         ListeningTest(
             {"a": make_one([3, 4], 440), "b": make_one([3, 5], 220)}, "Which?", "x", folder=tmp_path / "two"
         )
+
+
+def test_items_are_named_by_prompt_and_seed_whatever_they_say(tmp_path):
+    prompts, steering = ["jazz, <slow>, Steering the sax", None], Steering(np.ones(4), layers=[0], norm=1.0)
+    audio = np.stack([clip(440)[0], clip(220)[0]])
+    made = {
+        name: Generation(audio, None, RATE, prompts, [3, 4], [given] * 2)
+        for name, given in {"steered": steering, "unsteered": None}.items()
+    }
+    items = ("jazz, <slow>, Steering the sax (seed 3)", "no prompt (seed 4)")
+    for k, order in enumerate((made, dict(reversed(made.items())))):
+        assert ListeningTest(order, "Which?", name="names", folder=tmp_path / str(k)).design.items == items
 
 
 def test_what_cannot_be_a_test_is_refused_with_the_reason(tmp_path):

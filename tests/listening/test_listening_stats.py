@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechsteer.listening import charts as plots
-from mechsteer.listening import power as lp
-from mechsteer.listening import stats as ls
+from mechsteer.listening import charts, power, stats
+from mechsteer.measures.intervals import wilson
 
 
 def choices(strengths: dict, listeners: int, items: int, seed: int = 0, sd: float = 0.0) -> pd.DataFrame:
@@ -25,16 +24,14 @@ def choices(strengths: dict, listeners: int, items: int, seed: int = 0, sd: floa
 
 
 def test_wilson_is_the_textbook_interval():
-    assert ls.wilson(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
-    assert ls.wilson(0, 10)[0] == pytest.approx(0, abs=1e-12) and ls.wilson(0, 10)[1] == pytest.approx(
-        0.2775, abs=1e-4
-    )
+    assert wilson(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
 
 
 def test_shares_are_counted_whichever_side_a_condition_was_on():
     table = choices({"steered": 1.0, "plain": 0.0}, 20, 10)
     swapped = table.rename(columns={"left": "right", "right": "left"})
-    one, two = (ls.preferences(t, boots=50) for t in (table, swapped))
+    one, two = (stats.preferences(t, boots=50) for t in (table, swapped))
     pd.testing.assert_frame_equal(one, two)
     row = one.iloc[0]
     assert (row["condition"], row["over"], row["answers"]) == ("plain", "steered", 200)
@@ -44,7 +41,7 @@ def test_shares_are_counted_whichever_side_a_condition_was_on():
 
 def test_listeners_who_differ_widen_the_interval_that_counting_answers_does_not():
     table = choices({"a": 0.0, "b": 0.0}, 12, 30, seed=1, sd=2.0)
-    row = ls.preferences(table, boots=300).iloc[0]
+    row = stats.preferences(table, boots=300).iloc[0]
     assert row["hi"] - row["lo"] > 2 * (row["wilson_hi"] - row["wilson_lo"])
     assert row["p"] > 10 * row["p_binomial"] or row["p"] > 0.2
 
@@ -54,34 +51,34 @@ def test_the_crossed_test_is_the_plain_t_test_where_there_is_one_item():
 
     x = np.random.default_rng(0).random(9)
     table = pd.DataFrame({"listener": range(9), "item": 0, "x": x})
-    assert ls.crossed_test(table, "x")["p"] == pytest.approx(ttest_1samp(x, 0.5).pvalue)
-    assert np.isnan(ls.crossed_test(table.head(1), "x")["p"])
+    assert stats.crossed_test(table, "x")["p"] == pytest.approx(ttest_1samp(x, 0.5).pvalue)
+    assert np.isnan(stats.crossed_test(table.head(1), "x")["p"])
 
 
 def test_unanimous_answers_are_as_sure_as_their_listeners_and_items_are_many():
     table = choices({"steered": 50.0, "plain": 0.0}, 9, 12)
-    row = ls.preferences(table, boots=20).iloc[0]
+    row = stats.preferences(table, boots=20).iloc[0]
     assert row["share"] == 0 and row["p"] == pytest.approx(2 * 0.5**9)
-    assert (row["lo"], row["hi"]) == pytest.approx(ls.wilson(0, 9)) and row["hi"] > row["wilson_hi"]
+    assert (row["lo"], row["hi"]) == pytest.approx(stats.wilson(0, 9)) and row["hi"] > row["wilson_hi"]
     balanced = pd.DataFrame(
         [(i, j, (i - j) % 5 > 0) for i in range(5) for j in range(5)], columns=["listener", "item", "x"]
     )
-    assert ls.crossed_test(balanced, "x")["p"] == pytest.approx(2 * 0.5**5), (
+    assert stats.crossed_test(balanced, "x")["p"] == pytest.approx(2 * 0.5**5), (
         "4 of 5 each: no unit differs from another"
     )
-    sure = lp.power(0.999, [4, 8], items=12, listener_sd=0, item_sd=0, runs=200).set_index("listeners")[
+    sure = power.power(0.999, [4, 8], items=12, listener_sd=0, item_sd=0, runs=200).set_index("listeners")[
         "power"
     ]
     assert sure[4] < 0.2 and sure[8] > 0.9
 
 
 def test_holm_by_hand():
-    np.testing.assert_allclose(ls.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    np.testing.assert_allclose(stats.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
 
 
 def test_bradley_terry_finds_planted_strengths():
     planted = {"steered": 1.2, "plain": 0.0, "random": -0.2, "prompt": 0.4}
-    found = ls.bradley_terry(choices(planted, 40, 12), boots=60).set_index("condition")
+    found = stats.bradley_terry(choices(planted, 40, 12), boots=60).set_index("condition")
     truth = pd.Series(planted) - np.mean(list(planted.values()))
     assert found.index[0] == "steered" and found["strength"].sum() == pytest.approx(0)
     np.testing.assert_allclose(found["strength"], truth[found.index], atol=0.2)
@@ -96,23 +93,23 @@ def test_bradley_terry_is_logistic_regression_on_differences():
     code = lambda column: pd.get_dummies(table[column]).reindex(columns=names).to_numpy(float)
     model = LogisticRegression(C=1e12, fit_intercept=False, tol=1e-10, max_iter=1000)
     weights = model.fit(code("left") - code("right"), table["chosen"] == table["left"]).coef_[0]
-    found = ls.bradley_terry(table, boots=2, half=0).set_index("condition")["strength"]
+    found = stats.bradley_terry(table, boots=2, half=0).set_index("condition")["strength"]
     np.testing.assert_allclose(found[names], weights - weights.mean(), atol=1e-3)
 
 
 def test_bradley_terry_says_when_the_data_leave_a_strength_open():
     won = choices({"a": 50.0, "b": 0.0}, 3, 4)
-    assert np.isfinite(ls.bradley_terry(won, boots=5)["strength"]).all()
+    assert np.isfinite(stats.bradley_terry(won, boots=5)["strength"]).all()
     with pytest.raises(ValueError, match="never lost"):
-        ls.bradley_terry(won, boots=5, half=0)
+        stats.bradley_terry(won, boots=5, half=0)
     apart = pd.concat([won, won.replace({"a": "c", "b": "d"})])
     with pytest.raises(ValueError, match="never compared"):
-        ls.bradley_terry(apart, boots=5)
+        stats.bradley_terry(apart, boots=5)
 
 
 def test_abx_counts_right_answers():
     table = choices({"a": 0.0, "b": 0.0}, 8, 10).assign(correct=lambda t: np.arange(len(t)) % 4 > 0)
-    row = ls.discrimination(table, boots=100).iloc[0]
+    row = stats.discrimination(table, boots=100).iloc[0]
     assert (row["condition"], row["against"], row["share"]) == ("a", "b", 0.75) and row["p"] < 0.05
 
 
@@ -126,13 +123,13 @@ def test_ratings_are_compared_on_the_same_item_by_the_same_listener():
         table["listener"]
     ]  # listeners use the scale differently; differences don't see it
     table["rating"] = 50 + mood + 10 * (table["condition"] == "steered") + rng.normal(0, 2, len(table))
-    found = ls.ratings(table, "plain", boots=200).set_index("condition")
+    found = stats.ratings(table, "plain", boots=200).set_index("condition")
     steered = found.loc["steered"]
     assert steered["difference"] == pytest.approx(10, abs=1.5)
     assert steered["difference_hi"] - steered["difference_lo"] < (steered["hi"] - steered["lo"]) / 3
     assert np.isnan(found.loc["plain", "difference"]) and steered["p_holm"] < 0.001
     with pytest.raises(ValueError, match="no condition 'absent'"):
-        ls.ratings(table, "absent")
+        stats.ratings(table, "absent")
 
 
 def test_krippendorffs_alpha_on_his_own_example():
@@ -146,9 +143,9 @@ def test_krippendorffs_alpha_on_his_own_example():
             [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, nan],
         ]
     )
-    assert ls.agreement(answers) == pytest.approx(0.743, abs=5e-4)
-    assert ls.agreement(answers, "interval") == pytest.approx(0.849, abs=5e-4)
-    assert np.isnan(ls.agreement(answers.head(1)))
+    assert stats.agreement(answers) == pytest.approx(0.743, abs=5e-4)
+    assert stats.agreement(answers, "interval") == pytest.approx(0.849, abs=5e-4)
+    assert np.isnan(stats.agreement(answers.head(1)))
 
 
 PAIRS = (("steered", "unsteered"), ("random", "unsteered"), ("steered", "prompt"))
@@ -166,46 +163,46 @@ def test_coin_flips_on_several_pairs_agree_no_more_than_chance():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         grid, pairs = grid_of(lambda k, item, n, rng=rng: rng.integers(2))
-        found.append((ls.agreement(grid, within=pairs), ls.agreement(grid)))
+        found.append((stats.agreement(grid, within=pairs), stats.agreement(grid)))
     fair, pooled = np.array(found).T
     assert abs(fair.mean()) < 0.01 and np.abs(fair).max() < 0.1
     assert pooled.mean() > 0.25, "over all pairs together, coins would seem to agree"
     unlike, pairs = grid_of(lambda k, item, n: int(rng.random() < (0.05, 0.5, 0.95)[k]))
-    assert abs(ls.agreement(unlike, within=pairs)) < 0.1, "nor does it where the shares differ by pair"
+    assert abs(stats.agreement(unlike, within=pairs)) < 0.1, "nor does it where the shares differ by pair"
 
 
 def test_agreement_on_several_pairs_is_1_where_all_agree():
     grid, pairs = grid_of(lambda k, item, n: (item + k) % 2)
-    assert ls.agreement(grid, within=pairs) == 1
+    assert stats.agreement(grid, within=pairs) == 1
     grid, pairs = grid_of(lambda k, item, n: 0 if k == 0 else item % 2)  # a pair with one winner adds nothing
-    assert ls.agreement(grid, within=pairs) == 1
-    assert np.isnan(ls.agreement(grid_of(lambda k, item, n: k % 2)[0], within=pairs)), (
+    assert stats.agreement(grid, within=pairs) == 1
+    assert np.isnan(stats.agreement(grid_of(lambda k, item, n: k % 2)[0], within=pairs)), (
         "nothing left to agree on"
     )
     one, _ = grid_of(lambda k, item, n: (item * n) % 2)
-    assert ls.agreement(one, within=[0] * one.shape[1]) == pytest.approx(ls.agreement(one))
+    assert stats.agreement(one, within=[0] * one.shape[1]) == pytest.approx(stats.agreement(one))
     with pytest.raises(ValueError, match="one label per column"):
-        ls.agreement(grid, within=pairs[1:])
+        stats.agreement(grid, within=pairs[1:])
 
 
 def test_power_grows_with_listeners_and_false_alarms_stay_near_the_level():
-    table = lp.power(0.65, [5, 15, 40], items=10, runs=400).set_index("listeners")["power"]
+    table = power.power(0.65, [5, 15, 40], items=10, runs=400).set_index("listeners")["power"]
     assert table[5] < table[15] < table[40] and table[40] > 0.8
-    null = lp.power(0.5, [10, 30], items=12, runs=1000)["power"]
+    null = power.power(0.5, [10, 30], items=12, runs=1000)["power"]
     assert null.max() < 0.08
-    naive = lp.power(0.65, [15], items=10, listener_sd=0, item_sd=0, runs=400)["power"].iloc[0]
+    naive = power.power(0.65, [15], items=10, listener_sd=0, item_sd=0, runs=400)["power"].iloc[0]
     assert naive > table[15]
 
 
 def test_power_by_formula_and_the_number_it_takes():
-    assert lp.binomial_power(0.65, 90) == pytest.approx(0.812, abs=1e-3)
-    assert lp.binomial_power(0.5, 90) < 0.05
-    needed = lp.listeners_needed(0.65, 0.8, items=10, runs=400)
-    assert lp.power(0.65, [needed], items=10, runs=400)["power"].iloc[0] >= 0.8
+    assert power.binomial_power(0.65, 90) == pytest.approx(0.812, abs=1e-3)
+    assert power.binomial_power(0.5, 90) < 0.05
+    needed = power.listeners_needed(0.65, 0.8, items=10, runs=400)
+    assert power.power(0.65, [needed], items=10, runs=400)["power"].iloc[0] >= 0.8
     with pytest.raises(ValueError, match="more items"):
-        lp.listeners_needed(0.55, 0.9, items=2, most=20, runs=100)
+        power.listeners_needed(0.55, 0.9, items=2, most=20, runs=100)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        lp.power(1.0)
+        power.power(1.0)
 
 
 def test_a_figures_title_says_what_was_found():
@@ -214,13 +211,13 @@ def test_a_figures_title_says_what_was_found():
     )
     design = lambda kind: SimpleNamespace(kind=kind, question="Which?")
     title = lambda fig: fig.layout.title.text.split("<br>")[0]
-    assert title(plots.results(table, design("preference"), "")) == "Which? C over b: 90%", (
+    assert title(charts.results(table, design("preference"), "")) == "Which? C over b: 90%", (
         "turned to the winner"
     )
-    assert title(plots.results(table[:1], design("preference"), "")) == "Which? No difference is shown"
+    assert title(charts.results(table[:1], design("preference"), "")) == "Which? No difference is shown"
     told = table.rename(columns={"over": "against"})
-    assert title(plots.results(told, design("abx"), "")) == "Not shown to be told apart"
-    told = plots.results(told.assign(lo=[0.52, 0.05]), design("abx"), "")
+    assert title(charts.results(told, design("abx"), "")) == "Not shown to be told apart"
+    told = charts.results(told.assign(lo=[0.52, 0.05]), design("abx"), "")
     assert title(told) == "Told apart best: a / c, X told rightly 60%"
     rated = table.rename(columns={"share": "mean"}).assign(mean=[30, 60])
-    assert title(plots.results(rated, design("rating"), "")) == "Which? Most: b, 60 of 100"
+    assert title(charts.results(rated, design("rating"), "")) == "Which? Most: b, 60 of 100"
