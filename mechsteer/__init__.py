@@ -53,8 +53,8 @@ def __getattr__(name):
         return getattr(importlib.import_module(f".{_OWNERS[name]}", __name__), name)
     if name in _FOLDERS:
         return importlib.import_module(f".{name}", __name__)
-    hint = did_you_mean(name, __all__, f"it has {', '.join(__all__)}")
-    raise AttributeError(f"module 'mechsteer' has no attribute {name!r}; {hint}")
+    hint = did_you_mean(name, __all__, f"It has {', '.join(__all__)}")
+    raise AttributeError(f"module 'mechsteer' has no attribute {name!r}. {hint}")
 
 
 def __dir__():

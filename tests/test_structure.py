@@ -14,11 +14,12 @@ HOMES = ("mechsteer", "workshop")
 PATHS = [path for home in HOMES for path in sorted((ROOT / home).rglob("*.py"))]
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
 ORDER = ("model", "activations", "directions", "measures", "show", "listening")  # each imports those before it
-SHARED = {"mechsteer", "mechsteer._shared", "mechsteer.paths", "mechsteer.errors"}
+SHARED = {"mechsteer", "mechsteer._shared", "mechsteer.paths", "mechsteer.errors", "mechsteer.sound"}
 # Arrows that run forward, each inside a function: the embedded model and its music, and a clip that shows itself.
 LAZY = {
     ("mechsteer.model.model", "mechsteer.tiny.loading"),
-    ("mechsteer.activations.clips", "mechsteer.tiny"),
+    ("mechsteer.activations.clips", "mechsteer.tiny.orchestra"),
+    ("mechsteer.activations.frames", "mechsteer.tiny.orchestra"),
     ("mechsteer.model.generation", "mechsteer.show.player"),
 }
 WITHOUT_TORCH = ["activations.clips", "activations.frames", "activations._store", "directions.find", "directions.scores", "directions.geometry", "directions.files", "directions._solvers", "directions._labels", "measures.describe", "measures.distances", "measures.intervals", "measures.loudness", "show.plots", "show.saving", "show.player", "listening", "listening.export", "listening.charts", "listening.power", "listening.test", "listening.widget", "paths"]

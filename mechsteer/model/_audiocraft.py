@@ -1,7 +1,7 @@
 """Everything that audiocraft and nnsight are asked for, in the one file that imports them.
 
-Reads Meta's checkpoints into audiocraft's classes, without xformers and without running pickled code, and
-mends two things in them: cross-attention to padded text, and positions in half precision.
+Reads Meta's checkpoints into audiocraft's classes, without xformers and without running pickled code. A model
+that is adopted gets `CrossAttention`, `SelfAttention` and `Transformer` of ours; audiocraft stays as it is.
 """
 
 import contextlib
@@ -12,16 +12,16 @@ import logging
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from ..errors import MissingWeights
-from . import _checkpoints as checkpoints
+from . import _checkpoints
 from ._devices import check_memory
-from .sampling import SITE_MODULES
+from .sites import SITES, hook
 
 
 def _stand_in_for_xformers() -> None:
@@ -57,7 +57,7 @@ class _Later(types.ModuleType):
 
 @contextlib.contextmanager
 def _imported_later(*names: str) -> Iterator[None]:
-    """Keep heavy modules out while audiocraft is imported, which wants them for functions that few models use."""
+    """Keep heavy modules out while audiocraft is imported, which few models need: seconds at every start."""
     absent = {name: _Later(name) for name in names if name not in sys.modules}
     sys.modules.update(absent)
     try:
@@ -77,9 +77,6 @@ with warnings.catch_warnings(), _imported_later(*_HEAVY):
     from audiocraft.modules import transformer
     from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # noqa: F401
     from audiocraft.modules.conditioners import (  # noqa: F401
-        AttributeDropout,
-        BaseConditioner,
-        ClassifierFreeGuidanceDropout,
         ConditionFuser,
         ConditioningAttributes,
         ConditioningProvider,
@@ -91,35 +88,28 @@ with warnings.catch_warnings(), _imported_later(*_HEAVY):
 
 
 def build(source: str | Path) -> tuple[MusicGen, str]:
-    """A MusicGen on the CPU in float32, and its weights' fingerprint, from a checkpoint of Meta's format."""
-    package, codec_package = (
-        checkpoints.read(checkpoints.locate(source, file))
-        for file in (checkpoints.LM_FILE, checkpoints.CODEC_FILE)
-    )
+    """A MusicGen on the CPU in float32, and its weights' hash, from a checkpoint of Meta's format."""
+    files = (_checkpoints.LM_FILE, _checkpoints.CODEC_FILE)
+    package, codec_package = (_checkpoints.read(_checkpoints.locate(source, file)) for file in files)
     check_memory(str(source), 4 * sum(t.numel() for t in package["best_state"].values()))
     cfg = OmegaConf.create(package["xp.cfg"])
     cfg.device, cfg.dtype = "cpu", "float32"
-    cfg.transformer_lm.update(
-        weight_init=None, depthwise_init=None, zero_bias_init=False
-    )  # loaded just below
-    extra = {
-        k: c.model
-        for k, c in (cfg.conditioners or {}).items()
-        if k != "args" and c.model not in ("t5", "lut")
-    }
+    cfg.transformer_lm.update(weight_init=None, depthwise_init=None, zero_bias_init=False)  # loaded below
+    listed = {name: c.model for name, c in (cfg.conditioners or {}).items() if name != "args"}
+    extra = {name: kind for name, kind in listed.items() if kind not in ("t5", "lut")}
     if extra or cfg.fuser.prepend:
         raise ValueError(
-            f"{source} is conditioned on more than text through cross-attention ({extra or 'prepended text'}), as "
-            "melody and style models are, which need demucs besides; load a text model such as facebook/musicgen-small"
+            f"{source} is conditioned on more than text through cross-attention ({extra or 'prepended text'}), "
+            "as melody and style models are, which need demucs; load a text model: facebook/musicgen-small"
         )
     try:
         lm = builders.get_lm_model(cfg)
     except OSError as error:  # transformers' own error is a page of guesses
-        encoders = [c.t5.name for c in cfg.conditioners.values() if c.get("model") == "t5"]
+        encoders = " ".join(c.t5.name for c in cfg.conditioners.values() if c.get("model") == "t5")
         raise MissingWeights(
-            f"no text encoder {', '.join(encoders)!r}, which {source} listens through: looked in the hub cache and on "
-            "huggingface.co. Load it once with a connection: "
-            f"`huggingface-cli download {' '.join(encoders)}`, or use the embedded model: ms.load('tiny')."
+            f"no text encoder {encoders!r}, which {source} listens through: looked in the hub cache and on "
+            f"huggingface.co. Load it once with a connection: `huggingface-cli download {encoders}`, or use "
+            "the embedded model: ms.load('tiny')."
         ) from error
     lm.load_state_dict(package["best_state"])
     lm.cfg = cfg
@@ -128,33 +118,27 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
     else:
         codec_cfg = OmegaConf.create(codec_package["xp.cfg"])
         codec_cfg.device = "cpu"
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # torch's, of the weight_norm that EnCodec is saved with
+        with warnings.catch_warnings():  # torch's, of the weight_norm that EnCodec is saved with
+            warnings.simplefilter("ignore", FutureWarning)
             codec = builders.get_compression_model(codec_cfg)
         codec.load_state_dict(codec_package["best_state"])
-    weights = checkpoints.weights_hash(package["best_state"], codec.state_dict())
+    weights = _checkpoints.weights_hash(package["best_state"], codec.state_dict())
     return MusicGen(str(source), codec, lm), weights
 
 
 class CrossAttention(transformer.StreamingMultiheadAttention):
-    """audiocraft's cross-attention, with two things done once: leaving padded text out, and projecting the
-    text.
+    """audiocraft's cross-attention, with padded text left out, and the text projected once.
 
     audiocraft pads all prompts of a batch to one length and attends to the padding, so a row would depend on
     its neighbours; padded positions of a T5 encoding are exactly zero and get no weight here. While
-    generating, keys and values of the text are kept instead of being computed at every step. A prompt alone
-    gives the same numbers.
+    generating, keys and values of the text are kept. A prompt alone gives the same numbers.
     """
 
     skip_padding = False
 
     def forward(self, query, key, value, **_):
-        """(row, step, d_model) queries over (row, token, d_model) text; returns (row, step, d_model), None."""
-        split = lambda x: x.unflatten(-1, (self.num_heads, -1)).transpose(
-            1, 2
-        )  # (row, head, position, d_head)
+        """(row, step, d_model) queries over (row, token, d_model) text; (row, step, d_model), None."""
+        split = lambda x: x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (row, head, place, d_head)
         weight = self.in_proj_weight.chunk(3)
         bias = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q = F.linear(query, weight[0], bias[0])
@@ -177,31 +161,47 @@ class CrossAttention(transformer.StreamingMultiheadAttention):
         return None if not self.skip_padding or bool(real.all()) else real[:, None, None, :]
 
 
-def _sin_embedding(
-    positions, dim, max_period=10_000, dtype=torch.float32, *, original=transformer.create_sin_embedding
-):
-    """Positions in float32 whatever the model's dtype: bfloat16 can't tell step 257 from 258."""
-    return original(positions, dim, max_period, torch.float32).to(dtype)
+class SelfAttention(transformer.StreamingMultiheadAttention):
+    """audiocraft's self-attention, whose rotary positions go on where the cache ends.
+
+    audiocraft 1.3 looks for the cache's length in the wrong dim, and finds the number of heads.
+    """
+
+    def _apply_rope(self, query, key):
+        axis = transformer._get_attention_time_dimension(self.memory_efficient)
+        past = self._streaming_state.get("past_keys")
+        start = int(self._streaming_state.get("offset", 0)) + (0 if past is None else past.shape[axis])
+        return self.rope.rotate_qk(query, key, start=start, time_dim=axis)
 
 
-transformer.create_sin_embedding = _sin_embedding
+class Transformer(transformer.StreamingTransformer):
+    """audiocraft's stack of layers, with sinusoidal positions in float32 whatever the model's dtype.
 
+    bfloat16 can't tell step 257 from 258.
+    """
 
-def _rotate(self, query, key):
-    """Rotary positions that go on where the cache ends; audiocraft 1.3 takes the number of heads for its length."""
-    axis = transformer._get_attention_time_dimension(self.memory_efficient)
-    past = self._streaming_state.get("past_keys")
-    start = int(self._streaming_state.get("offset", 0)) + (0 if past is None else past.shape[axis])
-    return self.rope.rotate_qk(query, key, start=start, time_dim=axis)
-
-
-transformer.StreamingMultiheadAttention._apply_rope = _rotate
+    def forward(self, x, *args, **kwargs):
+        """(row, step, d_model) to (row, step, d_model)."""
+        B, T, C = x.shape
+        before = self._streaming_state.get("offsets", torch.zeros(B, dtype=torch.long, device=x.device))
+        if self.positional_embedding in ("sin", "sin_rope"):
+            steps = torch.arange(T, device=x.device).view(1, -1, 1) + before.view(-1, 1, 1)
+            sines = transformer.create_sin_embedding(steps, C, self.max_period, torch.float32)
+            x = x + self.positional_scale * sines.to(x.dtype)
+        for layer in self.layers:
+            x = self._apply_layer(layer, x, *args, **kwargs)
+        if self._is_streaming:
+            self._streaming_state["offsets"] = before + T
+        return x
 
 
 def adopt(lm: LMModel) -> LMModel:
-    """Freeze a language model for inference and give it our cross-attention; its weights stay as they are."""
+    """Freeze a language model for inference and give it our attention and positions; its weights stay."""
     t5 = any(isinstance(c, T5Conditioner) for c in lm.condition_provider.conditioners.values())
+    lm.transformer.__class__ = Transformer
     for layer in lm.transformer.layers:
+        if type(layer.self_attn) is transformer.StreamingMultiheadAttention:  # else check_sites says so
+            layer.self_attn.__class__ = SelfAttention
         layer.cross_attention.__class__ = CrossAttention
         layer.cross_attention.skip_padding = t5
     return lm.eval().requires_grad_(False)
@@ -215,37 +215,28 @@ def wrapped(lm: LMModel):
 
 
 @torch.no_grad()
-def check_map(lm: LMModel, module_of: Callable, conditions: dict) -> None:
-    """Every site must exist at every layer and be (row, step, d_model) in a forward pass; else ValueError names it."""
+def check_sites(lm: LMModel, conditions: dict) -> None:
+    """ValueError unless every site is at every layer and of width d_model in a forward pass."""
+    places = [(site, layer) for site in SITES for layer in range(len(lm.transformer.layers))]
     seen: dict[tuple[str, int], tuple] = {}
-
-    def note(site, layer):
-        def hook(module, args, out=None):
-            value = args[0] if out is None else out[0] if isinstance(out, tuple) else out
-            seen[site, layer] = tuple(value.shape)
-
-        return hook
-
-    places = [(site, layer) for site in SITE_MODULES for layer in range(len(lm.transformer.layers))]
     with contextlib.ExitStack() as hooks:
-        for site, layer in places:
+        for place in places:
+            note = lambda h, place=place: seen.update({place: tuple(h.flatten(2).shape)})
             try:
-                module = module_of(site, layer)
+                hooks.callback(hook(lm, *place, note).remove)
             except AttributeError as error:
+                site, layer = place
                 raise ValueError(
-                    f"no {SITE_MODULES[site][0]!r} (site {site!r}) in layer {layer}: {error}"
+                    f"no {SITES[site][0]!r} (site {site!r}) in layer {layer}: {error}"
                 ) from error
-            pre = SITE_MODULES[site][1] == "input"
-            register = module.register_forward_pre_hook if pre else module.register_forward_hook
-            hooks.callback(register(note(site, layer)).remove)
         device = next(lm.parameters()).device
         lm(torch.zeros(1, lm.num_codebooks, 2, dtype=torch.long, device=device), [], conditions)
     for site, layer in places:
         if seen.get((site, layer)) != (1, 2, lm.dim):
-            found = seen.get((site, layer), "never run")
             raise ValueError(
-                f"site {site!r} of layer {layer} should be (1, 2, {lm.dim}) and is {found}; "
-                "mechsteer knows the modules of audiocraft 1.3 with its own (not PyTorch's) attention"
+                f"site {site!r} of layer {layer} should be (1, 2, {lm.dim}) and is "
+                f"{seen.get((site, layer), 'never run')}; mechsteer knows the modules of audiocraft 1.3 with "
+                "its own (not PyTorch's) attention"
             )
 
 

@@ -1,6 +1,5 @@
-"""Find and read checkpoints in Meta's format: `state_dict.bin` and `compression_state_dict.bin`, never running code."""
+"""Find and read checkpoints in Meta's format; nothing in them is run."""
 
-import difflib
 import hashlib
 import os
 import pickle
@@ -14,15 +13,14 @@ from pathlib import Path
 
 import torch
 
+from .._shared import did_you_mean
 from ..errors import MissingWeights
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 TRAINING_ONLY = ("embed_avg", "cluster_size", "inited")  # a quantiser's running averages
-NAMES = (
-    "tiny",
-    *(f"facebook/musicgen-{kind}{size}" for kind in ("", "stereo-") for size in ("small", "medium", "large")),
-)
+SIZES = ("small", "medium", "large", "stereo-small", "stereo-medium", "stereo-large")
+NAMES = ("tiny", *(f"facebook/musicgen-{size}" for size in SIZES))
 
 
 def locate(source: str | Path, filename: str) -> Path:
@@ -38,14 +36,13 @@ def locate(source: str | Path, filename: str) -> Path:
             return folder / filename
         held = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise MissingWeights(
-            f"{folder} has no {filename} (it holds {held}). A folder of Meta's format has {LM_FILE} and {CODEC_FILE}; "
-            "audiocraft.utils.export writes both from a training run."
+            f"{folder} has no {filename} (it holds {held}). A folder of Meta's format has {LM_FILE} and "
+            f"{CODEC_FILE}; audiocraft.utils.export writes both from a training run."
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
-        close = difflib.get_close_matches(str(source), NAMES, 1, 0.5)
         raise MissingWeights(
-            f"no model {str(source)!r}: there is no such folder, and a model of the Hugging Face hub is called like "
-            f"owner/name. {f'Did you mean {close[0]!r}?' if close else 'The embedded model is called tiny.'}"
+            f"no model {str(source)!r}: there is no such folder, and a model of the Hugging Face hub is named "
+            f"like owner/name. {did_you_mean(source, NAMES, 'The embedded model is called tiny.')}"
         )
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -59,15 +56,12 @@ def locate(source: str | Path, filename: str) -> Path:
     try:
         return Path(hf_hub_download(str(source), filename, cache_dir=cache, local_files_only=bool(state)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        close = [
-            name for name in difflib.get_close_matches(str(source), NAMES, 1, 0.8) if name != str(source)
-        ]
+        others = [name for name in NAMES if name != str(source)]
+        hint = did_you_mean(source, others)
         raise MissingWeights(
-            f"no weights for {str(source)!r}. Looked for {filename} in a folder of that name (there is none), in the "
-            f"hub cache {cache} and on {hub} ({state or type(error).__name__}). "
-            + (f"Did you mean {close[0]!r}? Else load" if close else "Load")
-            + " it once with a connection, give the path of a folder with the files, or use the embedded model: "
-            "ms.load('tiny')."
+            f"no weights for {str(source)!r}. Looked for {filename} in a folder of that name (there is none), "
+            f"in the hub cache {cache} and on {hub} ({state or type(error).__name__}). {hint} Load it once "
+            "with a connection, give the folder with the files, or use the embedded model: ms.load('tiny')."
         ) from error
 
 
@@ -87,25 +81,25 @@ def read(path: Path) -> dict:
 
     Raises
     ------
-    ValueError  when the file is damaged, isn't a checkpoint, or holds objects that only running code could rebuild.
+    ValueError  when the file is damaged, isn't a checkpoint, or holds objects that need code to be run.
     """
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} was not loaded: it holds more than tensors and plain values, or is damaged"
-        ) from error
+        what = "it holds more than tensors and plain values, or is damaged"
+        raise ValueError(f"{path} was not loaded: {what}") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
-    if not isinstance(package, dict) or not (
+    known = isinstance(package, dict) and (
         "pretrained" in package or {"best_state", "xp.cfg"} <= set(package)
-    ):
+    )
+    if not known:
         raise ValueError(f"{path} isn't an exported audiocraft checkpoint: it lacks best_state and xp.cfg")
     return package
 
 
 def weights_hash(*states: Mapping[str, torch.Tensor]) -> str:
-    """Twelve hex digits that name these weights: names, shapes and up to 1,024 values of every tensor that is used."""
+    """Twelve hex digits that name weights: names, shapes and up to 1,024 values of every tensor in use."""
     digest = hashlib.sha256()
     for state in states:
         for name, tensor in sorted(state.items()):
@@ -118,5 +112,5 @@ def weights_hash(*states: Mapping[str, torch.Tensor]) -> str:
 
 
 def codec_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """The `weights_hash` of what a codec's codes depend on: all but its decoder, which may be trained on by itself."""
+    """The `weights_hash` of what a codec's codes depend on: all but the decoder."""
     return weights_hash({name: tensor for name, tensor in state.items() if "decoder" not in name.split(".")})

@@ -1,4 +1,4 @@
-"""Which device and dtype a model gets, and whether its memory is there: told in a sentence before work is lost."""
+"""Which device and dtype a model gets, and whether its memory is there: told before any work is lost."""
 
 import contextlib
 import re
@@ -21,15 +21,15 @@ def check_device(name: str) -> None:
     if kind not in found:
         raise NoSuchDevice(f"device={str(name)!r} isn't one of cpu, cuda, cuda:1, mps; {advice}")
     if found[kind] <= int(number or 0):
-        seen = {"cuda": "no NVIDIA GPU with a working driver", "mps": "no Apple GPU"}.get(
-            kind, "one processor"
+        none = {"cuda": "no NVIDIA GPU with a working driver", "mps": "no Apple GPU", "cpu": "one processor"}
+        seen = (
+            none[kind] if not found[kind] or kind == "cpu" else f"{found[kind]} of that kind, counted from 0"
         )
-        seen = seen if not found[kind] or kind == "cpu" else f"{found[kind]} of that kind, counted from 0"
         raise NoSuchDevice(f"device={str(name)!r}, but PyTorch sees {seen} on this machine; {advice}")
 
 
 def check_memory(name: str, needed: float) -> None:
-    """TooLittleMemory if a model of `needed` bytes doesn't fit into what is free, of the machine or its container."""
+    """TooLittleMemory if a model of `needed` bytes doesn't fit into what is free here or in the container."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -39,14 +39,14 @@ def check_memory(name: str, needed: float) -> None:
         free = min(free, int(limit.read_text()) - int(used.read_text()) + int(cached))
     if needed > free:
         raise TooLittleMemory(
-            f"{name} takes {needed / 1e9:.1f} GB of memory while it loads and {max(free, 0) / 1e9:.1f} GB are free: "
-            "close other kernels, or take a smaller model (facebook/musicgen-small 2 GB, tiny 0.1 GB)"
+            f"{name} takes {needed / 1e9:.1f} GB of memory while it loads and {max(free, 0) / 1e9:.1f} GB "
+            "are free: close other kernels, or take a smaller model (musicgen-small 2 GB, tiny 0.1 GB)"
         )
 
 
 @contextlib.contextmanager
 def memory_told(advice: str) -> Iterator[None]:
-    """Turn PyTorch's page about full memory, the GPU's or the machine's, into TooLittleMemory with what to do."""
+    """Turn PyTorch's page about full memory into TooLittleMemory, which says what to do."""
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
@@ -62,9 +62,8 @@ def named_dtype(name: torch.dtype | str) -> torch.dtype:
     if name in known.values():
         return name
     if name not in known:
-        raise ValueError(
-            f"dtype={name!r} isn't one of {', '.join(known)}; leave dtype out to use what suits the device"
-        )
+        advice = "leave dtype out to use what suits the device"
+        raise ValueError(f"dtype={name!r} isn't one of {', '.join(known)}; {advice}")
     return known[name]
 
 
@@ -89,7 +88,5 @@ def pick_device(lm: torch.nn.Module) -> str:
     run = lambda to: lm.to(to)(codes.to(to), [], {name: tuple(t.to(to) for t in text)}).cpu()
     agree = torch.allclose(run("mps"), run("cpu"), rtol=1e-2, atol=1e-2)
     if not agree:
-        warnings.warn(
-            "MPS doesn't compute what the CPU computes with this torch; using the CPU", stacklevel=2
-        )
+        warnings.warn("MPS doesn't compute what the CPU does with this torch; using the CPU", stacklevel=2)
     return "mps" if agree else "cpu"

@@ -1,4 +1,4 @@
-"""Directions as arrays with named dims: built in one place, with their layers and norms; what `Steering` stands on."""
+"""Directions as arrays with named dims, layers and norms, built in one place; what `Steering` stands on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def as_direction(
     dims = (*leading, "layer", *feature)
     if values.ndim != len(dims) or values.shape[at] != len(layers):
         raise ValueError(f"an array of shape {values.shape} for {len(layers)} layers; give it dims {dims}")
-    array = xr.DataArray(values, dims=dims, coords={**leading, "layer": layers}, attrs={**facts, "site": site})
+    array = xr.DataArray(
+        values, dims=dims, coords={**leading, "layer": layers}, attrs={**facts, "site": site}
+    )
     if site == "heads":
         array = array.assign_coords(head=np.arange(values.shape[-2]))
     if norm is not None:
@@ -62,11 +64,9 @@ def length(vectors: xr.DataArray) -> xr.DataArray:
 
 
 def selected(direction: Any, site: str, layers: int | Sequence[int] | None) -> xr.DataArray:
-    """Any direction as a float64 DataArray (layer, d_model) or (layer, head, d_head), at `layers` if they are given.
+    """Any direction as float64 (layer, d_model) or (layer, head, d_head), at `layers` if they are given.
 
-    Raises
-    ------
-    ValueError  for other dims, or a layer that the direction doesn't have.
+    Raises ValueError for other dims, or a layer that the direction doesn't have.
     """
     dims = ("layer", *feature_dims(site))
     if isinstance(direction, xr.DataArray):
@@ -88,7 +88,7 @@ def selected(direction: Any, site: str, layers: int | Sequence[int] | None) -> x
 
 
 def per_layer(value: Any, direction: xr.DataArray) -> xr.Variable:
-    """A number, a sequence, {layer: number}, or an array over (layer,) or (layer, head), for the direction's layers."""
+    """A number, sequence, {layer: number}, or array (layer,) or (layer, head), for the direction's layers."""
     layers = direction.layer.values
     if isinstance(value, Mapping):
         value = [value.get(int(i), 0.0) for i in layers]

@@ -1,5 +1,4 @@
-"""Steerings as tensors: what every batch row gets at every step, site and layer, and the arithmetic that
-applies it.
+"""Steerings as tensors: what each row gets at each step, site and layer, and the arithmetic that applies it.
 
 `apply` is the whole effect of steering on activations. `Model.generate` calls it from PyTorch hooks; it can
 as well be called inside an nnsight trace.
@@ -7,19 +6,19 @@ as well be called inside an nnsight trace.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
+from .sites import hook
 from .steering import MODES, Steering, Steerings
 
 
-def apply(
-    h: torch.Tensor, mode: str, gain: torch.Tensor, amount: torch.Tensor, vector: torch.Tensor
-) -> torch.Tensor:
+def apply(h: torch.Tensor, mode: str, gain, amount, vector) -> torch.Tensor:
     """Activations after one effect; a pure function.
 
     Parameters
@@ -65,7 +64,7 @@ class Plan(dict):
     """{(site, layer): [Effect, ...]} in the order in which they act; made by `plan`."""
 
     def at(self, h: torch.Tensor, site: str, layer: int, step: int) -> torch.Tensor:
-        """`h` (row, step, ...) whose first step is sequence step `step`, with all effects of this site and layer."""
+        """`h` (row, step, ...), its first step being sequence step `step`, after all effects of a place."""
         steps = slice(step, step + h.shape[1])
         for effect in self.get((site, layer), ()):
             if effect.active[steps].any():
@@ -73,17 +72,27 @@ class Plan(dict):
         return h
 
 
-def plan(
-    rows: Sequence[Steering | Steerings | None],
-    n_steps: int,
-    frame_rate: float,
-    *,
-    n_layers: int,
-    d_model: int,
-    n_heads: int,
-    halves: Sequence[str] = ("cond", "uncond"),
-    device: torch.device | str = "cpu",
-) -> Plan:
+@contextlib.contextmanager
+def steered(lm, plan: Plan) -> Iterator[None]:
+    """Apply `plan` to every forward pass of `lm` inside the block, counting sequence steps from 0.
+
+    Its hooks come off when the block ends, whatever happens in it.
+    """
+    now = nxt = 0
+
+    def tick(lm, args):
+        nonlocal now, nxt
+        now, nxt = nxt, nxt + args[0].shape[-1]
+
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(lm.register_forward_pre_hook(tick).remove)
+        for site, layer in plan:
+            change = lambda h, site=site, layer=layer: plan.at(h, site, layer, now)
+            hooks.callback(hook(lm, site, layer, change).remove)
+        yield
+
+
+def plan(rows: Sequence[Steering | Steerings | None], n_steps: int, model, halves=("cond", "uncond")) -> Plan:
     """Turn one steering per row into tensors over the batch that the model runs.
 
     Parameters
@@ -91,6 +100,8 @@ def plan(
     rows : one Steering, Steerings or None per clip
     n_steps : int
         Sequence steps in all; step s predicts codebook 0 of frame s.
+    model : Model
+        Its n_layers, d_model, n_heads, frame_rate and device are asked for.
     halves : sequence of str
         The blocks of rows in the batch, in order; audiocraft runs ("cond", "uncond") under guidance.
 
@@ -99,36 +110,26 @@ def plan(
     ValueError  when a direction's width, heads or layers aren't the model's.
     """
     schedules: dict[tuple, np.ndarray] = {}
-    # (site, layer) -> (mode, slot) -> batch row -> (gain, amount, vector)
-    found: dict = defaultdict(lambda: defaultdict(dict))
+    found: dict = defaultdict(lambda: defaultdict(dict))  # (site, layer) -> (mode, slot) -> batch row -> term
     for index, steering in enumerate(rows):
         for part in steering.parts if steering is not None else ():
-            _check(part, n_layers, d_model, n_heads)
+            _check(part, model)
             when = (part.start, part.stop, part.every, part.ramp)
             if when not in schedules:
-                schedules[when] = part.schedule(n_steps, frame_rate)
+                schedules[when] = part.schedule(n_steps, model.frame_rate)
             for half, name in enumerate(halves):
                 if part.branch in ("both", name) and part.strength != 0 and schedules[when].any():
                     for layer in part.layers:
                         _place(found, part, layer, half * len(rows) + index, when, schedules[when])
-    batch = len(rows) * len(halves)
-    return Plan(
-        {
-            where: [
-                _stack(mode, terms, batch, device) for (mode, _), terms in sorted(slots.items(), key=_order)
-            ]
-            for where, slots in found.items()
-        }
-    )
-
-
-def _order(item: tuple) -> tuple[int, int]:
-    (mode, slot), _ = item
-    return MODES.index(mode), slot
+    made, batch = Plan(), len(rows) * len(halves)
+    for where, slots in found.items():
+        in_turn = sorted(slots, key=lambda slot: (MODES.index(slot[0]), slot[1]))
+        made[where] = [_stack(mode, slots[mode, slot], batch, model.device) for mode, slot in in_turn]
+    return made
 
 
 def _place(found: dict, part: Steering, layer: int, row: int, when: tuple, gain: np.ndarray) -> None:
-    """Put one part's term into the first slot of its mode that this row has free; additions on one schedule sum up."""
+    """Put one part's term into the first free slot of its mode and row; additions on one schedule sum up."""
     d = part.direction.sel(layer=layer)
     amount = np.asarray(part.strength * d.weight.values)  # () or (head,)
     if not amount.any():
@@ -166,14 +167,12 @@ def _stack(mode: str, terms: dict, batch: int, device: torch.device | str) -> Ef
     return Effect(mode, to(gain), to(amount), to(vector), gain.any(axis=0))
 
 
-def _check(part: Steering, n_layers: int, d_model: int, n_heads: int) -> None:
-    shape = part.direction.shape[1:]
-    wanted = (n_heads, d_model // n_heads) if part.site == "heads" else (d_model,)
+def _check(part: Steering, model) -> None:
+    shape, heads = part.direction.shape[1:], (model.n_heads, model.d_model // model.n_heads)
+    wanted = heads if part.site == "heads" else (model.d_model,)
     if shape != wanted:
-        raise ValueError(
-            f"the direction is {' x '.join(map(str, shape))} wide; this model's {part.site} is {wanted}"
-        )
-    if not all(0 <= layer < n_layers for layer in part.layers):
-        raise ValueError(
-            f"the steering acts at layers {part.layers}; this model has layers 0 to {n_layers - 1}"
-        )
+        wide = " x ".join(map(str, shape))
+        raise ValueError(f"the direction is {wide} wide; this model's {part.site} is {wanted}")
+    if not all(0 <= layer < model.n_layers for layer in part.layers):
+        there = f"this model has layers 0 to {model.n_layers - 1}"
+        raise ValueError(f"the steering acts at layers {part.layers}; {there}")

@@ -1,11 +1,9 @@
 """Load a MusicGen, look inside it, steer it.
 
-Everything else in the package talks to `Model`, which is the same for the embedded model and for Meta's
-checkpoints.
+Everything else talks to `Model`, which is the same for the embedded model and for Meta's checkpoints.
 """
 
 import functools
-import operator
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +12,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from . import _audiocraft as backend
-from . import _checkpoints as checkpoints
-from . import _devices
+from .._shared import progress as progress_bar
+from ..sound import to_clips
+from . import _audiocraft, _checkpoints, _devices
 from ._audiocraft import ConditioningAttributes, MusicGen
-from .effects import plan
-from .generation import Generation, to_clips
-from .sampling import SITE_MODULES, Sampler, sampled, steered
+from .effects import plan, steered
+from .generation import Generation
+from .sampling import Sampler, sampled
+from .sites import SITES, Site, module_of
 from .steering import Steering, Steerings, to_frames
 
 
@@ -32,9 +31,8 @@ def load(
     Parameters
     ----------
     name : str or Path
-        `"tiny"`, a hub id such as `"facebook/musicgen-small"` (from the local cache when offline), or a
-        folder with `state_dict.bin` and `compression_state_dict.bin`. Text models, mono or stereo; not the
-        melody and style ones.
+        `"tiny"`, a hub id such as `"facebook/musicgen-small"` (from the local cache when offline), or a folder
+        with `state_dict.bin` and `compression_state_dict.bin`. Text models, mono or stereo; no melody or style.
     device : str, optional
         Default: CUDA, else Apple's MPS where it computes what the CPU computes (checked here), else the CPU.
     dtype : torch.dtype or str, optional
@@ -44,11 +42,10 @@ def load(
 
     Raises
     ------
-    MissingWeights  (a FileNotFoundError) when weights are missing: what was looked for, where, and what to do.
+    MissingWeights  (a FileNotFoundError): what was looked for, where, and what to do.
     NoSuchDevice, TooLittleMemory  (a ValueError, a MemoryError) before anything is loaded.
-    ValueError  for an unknown dtype, and when a file is damaged or holds code (files are read with
-        `weights_only=True`), the model needs more than text, or audiocraft's modules aren't where this
-        package expects.
+    ValueError  for an unknown dtype, a file that is damaged or holds code (`weights_only=True`), a model that
+        needs more than text, or other modules than audiocraft 1.3 has.
     """
     if device is not None:
         _devices.check_device(device)
@@ -59,49 +56,9 @@ def load(
 
         musicgen, weights = loading.load(device="cpu", dtype=torch.float32), None
     else:
-        musicgen, weights = backend.build(name)
-    return Model(
-        musicgen,
-        Path(name).name if Path(name).is_dir() else str(name),
-        weights,
-        device or "auto",
-        dtype or "auto",
-    )
-
-
-class Site:
-    """One site of every layer, for use inside `with model.trace(...)`: `model.resid[7]` reads, assignment
-    changes.
-
-    Values are plain tensors (row, step, d_model), for `heads` (row, step, head, d_head); `.save()` keeps one.
-    """
-
-    def __init__(self, model: "Model", name: str):
-        self.model, self.name = model, name
-        self.path, self.kind = SITE_MODULES[name]
-
-    def __len__(self) -> int:
-        return self.model.n_layers
-
-    def module(self, layer: int, layers) -> object:
-        """The module of this site in `layers`, a list of PyTorch modules or of nnsight envoys."""
-        if not -len(self) <= layer < len(self):
-            raise IndexError(f"no layer {layer}: {self.model.name} has layers 0 to {len(self) - 1}")
-        inside = layers[layer % len(self)]
-        return operator.attrgetter(self.path)(inside) if self.path else inside
-
-    def __getitem__(self, layer: int) -> torch.Tensor:
-        envoy = self.module(layer, self.model.nn.transformer.layers)
-        if self.kind == "input":
-            return envoy.input.unflatten(-1, (self.model.n_heads, -1))
-        return envoy.output[0] if self.kind == "first" else envoy.output
-
-    def __setitem__(self, layer: int, value: torch.Tensor) -> None:
-        envoy = self.module(layer, self.model.nn.transformer.layers)
-        if self.kind == "input":
-            envoy.input = value.flatten(-2)
-        else:
-            envoy.output = (value, None) if self.kind == "first" else value
+        musicgen, weights = _audiocraft.build(name)
+    known = Path(name).name if Path(name).is_dir() else str(name)
+    return Model(musicgen, known, weights, device or "auto", dtype or "auto")
 
 
 class Model:
@@ -120,21 +77,14 @@ class Model:
 
     Notes
     -----
-    Time: sequence step 0 holds the special token and codebook k of frame t stands at step t + 1 + delay[k] (for
-    MusicGen delay[k] = k). A value at step s has seen codebook 0 up to frame s - 1 and predicts codebook 0 of frame s.
+    Time: sequence step 0 holds the special token and codebook k of frame t stands at step t + 1 + delay[k];
+    for MusicGen delay[k] = k. A value at step s has seen codebook 0 up to frame s - 1 and predicts frame s's.
     """
 
-    def __init__(
-        self,
-        musicgen: MusicGen,
-        name: str,
-        hash: str | None = None,
-        device: str = "cpu",
-        dtype: torch.dtype | str = torch.float32,
-    ):
+    def __init__(self, musicgen: MusicGen, name: str, hash: str | None = None, device="cpu", dtype="float32"):
         self.musicgen, self.name = musicgen, name
-        self.lm, self.codec = lm, codec = backend.adopt(musicgen.lm), musicgen.compression_model.eval()
-        self.hash = hash or checkpoints.weights_hash(lm.state_dict(), codec.state_dict())
+        self.lm, self.codec = lm, codec = _audiocraft.adopt(musicgen.lm), musicgen.compression_model.eval()
+        self.hash = hash or _checkpoints.weights_hash(lm.state_dict(), codec.state_dict())
         codec.requires_grad_(False)
         self.n_layers, self.d_model = len(lm.transformer.layers), lm.dim
         self.n_heads = lm.transformer.layers[0].self_attn.num_heads
@@ -142,15 +92,14 @@ class Model:
         self.n_codebooks = lm.num_codebooks
         self.sample_rate, self.frame_rate = int(codec.sample_rate), float(codec.frame_rate)
         self.max_duration = float(musicgen.max_duration)
-        for site in SITE_MODULES:
+        for site in SITES:
             setattr(self, site, Site(self, site))
         size = sum(p.numel() for p in lm.parameters())
         self.device = torch.device(_devices.pick_device(lm) if device == "auto" else device)
-        self.dtype = (
-            _devices.pick_dtype(self.device.type, size) if dtype == "auto" else _devices.named_dtype(dtype)
-        )
-        backend.move(musicgen, self.device, self.dtype)
-        backend.check_map(lm, self.module_of, self.conditions([None]))
+        picked = _devices.pick_dtype(self.device.type, size) if dtype == "auto" else dtype
+        self.dtype = _devices.named_dtype(picked)
+        _audiocraft.move(musicgen, self.device, self.dtype)
+        _audiocraft.check_sites(lm, self.conditions(None, 1))
 
     def __repr__(self) -> str:
         return (
@@ -162,28 +111,39 @@ class Model:
     @functools.cached_property
     def nn(self):
         """nnsight's wrapper of `lm`, made when first asked for."""
-        return backend.wrapped(self.lm)
+        return _audiocraft.wrapped(self.lm)
+
+    @functools.cached_property
+    def codec_hash(self) -> str:
+        """Names the weights that codes depend on: those of the codec without its decoder."""
+        return _checkpoints.codec_hash(self.codec.state_dict())
 
     def module_of(self, site: str, layer: int) -> torch.nn.Module:
-        """The PyTorch module of a site, see `SITE_MODULES` for which of its values it is."""
-        return getattr(self, site).module(layer, self.lm.transformer.layers)
+        """The PyTorch module of a site; `sites.SITES` says which of its values the site is."""
+        return module_of(self.lm.transformer.layers, site, layer)
 
     def seconds_to_frames(self, seconds: float) -> int:
         return to_frames(seconds, self.frame_rate)
 
     def valid_steps(self, n_frames: int) -> slice:
-        """The steps of a trace to average over: step t + 1, which has just seen codebook 0 of frame t, for
-        every frame.
+        """The steps of a trace to average over: t + 1 for every frame t, which has just seen its codebook 0.
 
         Leaves out step 0, the special token; a trace has no steps after the last frame.
         """
         return slice(1, n_frames + 1)
 
     @torch.no_grad()
-    def conditions(self, prompts: Sequence[str | None]) -> dict:
-        """audiocraft's condition tensors, one row per prompt; None is the unconditional one of guidance."""
+    def conditions(self, prompts: str | None | Sequence[str | None], rows: int) -> dict:
+        """audiocraft's condition tensors for `rows` clips; None is the unconditional one of guidance.
+
+        A prompt that all share is encoded once. Raises ValueError for another number of prompts than clips.
+        """
         provider = self.lm.condition_provider
-        return provider(provider.tokenize(self._attributes(prompts)))
+        encode = lambda texts: provider(provider.tokenize(self._attributes(texts)))
+        if prompts is None or isinstance(prompts, str):
+            shared = encode([prompts]).items()
+            return {name: tuple(t.expand(rows, *t.shape[1:]) for t in pair) for name, pair in shared}
+        return encode(_each(prompts, rows, "prompts"))
 
     def _attributes(self, prompts: Sequence[str | None]) -> list[ConditioningAttributes]:
         names = self.lm.condition_provider.text_conditions
@@ -191,14 +151,14 @@ class Model:
 
     @torch.no_grad()
     def encode(self, audio, sample_rate: int, batch_size: int = 8) -> torch.Tensor:
-        """Codes, int64 (clip, codebook, frame), of audio of any rate, channels and dtype; see
-        `audio.to_clips`.
+        """Codes, int64 (clip, codebook, frame), of audio as `sound.to_clips` takes it.
 
         Raises ValueError for audio that isn't usable, or is shorter than one frame.
         """
         clips = torch.from_numpy(to_clips(audio, sample_rate, self.sample_rate, self.codec.channels))
         if clips.shape[-1] * self.frame_rate < self.sample_rate:
-            raise ValueError(f"{clips.shape[-1]} samples are less than one frame ({1 / self.frame_rate:g} s)")
+            short = f"shorter than one frame of the model ({1 / self.frame_rate:g} s)"
+            raise ValueError(f"{clips.shape[-1] / self.sample_rate:g} s of audio: {short}")
         device = next(self.codec.parameters()).device
         return torch.cat([self.codec.encode(part.to(device))[0].cpu() for part in clips.split(batch_size)])
 
@@ -212,47 +172,32 @@ class Model:
     def _codes(self, codes) -> torch.Tensor:
         codes = torch.as_tensor(codes)
         codes = codes[None] if codes.ndim == 2 else codes
-        if (
-            codes.ndim != 3
-            or codes.shape[1] != self.n_codebooks
-            or codes.is_floating_point()
-            or not codes.shape[-1]
-        ):
-            raise ValueError(
-                f"codes are integers (clip, {self.n_codebooks} codebooks, frame), not {tuple(codes.shape)}"
-            )
+        fits = codes.ndim == 3 and codes.shape[1] == self.n_codebooks and codes.shape[-1] > 0
+        if not fits or codes.is_floating_point():
+            wanted = f"codes are integers (clip, {self.n_codebooks} codebooks, frame)"
+            raise ValueError(f"{wanted}, not {tuple(codes.shape)}")
         if codes.min() < 0 or codes.max() >= self.lm.card:
             raise ValueError(f"codes lie in [0, {self.lm.card}), these in [{codes.min()}, {codes.max()}]")
         return codes.long().to(self.device).contiguous()
 
-    def _prompts(self, prompts, rows: int) -> list[str | None]:
-        given = [prompts] * rows if prompts is None or isinstance(prompts, str) else list(prompts)
-        if len(given) != rows:
-            raise ValueError(f"{len(given)} prompts for {rows} clips; give one for all, or one each")
-        return given
-
     def trace(self, codes, prompts=None, **options):
-        """nnsight's own trace of one teacher-forced forward pass: `with model.trace(codes): h =
-        model.resid[3].save()`.
+        """nnsight's own trace of one forward pass: `with model.trace(codes): h = model.resid[3].save()`.
 
         Parameters
         ----------
         codes : (clip, codebook, frame)
-            All of one length; the delay-pattern sequence is built here, with frame + 1 steps (see
-            `valid_steps`).
+            All of one length; the delay-pattern sequence is built here, with frame + 1 steps (`valid_steps`).
         prompts : None, str or one per clip
-            None is unconditional: no text that could leak a label. There is no guidance in a trace: one row
-            per clip.
+            None is unconditional: no text that could leak a label. There is no guidance: one row per clip.
         options
             For nnsight. Everything it offers works on `model.nn`; `model.nn.output` are the logits
             (clip, codebook, step, card). Parameters are frozen, so gradients reach only what you add.
         """
         sequence = self.sequence(codes)
-        return self.nn.trace(sequence, [], self.conditions(self._prompts(prompts, len(sequence))), **options)
+        return self.nn.trace(sequence, [], self.conditions(prompts, len(sequence)), **options)
 
     def sequence(self, codes) -> torch.Tensor:
-        """What a trace reads, int64 (clip, codebook, frame + 1): the delay pattern, `lm.special_token_id` in
-        its gaps.
+        """What a trace reads, int64 (clip, codebook, frame + 1): codes in the delay pattern.
 
         The logits at step s predict the sequence at step s + 1.
         """
@@ -260,45 +205,32 @@ class Model:
         pattern = self.lm.pattern_provider.get_pattern(codes.shape[-1])
         return pattern.build_pattern_sequence(codes, self.lm.special_token_id, keep_only_valid_steps=True)[0]
 
-    def norms(self, codes, site: str = "resid", prompts=None) -> np.ndarray:
-        """Mean L2 norm of the activations over clips and frames: (layer,), for `heads` (layer, head).
-
-        These are the units of a steering's strength.
-        """
-        steps, found = self.valid_steps(torch.as_tensor(codes).shape[-1]), []
-        with torch.no_grad(), self.trace(codes, prompts):
-            for i in range(self.n_layers):
-                found.append(getattr(self, site)[i][:, steps].float().norm(dim=-1).mean((0, 1)).save())
-        return torch.stack(found).cpu().numpy()
-
     @torch.no_grad()
     def nll(self, codes, prompts=None, steering=None, batch_size: int = 16) -> np.ndarray:
-        """Teacher-forced negative log-likelihood per clip, nats per token, over all codebooks and valid
-        positions.
+        """Teacher-forced negative log-likelihood of each clip: nats per token, over all valid positions.
 
         Without guidance: the rows count as the conditional half for `steering`, one for all or one per clip.
         """
         codes = self._codes(codes)
-        prompts, rows = self._prompts(prompts, len(codes)), _each(steering, len(codes), "steerings")
+        prompts = _each(prompts, len(codes), "prompts")
+        rows = _each(steering, len(codes), "steerings")
         found = []
         for at in range(0, len(codes), batch_size):
             some = slice(at, at + batch_size)
-            planned = self._plan(rows[some], codes.shape[-1] + 1, ("cond",))
-            with steered(self.lm, planned, self.module_of):
-                out = self.lm.compute_predictions(codes[some], [], self.conditions(prompts[some]))
+            with steered(self.lm, self._plan(rows[some], codes.shape[-1] + 1, ("cond",))):
+                conditions = self.conditions(prompts[some], len(codes[some]))
+                out = self.lm.compute_predictions(codes[some], [], conditions)
             loss = F.cross_entropy(out.logits.float().permute(0, 3, 1, 2), codes[some], reduction="none")
             loss = torch.where(out.mask, loss, 0.0)  # (clip, codebook, frame)
             found.append(loss.sum((1, 2)) / out.mask.sum((1, 2)))
         return torch.cat(found).cpu().numpy()
 
     def _plan(self, rows, n_steps: int, halves: Sequence[str]):
-        foreign = {
-            part.direction.attrs.get("model_hash") for row in rows if row is not None for part in row.parts
-        }
-        if foreign - {None, "", self.hash}:
-            warnings.warn(f"a direction found in model {foreign} steers model {self.hash}", stacklevel=4)
-        shape = dict(n_layers=self.n_layers, d_model=self.d_model, n_heads=self.n_heads)
-        return plan(rows, n_steps, self.frame_rate, **shape, halves=halves, device=self.device)
+        parts = [part for row in rows if row is not None for part in row.parts]
+        foreign = {str(part.direction.attrs.get("model_hash") or self.hash) for part in parts} - {self.hash}
+        if foreign:
+            warnings.warn(f"a direction found in {', '.join(foreign)} steers model {self.hash}", stacklevel=4)
+        return plan(rows, n_steps, self, halves)
 
     def generate(
         self,
@@ -319,31 +251,24 @@ class Model:
         ----------
         prompts, seed, steering, audio_prompt
             One for all rows or one per row; the longest list gives the number of rows. A whole sweep is one
-            call: `model.generate("jazz piano", steering=[None, 0.5 * s, s])`.
-        prompts : str or None
-            None is unconditional.
+            call: `model.generate("jazz piano", steering=[None, 0.5 * s, s])`. Prompt None is unconditional.
         duration : float
             Seconds in all, audio prompt included; at most `max_duration`.
         seed : int
-            One int is the seed of the first row and counts up over the *prompts* if they are a list; a single
-            prompt keeps one seed in all rows, which then differ by their steering only. Give a list to choose
+            One int is the first row's and counts up over the *prompts* if they are a list; a single prompt
+            keeps one seed in all rows, which then differ by their steering only. Give a list to choose
             otherwise.
         steering : Steering or None
             The schedule runs on the clip's time, audio prompt included; one that starts after its end warns.
         audio_prompt : codes (clip, codebook, frame), or (audio, sample_rate)
             The clips go on from it; its codes are kept.
         guidance : float
-            Classifier-free guidance; at 1, or without prompts, only the conditional half is computed.
+            Classifier-free guidance. The unconditional half is computed at any guidance but 1, if there is a
+            prompt or a steering that names a branch. At 1 a steering of `uncond` does nothing, and warns.
         temperature, top_k
             Sampling over the guided logits; temperature 0 is greedy, top_k 0 keeps all tokens.
-        batch_size : int
-            Rows computed at a time; results don't depend on it.
-        progress : bool
-            A progress bar for what takes longer than 2 s.
-
-        Returns
-        -------
-        Generation
+        batch_size, progress
+            Rows computed at a time (results don't depend on it), and whether to show a progress bar.
 
         Raises
         ------
@@ -351,12 +276,14 @@ class Model:
 
         Notes
         -----
-        A row's tokens depend on its prompt, seed and steering, not on the other rows: every row has its own random
-        numbers, and padding of shorter prompts is left out. What remains is rounding, as matrix products of other
-        sizes may round differently: see benchmarks/README.md for how rarely that flips a token.
+        A row's tokens depend on its prompt, seed and steering, not on the other rows: every row has its own
+        random numbers, and padding of shorter prompts is left out. What remains is rounding, which differs with a
+        matrix product's size: workshop/benchmarks/README.md says how rarely that flips a token.
         """
         single = prompts is None or isinstance(prompts, str)
-        audio_prompt = self._audio_prompt(audio_prompt)
+        if isinstance(audio_prompt, tuple):
+            audio_prompt = self.encode(*audio_prompt)
+        audio_prompt = None if audio_prompt is None else self._codes(audio_prompt)
         lists = {
             "prompts": [prompts] if single else list(prompts),
             "seeds": [seed] if isinstance(seed, int | np.integer) else list(seed),
@@ -367,55 +294,42 @@ class Model:
         if isinstance(seed, int | np.integer) and not single:
             lists["seeds"] = [seed + i for i in range(len(lists["prompts"]))]
         prompts, seeds, rows, starts = (_each(values, n, what) for what, values in lists.items())
-        n_frames, given = (
-            self.seconds_to_frames(duration),
-            0 if audio_prompt is None else audio_prompt.shape[-1],
-        )
+        n_frames = self.seconds_to_frames(duration)
+        given = 0 if audio_prompt is None else audio_prompt.shape[-1]
         if not given < n_frames <= self.seconds_to_frames(self.max_duration):
             raise ValueError(
-                f"duration={duration:g} s is {n_frames} frames; it must be longer than the audio prompt ({given}) and "
-                f"at most {self.max_duration:g} s, the longest this model was made for"
+                f"duration={duration:g} s is {n_frames} frames; it must be longer than the audio prompt "
+                f"({given}) and at most {self.max_duration:g} s, the longest this model was made for"
             )
-        begin = max((part.start for row in rows if row for part in row.parts), default=0.0)
+        parts = [part for row in rows if row is not None for part in row.parts]
+        begin = max((part.start for part in parts), default=0.0)
         if self.seconds_to_frames(begin) >= n_frames:
-            warnings.warn(
-                f"a steering from {begin:g} s on does nothing in a clip of {duration:g} s", stacklevel=2
-            )
-        from tqdm.auto import tqdm
-
-        settings = dict(
-            duration=duration, guidance=guidance, temperature=temperature, top_k=top_k, prompt_frames=given
-        )
-        codes, batches = [], range(0, n, batch_size)
+            idle = f"a steering from {begin:g} s on does nothing in a clip of {duration:g} s"
+            warnings.warn(idle, stacklevel=2)
+        if guidance == 1 and any(part.branch == "uncond" for part in parts):
+            idle = "a steering of branch 'uncond' does nothing at guidance 1: there is no such half"
+            warnings.warn(idle, stacklevel=2)
+        settings = dict(duration=duration, guidance=guidance, temperature=temperature, top_k=top_k)
+        settings["prompt_frames"] = given
         n_steps = len(self.lm.pattern_provider.get_pattern(n_frames).layout)
-        with tqdm(
-            total=n_steps * len(batches),
-            unit="step",
-            delay=2,
-            mininterval=0.5,
-            disable=not progress,
-            leave=False,
-        ) as bar:
-            for at in batches:
-                some = slice(at, at + batch_size)
+        codes, batches = [], [slice(at, at + batch_size) for at in range(0, n, batch_size)]
+        with progress_bar(total=n_steps * len(batches), unit="step", show=progress) as bar:
+            for some in batches:
                 start = None if starts[0] is None else torch.stack(starts[some])
                 sampler = Sampler(seeds[some], guidance, temperature, top_k)
-                codes.append(
-                    self._generate(prompts[some], rows[some], start, sampler, n_frames, n_steps, bar)
-                )
-        codes = torch.cat(codes)
-        name = f"{self.name} {self.hash}"
+                codes.append(self._batch(prompts[some], rows[some], start, sampler, n_frames, n_steps, bar))
+        codes, name = torch.cat(codes), f"{self.name} {self.hash}"
         return Generation(self.decode(codes), codes, self.sample_rate, prompts, seeds, rows, name, settings)
 
     @_devices.memory_told("give a smaller batch_size or a shorter duration")
-    def _generate(
+    def _batch(
         self, prompts, rows, start, sampler: Sampler, n_frames: int, n_steps: int, bar
     ) -> torch.Tensor:
         """One batch through audiocraft's own loop; codes (clip, codebook, frame) on the CPU."""
         halved = any(part.branch != "both" for row in rows if row is not None for part in row.parts)
         both = sampler.guidance != 1 and (halved or any(prompt is not None for prompt in prompts))
         planned = self._plan(rows, n_steps, ("cond", "uncond") if both else ("cond",))
-        with steered(self.lm, planned, self.module_of), sampled(self.lm, sampler, both):
+        with steered(self.lm, planned), sampled(self.lm, sampler, both):
             codes = self.lm.generate(
                 start,
                 self._attributes(prompts),
@@ -427,18 +341,11 @@ class Model:
             )
         return codes.cpu()
 
-    def _audio_prompt(self, audio_prompt) -> torch.Tensor | None:
-        if audio_prompt is None:
-            return None
-        if isinstance(audio_prompt, tuple):
-            audio, sample_rate = audio_prompt
-            return self._codes(self.encode(audio, sample_rate))
-        return self._codes(audio_prompt)
-
 
 def _each(values, n: int, what: str) -> list:
     """`values`, one for all or one per row, as a list of `n`."""
-    values = [values] if values is None or hasattr(values, "parts") else list(values)
+    single = values is None or isinstance(values, str) or hasattr(values, "parts")
+    values = [values] if single else list(values)
     if len(values) not in (1, n):
         raise ValueError(f"{len(values)} {what} for {n} rows; give one for all, or one each")
     return values * n if len(values) == 1 else values

@@ -1,35 +1,18 @@
-"""Generation as interventions on audiocraft's own loop: steering at any site, and random numbers of every
-row's own.
-
-All hooks go on inside `with generating(...)` and come off in `finally`; nothing stays on the model.
-"""
+"""Tokens from logits: audiocraft's greedy loop made to sample, every row with random numbers of its own."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from .effects import Plan
-
-# site -> (module inside a transformer layer, which of its values)
-SITE_MODULES = {
-    "resid": ("", "output"),
-    "attn": ("self_attn", "first"),  # of a tuple
-    "heads": ("self_attn.out_proj", "input"),
-    "cross": ("cross_attention", "first"),
-    "mlp": ("linear2", "output"),
-}
-
 
 class Sampler:
-    """A forward hook on the LM that makes audiocraft's greedy choice a sample, each row with its own random
-    numbers.
+    """A forward hook on the LM that makes audiocraft's greedy choice a sample.
 
     Row r draws from `torch.Generator().manual_seed(seeds[r])`, on the CPU whatever the device: the token of
     sequence step s (s >= 1) is argmax(log p / temperature + G) over the `top_k` largest guided logits, where
     G = -log(-log(u)) and u is the s-th `torch.rand(codebook, card)` of that generator (the Gumbel-max trick).
-    A row's tokens so depend on its own logits only; and a clip continued from its own codes goes on as it
-    did.
+    So a row's tokens depend on its own logits only, and a clip continued from its codes goes on as it did.
 
     Parameters
     ----------
@@ -80,43 +63,8 @@ class Sampler:
 
 
 @contextlib.contextmanager
-def steered(lm, plan: Plan, module_of: Callable) -> Iterator[None]:
-    """Apply `plan` to every forward pass of `lm` inside the block, counting sequence steps from 0.
-
-    `module_of(site, layer)` gives the module that `SITE_MODULES` names.
-    """
-    clock = {"next": 0, "now": 0}
-
-    def tick(lm, args):
-        clock["now"], clock["next"] = clock["next"], clock["next"] + args[0].shape[-1]
-
-    def act(site, layer, n_heads):
-        def change(h):
-            split = h.unflatten(-1, (n_heads, -1)) if site == "heads" else h
-            return plan.at(split, site, layer, clock["now"]).reshape(h.shape)
-
-        return {
-            "output": lambda module, args, out: change(out),
-            "first": lambda module, args, out: (change(out[0]), *out[1:]),
-            "input": lambda module, args: (change(args[0]), *args[1:]),
-        }[SITE_MODULES[site][1]]
-
-    with contextlib.ExitStack() as hooks:
-        hooks.callback(lm.register_forward_pre_hook(tick).remove)
-        for site, layer in plan:
-            module, hook = (
-                module_of(site, layer),
-                act(site, layer, lm.transformer.layers[layer].self_attn.num_heads),
-            )
-            pre = SITE_MODULES[site][1] == "input"
-            handle = module.register_forward_pre_hook(hook) if pre else module.register_forward_hook(hook)
-            hooks.callback(handle.remove)
-        yield
-
-
-@contextlib.contextmanager
 def sampled(lm, sampler: Sampler, both_halves: bool) -> Iterator[None]:
-    """Let `lm.generate(use_sampling=False)` sample through `sampler`; run the conditional half alone if that is all."""
+    """Let `lm.generate(use_sampling=False)` sample through `sampler`, on one half of guidance or both."""
     clips = len(sampler.generators)
 
     def conditional_only(lm, args, kwargs):

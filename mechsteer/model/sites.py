@@ -1,7 +1,7 @@
-"""The places inside a transformer layer that can be read and changed: one table, one hook, and `Site` for traces.
+"""The places in a transformer layer that can be read and changed: one table, one hook, `Site` for traces.
 
-Layers are 0-based and mean the block's own output, or that of the named part inside it. What enters layer 0 (the sum of
-the codebooks' embeddings) is no layer: tables and Datasets of activations call it the site `input`.
+Layers are 0-based and mean the block's output, or that of the named part inside it. What enters layer 0 (the
+sum of the codebooks' embeddings) is no layer: tables and Datasets of activations call it the site `input`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def module_of(layers, site: str, layer: int):
 
 
 def hook(lm, site: str, layer: int, act: Callable[[torch.Tensor], torch.Tensor | None]):
-    """Give `act` a site's value in every forward pass of audiocraft's `lm`; what it returns, if anything, replaces it.
+    """Give `act` a site's value in every forward pass of `lm`; what it returns, if anything, takes its place.
 
-    Values are (row, step, d_model), for `heads` (row, step, head, d_head). Returns PyTorch's handle, with `remove`.
+    Values are (row, step, d_model), for `heads` (row, step, head, d_head). Returns PyTorch's handle.
     """
     module, (_, value) = module_of(lm.transformer.layers, site, layer), SITES[site]
     n_heads = lm.transformer.layers[layer].self_attn.num_heads
@@ -68,9 +68,9 @@ def hook(lm, site: str, layer: int, act: Callable[[torch.Tensor], torch.Tensor |
 
 
 class Site:
-    """One site of every layer, for use inside `with model.trace(...)`: `model.resid[7]` reads, assignment changes.
+    """One site of every layer, inside `with model.trace(...)`: `model.resid[7]` reads, assignment changes.
 
-    Values are plain tensors (row, step, d_model), for `heads` (row, step, head, d_head); `.save()` keeps one.
+    Values are plain tensors, of the shapes that `hook` gives; `.save()` keeps one.
     """
 
     def __init__(self, model, name: str):

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-SITES = ("resid", "attn", "heads", "cross", "mlp")
+from ._vectors import length, per_layer, selected
+from .sites import check_site
+
 MODES = ("add", "blend", "replace", "remove")  # also the order in which they act at one site and layer
 BRANCHES = ("both", "cond", "uncond")
 
@@ -22,8 +24,21 @@ def to_frames(seconds: float, frame_rate: float) -> int:
     return int(np.floor(seconds * frame_rate + 0.5))
 
 
+class _Combined:
+    """What one steering and several have in common."""
+
+    def __or__(self, other: Steering | Steerings) -> Steerings:
+        return Steerings((*self.parts, *other.parts))
+
+    def __rmul__(self, factor: float):
+        return self * factor
+
+    def __neg__(self):
+        return self * -1.0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Steering:
+class Steering(_Combined):
     """A direction and how to apply it while the model generates.
 
     Parameters
@@ -55,7 +70,7 @@ class Steering:
         A factor per layer, {layer: weight} or (layer,), or per head, (layer, head). See `top` and `soft`.
     norm : float or array, optional
         Mean L2 norm of the activations: one for all, (layer,) or (layer, head), for the steered layers or for
-        all the model's, as `model.norms` gives it. Default: the direction's `norm` coordinate.
+        all the model's (`activations.read.mean_norms`). Default: the direction's `norm` coordinate.
 
     Raises
     ------
@@ -64,9 +79,10 @@ class Steering:
 
     Notes
     -----
-    `2 * s`, `-s` scale. `0.6 * jazz + 0.4 * rock` is one steering along the weighted sum (fusion; `add` and `blend`).
-    `a | b` applies both where each is: at one site and layer additions are summed, then blends, replacements and
-    removals act in turn, each in the order written; removals after the first take away only what is left.
+    `2 * s`, `-s` scale. `0.6 * jazz + 0.4 * rock` is one steering along the weighted sum (fusion; `add` and
+    `blend`). `a | b` applies both where each is: at one site and layer additions are summed, then blends,
+    replacements and removals act in turn, each in the order written; removals after the first take away only
+    what is left.
 
     Sources: `blend` is the rule of the authors' code of arXiv 2506.10225; `remove` is directional ablation.
     """
@@ -88,54 +104,42 @@ class Steering:
         for name, value, allowed in (("mode", self.mode, MODES), ("branch", self.branch, BRANCHES)):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} isn't one of {', '.join(allowed)}")
-        if (
-            self.every < 1
-            or self.ramp < 0
-            or self.start < 0
-            or (self.stop is not None and self.stop < self.start)
-        ):
+        late = self.stop is not None and self.stop < self.start
+        if self.every < 1 or self.ramp < 0 or self.start < 0 or late:
             raise ValueError(
                 "a schedule needs 0 <= start <= stop, ramp >= 0 (seconds) and every >= 1 (frames)"
             )
         if not np.isfinite(self.strength):
             raise ValueError(f"strength={self.strength} isn't a finite number")
         own = getattr(self.direction, "attrs", {}).get("site")
-        site = self.site or own or "resid"
-        if site not in SITES:
-            raise ValueError(f"site={site!r} isn't one of {', '.join(SITES)}")
+        site = check_site(self.site or own or "resid")
         if own and own != site:
             raise ValueError(f"this direction was read at site {own!r}; it can't be added at {site!r}")
-        array = _select(_as_dataarray(self.direction, site, self.layers), self.layers)
-        length = _length(array)
-        if not np.isfinite(array.values).all() or not float(length.max()) > 0:
-            raise ValueError(
-                "a direction that is zero or holds NaN or infinite values can't be scaled to unit length"
-            )
-        norm = self.norm if self.norm is not None else array.coords.get("norm")
-        if norm is None and self.mode in ("add", "replace"):
+        array = selected(self.direction, site, self.layers)
+        long = length(array)
+        if not np.isfinite(array.values).all() or not float(long.max()) > 0:
+            raise ValueError("a direction that is zero, NaN or infinite can't be scaled to unit length")
+        norm = self.norm if self.norm is not None else array.coords.get("norm", np.nan)
+        norm = per_layer(norm, array)
+        if self.mode in ("add", "replace") and not np.isfinite(norm.values).all():
             raise ValueError(
                 f"mode {self.mode!r} is in multiples of the activation norm, and this direction carries none: "
-                "give norm=, for instance model.norms(codes, site)"
+                "give norm=, for instance ms.activations.read.mean_norms(model, codes, site)"
             )
-        weight = _per_layer(
-            self.weights if self.weights is not None else array.coords.get("weight", 1.0), array
+        weights = self.weights if self.weights is not None else array.coords.get("weight", 1.0)
+        weights = per_layer(weights, array) * (long > 0).variable
+        as_is = (long == 0) | (abs(long - 1) < 1e-12)  # what is unit already stays bit for bit
+        direction = (array / long.where(~as_is, 1.0)).drop_vars(["norm", "weight"], errors="ignore")
+        direction = direction.assign_coords(norm=norm, weight=weights).assign_attrs(
+            {**array.attrs, "site": site}
         )
-        as_is = (length == 0) | (abs(length - 1) < 1e-12)  # what is unit already stays bit for bit
-        direction = (array / length.where(~as_is, 1.0)).drop_vars(["norm", "weight"], errors="ignore")
-        direction = direction.assign_coords(
-            norm=_per_layer(1.0 if norm is None else norm, array),
-            weight=weight * (length > 0).variable,
-        )
-        direction.attrs = dict(array.attrs)
         if "concept" in array.coords and array.coords["concept"].ndim == 0:
             direction.attrs.setdefault("concept", str(array.coords["concept"].item()))
-        direction.attrs["site"] = site
-        set_ = lambda name, value: object.__setattr__(self, name, value)
-        set_("direction", direction)
-        set_("site", site)
-        set_("layers", tuple(int(i) for i in direction.layer.values))
-        set_("weights", None)
-        set_("norm", None)
+        layers = tuple(int(i) for i in direction.layer.values)
+        for name, value in (("direction", direction), ("site", site), ("layers", layers)):
+            object.__setattr__(self, name, value)
+        for name in ("weights", "norm"):  # from here on they are coordinates of the direction
+            object.__setattr__(self, name, None)
 
     @property
     def parts(self) -> tuple[Steering, ...]:
@@ -160,14 +164,6 @@ class Steering:
     def __mul__(self, factor: float) -> Steering:
         return dataclasses.replace(self, strength=self.strength * factor)
 
-    __rmul__ = __mul__
-
-    def __neg__(self) -> Steering:
-        return self * -1.0
-
-    def __or__(self, other: Steering | Steerings) -> Steerings:
-        return Steerings((*self.parts, *other.parts))
-
     def __add__(self, other: Steering) -> Steering:
         if not isinstance(other, Steering):
             return NotImplemented
@@ -177,45 +173,43 @@ class Steering:
                 f"both differ in {', '.join(differ)}" if differ else f"mode {self.mode!r} has no weighted sum"
             )
             raise ValueError(f"`+` makes one steering of two, but {what}; use `|` to apply both")
-        a, b = (s.vectors() if s.mode == "add" else _blended(s) for s in (self, other))
-        total = (a + b).where(_length(a + b) > 1e-9 * (_length(a) + _length(b)), 0.0)
+        a, b = (
+            s.vectors() if s.mode == "add" else s.strength * s.direction.weight * s.direction
+            for s in (self, other)
+        )
+        total = (a + b).where(length(a + b) > 1e-9 * (length(a) + length(b)), 0.0)
         norm = self.direction.norm
-        weight = _length(total) / norm if self.mode == "add" else _length(total)
+        weight = length(total) / norm if self.mode == "add" else length(total)
         total = total.drop_vars("weight", errors="ignore").assign_attrs(self.direction.attrs)
-        concepts = [
-            str(s.direction.attrs["concept"]) for s in (self, other) if "concept" in s.direction.attrs
-        ]
-        if concepts:
-            total.attrs["concept"] = " + ".join(concepts)
+        for fact in ("concept", "model", "model_hash"):  # of both, once where they agree
+            said = [str(s.direction.attrs[fact]) for s in (self, other) if fact in s.direction.attrs]
+            if said:
+                total.attrs[fact] = " + ".join(said if fact == "concept" else dict.fromkeys(said))
         return dataclasses.replace(self, direction=total, strength=1.0, norm=norm, weights=weight)
 
     def __repr__(self) -> str:
         concept = self.direction.attrs.get("concept", "direction")
-        when = "" if (self.start, self.stop) == (0.0, None) else f", {self.start:g}-{self.stop or 'end'} s"
-        where = f"{self.site}[{','.join(map(str, self.layers))}]"
-        half = "" if self.branch == "both" else f", {self.branch}"
-        return f"<Steering {self.mode} {self.strength:+.3g} x {concept} at {where}{when}{half}>"
+        end = "end" if self.stop is None else f"{self.stop:g}"
+        said = (
+            f"{self.mode} {self.strength:+.3g} x {concept} at {self.site}[{','.join(map(str, self.layers))}]"
+        )
+        said += "" if (self.start, self.stop) == (0.0, None) else f", {self.start:g}-{end} s"
+        said += "" if self.every == 1 else f", every {self.every} frames"
+        said += "" if not self.ramp else f", ramp {self.ramp:g} s"
+        return f"<Steering {said}{'' if self.branch == 'both' else f', {self.branch}'}>"
 
 
 _SAME_IN_A_SUM = ("site", "layers", "mode", "start", "stop", "every", "ramp", "branch")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Steerings:
+class Steerings(_Combined):
     """Several steerings applied together, each where and when it says. Made by `a | b`."""
 
     parts: tuple[Steering, ...]
 
-    def __or__(self, other: Steering | Steerings) -> Steerings:
-        return Steerings((*self.parts, *other.parts))
-
     def __mul__(self, factor: float) -> Steerings:
         return Steerings(tuple(part * factor for part in self.parts))
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> Steerings:
-        return self * -1.0
 
 
 def top(scores: xr.DataArray, k: int) -> xr.DataArray:
@@ -235,76 +229,3 @@ def soft(scores: xr.DataArray, chance: float = 0.0) -> xr.DataArray:
     if float(above.max()) <= 0:
         raise ValueError(f"no score is above chance ({chance:g}), so there is nothing to weigh by")
     return above / above.max()
-
-
-def _length(vectors: xr.DataArray) -> xr.DataArray:
-    return np.sqrt((vectors**2).sum(vectors.dims[-1]))
-
-
-def _blended(s: Steering) -> xr.DataArray:
-    return s.strength * s.direction.weight * s.direction
-
-
-def _as_dataarray(direction: Any, site: str, layers: int | Sequence[int] | None) -> xr.DataArray:
-    """Any direction as a float64 DataArray with dims (layer, d_model) or (layer, head, d_head)."""
-    dims = ("layer", "head", "d_head") if site == "heads" else ("layer", "d_model")
-    if isinstance(direction, xr.DataArray):
-        array = (
-            direction.expand_dims("layer")
-            if "layer" not in direction.dims and "layer" in direction.coords
-            else direction
-        )
-        if "layer" in array.dims:
-            missing = [d for d in array.dims if d not in dims]
-            if missing or set(dims) - set(array.dims):
-                raise ValueError(
-                    f"site {site!r} wants a direction with dims {dims}, not {array.dims}; select one first"
-                )
-            if "layer" not in array.coords:
-                array = array.assign_coords(layer=np.arange(array.sizes["layer"]))
-            return array.transpose(*dims).astype("float64")
-        direction = direction.values
-    values = np.asarray(
-        direction.detach().cpu() if hasattr(direction, "detach") else direction, dtype="float64"
-    )
-    wanted = None if layers is None else list(np.atleast_1d(layers))
-    if values.ndim == len(dims) - 1 and wanted is not None:
-        values = np.repeat(values[None], len(wanted), axis=0)
-    elif wanted is None or values.ndim != len(dims) or len(values) != len(wanted):
-        raise ValueError(
-            f"a plain array of shape {values.shape} needs layers=, and dims {dims[1:]} or {dims}"
-        )
-    coords = {"layer": wanted} | ({"head": np.arange(values.shape[1])} if site == "heads" else {})
-    return xr.DataArray(values, dims=dims, coords=coords)
-
-
-def _select(direction: xr.DataArray, layers: int | Sequence[int] | None) -> xr.DataArray:
-    if layers is None:
-        return direction
-    wanted = [int(i) for i in np.atleast_1d(layers)]
-    have = [int(i) for i in direction.layer.values]
-    if set(wanted) - set(have):
-        raise ValueError(f"the direction has layers {have}, not {sorted(set(wanted) - set(have))}")
-    return direction.sel(layer=wanted)
-
-
-def _per_layer(value: Any, direction: xr.DataArray) -> xr.Variable:
-    """A number, a sequence, {layer: number}, or an array over (layer,) or (layer, head), for the direction's layers."""
-    layers = direction.layer.values
-    if isinstance(value, Mapping):
-        value = [value.get(int(i), 0.0) for i in layers]
-    if isinstance(value, xr.DataArray) and "layer" in value.dims:
-        value = (
-            value.reset_coords(drop=True).reindex(layer=layers, fill_value=0.0)
-            if "layer" in value.coords
-            else value
-        )
-        return value.transpose("layer", ...).variable.astype("float64")
-    value = np.asarray(value, dtype="float64")
-    if value.ndim and len(value) != len(layers):  # one per layer of the model, as model.norms gives them
-        if len(value) <= layers.max():
-            raise ValueError(f"{len(value)} norms or weights for layers {[int(i) for i in layers]}")
-        value = value[layers]
-    return xr.Variable(
-        ("layer", "head")[: max(1, value.ndim)], np.broadcast_to(value, (len(layers), *value.shape[1:]))
-    )

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import mechsteer as ms
-from mechsteer import paths
+from mechsteer import errors, paths
 from mechsteer.model import _checkpoints as checkpoints
-from mechsteer.model import _devices, errors
+from mechsteer.model import _devices
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """Steering: its algebra, and its effect on generation against PyTorch hooks and nnsight written by hand."""
 
+import dataclasses
+import subprocess
+import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import torch
 import xarray as xr
 from by_hand import GUIDANCE, TOP_K, edit, with_hooks, with_nnsight
 
+from mechsteer.model._vectors import digest
 from mechsteer.model.effects import plan
 from mechsteer.model.steering import Steering, soft, to_frames, top
 
@@ -109,7 +114,7 @@ def test_plain_arrays_need_layers_and_norm():
     assert Steering(v, layers=2, mode="remove").layers == (2,)
     with pytest.raises(ValueError, match="layers="):
         Steering(v, norm=1.0)
-    with pytest.raises(ValueError, match=r"model\.norms"):
+    with pytest.raises(ValueError, match="mean_norms"):
         Steering(v, layers=2)
 
 
@@ -167,12 +172,16 @@ def test_schedule():
     assert [to_frames(x, 25) for x in (0.0, 0.02, 0.06, 1.0)] == [0, 1, 2, 25]
 
 
+def shape(n_layers: int) -> SimpleNamespace:
+    """What `plan` asks of a model."""
+    return SimpleNamespace(n_layers=n_layers, d_model=8, n_heads=2, frame_rate=25.0, device="cpu")
+
+
 def test_a_plan_refuses_a_direction_of_another_model():
-    facts = {"n_layers": 6, "d_model": 8, "n_heads": 2}
     with pytest.raises(ValueError, match="wide"):
-        plan([Steering(direction(width=9))], 4, 25, **facts)
+        plan([Steering(direction(width=9))], 4, shape(6))
     with pytest.raises(ValueError, match="layers 0 to 2"):
-        plan([Steering(direction())], 4, 25, **(facts | {"n_layers": 3}))
+        plan([Steering(direction())], 4, shape(3))
 
 
 def test_a_direction_of_another_model_warns(model):
@@ -251,7 +260,7 @@ def test_two_halves_are_the_whole_and_removing_twice_is_removing_once(model):
 
 def test_removing_two_directions_leaves_neither():
     a, b = Steering(direction(seed=1), mode="remove"), Steering(direction(seed=2), mode="remove")
-    planned = plan([a | b], 3, 25, n_layers=6, d_model=8, n_heads=2, halves=("cond",))
+    planned = plan([a | b], 3, shape(6), halves=("cond",))
     h = planned.at(torch.randn(1, 3, 8), "resid", 4, 0)
     for s in (a, b):
         d = torch.tensor(s.direction.sel(layer=4).values, dtype=torch.float32)
@@ -266,7 +275,7 @@ def test_both_act_where_they_are(model):
     )
     together = tokens(model, low | high)
     assert all(not torch.equal(together, tokens(model, s)) for s in (low, high, None))
-    planned = plan([low | high], 4, 25, n_layers=model.n_layers, d_model=model.d_model, n_heads=model.n_heads)
+    planned = plan([low | high], 4, model)
     assert set(planned) == {("resid", first), ("resid", last)}
 
 
@@ -292,3 +301,72 @@ def test_a_teacher_forced_pass_is_steered_like_generation(model):
     s = Steering(for_model(model), strength=12.0)
     codes = tokens(model, s, guidance=1.0, top_k=0, frames=40)
     assert (model.nll(codes, PROMPTS, s) < model.nll(codes, PROMPTS)).all()
+
+
+def test_a_steering_says_all_that_it_does():
+    s = Steering(direction(), start=0.0, stop=0.0, every=2, ramp=0.5, branch="cond")
+    assert "0-0 s, every 2 frames, ramp 0.5 s, cond>" in repr(s)
+    assert "s" not in repr(Steering(direction(), layers=3)).split(" at ")[1].removeprefix("resid")
+
+
+def test_a_mode_that_needs_a_norm_is_refused_without_one_also_later():
+    free = direction().drop_vars("norm")
+    blend = Steering(free, mode="blend")
+    for mode in ("add", "replace"):
+        with pytest.raises(ValueError, match="carries none.*mean_norms"):
+            Steering(free, mode=mode)
+        with pytest.raises(ValueError, match="carries none"):
+            dataclasses.replace(blend, mode=mode)
+    assert dataclasses.replace(blend, mode="remove").mode == "remove"
+
+
+def test_a_fusion_of_two_models_directions_keeps_both_names(model):
+    here = for_model(model).assign_attrs(model_hash=model.hash, model=model.name)
+    there = for_model(model, seed=1).assign_attrs(model_hash="another", model="other")
+    for pair in ((here, there), (there, here)):
+        fused = Steering(pair[0]) + Steering(pair[1])
+        assert set(fused.direction.attrs["model_hash"].split(" + ")) == {model.hash, "another"}
+        with pytest.warns(UserWarning, match="another"):
+            tokens(model, fused)
+    same = Steering(here) + Steering(here)
+    assert same.direction.attrs["model_hash"] == model.hash
+
+
+def test_the_unconditional_half_alone_at_guidance_1_warns(model):
+    s = Steering(for_model(model), branch="uncond")
+    with pytest.warns(UserWarning, match="'uncond' does nothing at guidance 1"):
+        made = model.generate("jazz", 1.0, steering=[None, s], guidance=1.0, progress=False)
+    assert torch.equal(made.codes[0], made.codes[1])
+
+
+def test_layers_count_from_0_and_never_backwards(model):
+    last = Steering(np.ones(model.d_model), layers=-1, norm=1.0)
+    with pytest.raises(IndexError, match="layers 0 to"):
+        model.module_of("resid", -1)
+    with pytest.raises(ValueError, match="acts at layers"):
+        model.generate(None, 1.0, steering=last, progress=False)
+
+
+def test_two_digests_differ_where_any_option_does():
+    s = Steering(direction(), strength=0.5)
+    changed = (
+        {"strength": 0.6},
+        {"mode": "replace"},
+        {"start": 0.1},
+        {"stop": 2.0},
+        {"every": 2},
+        {"ramp": 0.1},
+    )
+    others = [dataclasses.replace(s, **change) for change in (*changed, {"branch": "cond"})]
+    others += [Steering(direction(seed=5), strength=0.5), Steering(direction(), strength=0.5, norm=2.0)]
+    assert len({digest(s), digest(s | s), *map(digest, others)}) == 2 + len(others)
+    assert digest(s) == digest(Steering(direction(), strength=0.5))
+
+
+def test_audiocraft_itself_stays_as_it_was():
+    code = (
+        "import mechsteer.model.model\nfrom audiocraft.modules import transformer as t\n"
+        "print(t.create_sin_embedding.__module__, t.StreamingMultiheadAttention._apply_rope.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert set(done.stdout.split()) == {"audiocraft.modules.transformer"}

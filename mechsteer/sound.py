@@ -1,0 +1,56 @@
+"""Sound at the boundary: any audio in, as float32 clips, and files of it out."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+
+def to_clips(audio: Any, sample_rate: int, to_rate: int, channels: int) -> np.ndarray:
+    """Audio of any rate, channels and dtype as float32 (clip, channel, sample) at `to_rate` with `channels`.
+
+    Parameters
+    ----------
+    audio : array or tensor
+        (sample,), (channel, sample) or (clip, channel, sample). Integers are scaled by their full range.
+    sample_rate, to_rate : int
+        Hz; resampled with soxr. Channels are averaged into one, or one is copied into several.
+
+    Raises
+    ------
+    ValueError  for empty, non-finite or complex audio, and what looks like (sample, channel).
+    """
+    x = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
+    if not 1 <= x.ndim <= 3 or x.size == 0 or sample_rate <= 0:
+        raise ValueError(
+            f"audio of shape {x.shape} at {sample_rate} Hz; give (channel, sample) or (clip, channel, sample)"
+        )
+    x = x.reshape((1,) * (3 - x.ndim) + x.shape)
+    if x.shape[1] > 16 and x.shape[2] <= 16:
+        raise ValueError(f"audio of shape {audio.shape} looks like (sample, channel); transpose it first")
+    if x.dtype.kind in "iu":
+        middle = 128.0 if x.dtype == np.uint8 else 0.0
+        x = (x.astype("float32") - middle) / (128.0 if x.dtype == np.uint8 else -float(np.iinfo(x.dtype).min))
+    elif x.dtype.kind != "f":
+        raise ValueError(f"audio of dtype {x.dtype}; give floats in [-1, 1] or integers")
+    x = x.astype("float32")
+    if not np.isfinite(x).all():
+        raise ValueError("the audio holds NaN or infinite samples")
+    if x.shape[1] != channels:
+        x = np.repeat(x.mean(axis=1, keepdims=True), channels, axis=1)
+    if sample_rate != to_rate:
+        import soxr
+
+        x = np.stack([soxr.resample(clip.T, sample_rate, to_rate).T for clip in x])
+    return np.ascontiguousarray(x, dtype="float32")
+
+
+def encode_file(clip: np.ndarray, sample_rate: int, format: str = "wav") -> bytes:
+    """One clip (channel, sample) as the bytes of a wav, flac, ogg or mp3 file, clipped at full scale."""
+    import soundfile
+
+    if format.upper() not in soundfile.available_formats():
+        raise ValueError(f"can't write {format!r}; this libsndfile writes wav, flac, ogg and mp3 at most")
+    out = io.BytesIO()
+    soundfile.write(out, np.clip(clip.T, -1, 1), sample_rate, format=format.upper())
+    return out.getvalue()
