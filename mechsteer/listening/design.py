@@ -19,7 +19,8 @@ import numpy as np
 
 from .. import paths
 from ..measures.loudness import match_loudness
-from ..model.generation import Generation, encode_file, to_clips
+from ..model.generation import Generation
+from ..sound import encode_file, to_clips
 
 __all__ = [
     "KINDS",

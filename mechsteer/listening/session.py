@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..model.generation import encode_file
+from ..sound import encode_file
 from .answers import AnswerStore, clean_name
 from .design import Design, Trial, trials
 

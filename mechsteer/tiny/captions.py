@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-SLOTS = ("lead", "style", "drums", "tempo", "mode", "tonic", "register", "loudness")
-
 _NOTES = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 _PHRASES = {
     "lead": {

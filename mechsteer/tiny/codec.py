@@ -129,9 +129,8 @@ class Synth(nn.Module):
         self.n_osc, self.n_noise = len(freqs), config.noise_bands
         n = torch.arange(self.WINDOW, dtype=torch.float64) - self.WINDOW // 2
         angle = 2 * math.pi * freqs[:, None] * n[None] / sr
-        noise = torch.randn(
-            self.NOISE_PERIOD * self.HOP + self.WINDOW, generator=torch.Generator().manual_seed(0)
-        )
+        length = self.NOISE_PERIOD * self.HOP + self.WINDOW
+        noise = torch.randn(length, generator=torch.Generator().manual_seed(0))
         noise = noise.unfold(0, self.WINDOW, self.HOP)[: self.NOISE_PERIOD]
         bins = torch.linspace(0, sr / 2, self.WINDOW // 2 + 1)
         centres = band_centres(config.noise_bands, 0.0, sr / 2)
@@ -150,18 +149,13 @@ class Synth(nn.Module):
         """Linear amplitude, phase (radians) [B, N, osc], linear gain [B, N, band] to audio [B, 1, 160 N]."""
         B, N, _ = amplitude.shape
         step = torch.arange(N, device=amplitude.device)
-        carrier = torch.remainder((step[:, None] + 0.5) * self.turns[None], 1.0).to(amplitude.dtype) * (
-            2 * math.pi
-        )
-        angle = phase + carrier
+        turned = torch.remainder((step[:, None] + 0.5) * self.turns[None], 1.0).to(amplitude.dtype)
+        angle = phase + turned * (2 * math.pi)
         frames = (amplitude * angle.cos()) @ self.cos - (amplitude * angle.sin()) @ self.sin
-        frames = frames + torch.fft.irfft(
-            self.noise[step % self.NOISE_PERIOD] * (gain @ self.bands), n=self.WINDOW
-        )
-        fold = lambda x: F.fold(x.transpose(1, 2), (1, length), (1, self.WINDOW), stride=(1, self.HOP))[
-            :, 0, 0
-        ]
-        length = (N - 1) * self.HOP + self.WINDOW
+        noise = self.noise[step % self.NOISE_PERIOD] * (gain @ self.bands)
+        frames = frames + torch.fft.irfft(noise, n=self.WINDOW)
+        size = {"output_size": (1, (N - 1) * self.HOP + self.WINDOW), "kernel_size": (1, self.WINDOW)}
+        fold = lambda x: F.fold(x.transpose(1, 2), **size, stride=(1, self.HOP))[:, 0, 0]
         audio = fold(frames * self.hann)
         weight = fold(self.hann.expand(1, N, -1)).clamp(min=0.5)
         edge = (self.WINDOW - self.HOP) // 2

@@ -15,17 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model._audiocraft import (
-    ConditionFuser,
-    ConditioningProvider,
-    DelayedPatternProvider,
-    LMModel,
-    TextConditioner,
-)
+from ..model._audiocraft import DelayedPatternProvider, LMModel, conditioners
 from .captions import parse
 from .vocabulary import LEADS, MODES, STYLES
 
-SLOTS = {
+SLOTS = {  # what a text can say, and in which values: None, "unsaid", comes to each
     "lead": tuple(LEADS),
     "style": STYLES,
     "drums": (True, False),
@@ -50,7 +44,7 @@ class LMConfig:
     max_duration: float = 30.0
 
 
-class SlotConditioner(TextConditioner):
+class SlotConditioner(conditioners.TextConditioner):
     """Text to a vector per slot: `tokenize` gives weights [B, item], `forward` [B, slot, dim] and a mask."""
 
     def __init__(self, output_dim: int, dim: int = 64):
@@ -109,10 +103,11 @@ def build_lm(config: LMConfig) -> LMModel:
     beat or a bar is then as easily found at every place in a clip, which so short a training learns from
     sinusoids badly.
     """
+    fused = {"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}
     lm = LMModel(
         pattern_provider=DelayedPatternProvider(config.n_q, delays=list(range(config.n_q))),
-        condition_provider=ConditioningProvider({"description": SlotConditioner(config.dim)}),
-        fuser=ConditionFuser({"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}),
+        condition_provider=conditioners.ConditioningProvider({"description": SlotConditioner(config.dim)}),
+        fuser=conditioners.ConditionFuser(fused),
         n_q=config.n_q,
         card=config.card,
         dim=config.dim,
@@ -135,7 +130,5 @@ def build_lm(config: LMConfig) -> LMModel:
         zero_bias_init=True,
     )
     rope = lm.transformer.rope
-    rope.register_buffer(
-        "frequencies", rope.frequencies, persistent=False
-    )  # no weight, and shared by all layers
+    rope.register_buffer("frequencies", rope.frequencies, persistent=False)  # no weight, shared by all layers
     return lm

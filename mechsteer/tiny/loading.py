@@ -41,9 +41,8 @@ def load(device="cpu", dtype=None, source: Path | None = None):
     lm = build_lm(config)
     lm.load_state_dict(weights)
     lm = lm.to(device=device).eval()
-    lm.transformer.rope.get_rotation(
-        0, int(config.max_duration * codec.frame_rate) + config.n_q + 1
-    )  # in float32
+    longest = int(config.max_duration * codec.frame_rate) + config.n_q + 1
+    lm.transformer.rope.get_rotation(0, longest)  # computed now, in float32
     lm = lm.to(dtype=dtype or torch.float32)
     return MusicGen("tiny", codec, lm, max_duration=config.max_duration)
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from mechsteer import paths
-from mechsteer.model import _audiocraft as backend
+from mechsteer.model import _audiocraft
 from mechsteer.model.model import load
 from mechsteer.tiny import loading
 from mechsteer.tiny.codec import Codec, CodecConfig, Synth, oscillator_frequencies
 from mechsteer.tiny.lm import SLOTS, LMConfig, SlotConditioner, build_lm
 from workshop.tiny import train
 from workshop.tiny.captions import caption
+from workshop.tiny.loop import Muon, loop, orthogonalise
 
 SMALL = CodecConfig(
     latent=16, encoder_dim=24, decoder_dim=24, encoder_depth=1, decoder_depth=1, n_q=3, bins=16
@@ -115,9 +116,9 @@ def test_training_resumes_where_it_was_killed(tmp_path):
             loss = (layer(x) - x.roll(1, 1)).square().mean()
             return loss, {"loss": loss}
 
-        optimizers = [train.Muon([layer.weight], lr=0.1), torch.optim.AdamW([layer.bias], lr=0.1)]
+        optimizers = [Muon([layer.weight], lr=0.1), torch.optim.AdamW([layer.bias], lr=0.1)]
         work.mkdir(exist_ok=True)
-        train.loop("toy", 12, layer, optimizers, loss_of, work, every=-1.0)
+        loop("toy", 12, layer, optimizers, loss_of, work, every=-1.0)
         return layer
 
     whole = run(tmp_path / "whole")
@@ -130,7 +131,7 @@ def test_training_resumes_where_it_was_killed(tmp_path):
 def test_orthogonalised_updates_have_equal_singular_values():
     x = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 6)[:, None]
     for matrix in (x, x.T):
-        values = torch.linalg.svdvals(train.orthogonalise(matrix, steps=10))
+        values = torch.linalg.svdvals(orthogonalise(matrix, steps=10))
         assert values.min() > 0.5 and values.max() < 1.3
 
 
@@ -148,7 +149,7 @@ def test_training_loss_is_audiocrafts():
     codes = torch.randint(
         0, model.lm.card, (2, model.n_codebooks, 12), generator=torch.Generator().manual_seed(0)
     )
-    conditions = model.conditions(["a jazz tune", None])
+    conditions = model.conditions(["a jazz tune", None], 2)
     ours = train.next_code_loss(model.lm, codes, conditions)
     out = model.lm.compute_predictions(codes, [], conditions, keep_only_valid_steps=False)
     theirs = torch.nn.functional.cross_entropy(out.logits.permute(0, 3, 1, 2), codes, reduction="none").mean(
@@ -182,21 +183,21 @@ def test_slips_are_the_models_own_and_targets_stay_true():
 @pytest.mark.parametrize("efficient", (False, True))
 def test_rotary_positions_go_on_where_the_cache_ends(efficient):
     torch.manual_seed(0)
-    config = dict(dim=32, num_heads=2, num_layers=2, hidden_scale=2, causal=True, custom=True)
-    lm = backend.LMModel(
-        backend.DelayedPatternProvider(2),
-        backend.ConditioningProvider({}),
-        backend.ConditionFuser({"cross": [], "prepend": [], "sum": [], "input_interpolate": []}),
+    conditioner = SlotConditioner(32)
+    lm = _audiocraft.LMModel(
+        _audiocraft.DelayedPatternProvider(2),
+        _audiocraft.conditioners.ConditioningProvider({"description": conditioner}),
+        _audiocraft.conditioners.ConditionFuser({"cross": ["description"], "prepend": [], "sum": []}),
         n_q=2,
         card=16,
-        positional_embedding="rope",
-        memory_efficient=efficient,
-        **config,
-    ).eval()
-    codes = torch.randint(0, 16, (2, 2, 12))
-    whole = lm(codes, [], {})
+        **dict(dim=32, num_heads=2, num_layers=2, hidden_scale=2, causal=True, custom=True),
+        **dict(cross_attention=True, positional_embedding="rope", memory_efficient=efficient),
+    )
+    lm, codes = _audiocraft.adopt(lm), torch.randint(0, 16, (2, 2, 12))
+    said = {"description": conditioner(conditioner.tokenize(["jazz", "rock"]))}
+    whole = lm(codes, [], said)
     with lm.streaming():
-        parts = [lm(codes[..., a:b], [], {}) for a, b in ((0, 5), *((i, i + 1) for i in range(5, 12)))]
+        parts = [lm(codes[..., a:b], [], said) for a, b in ((0, 5), *((i, i + 1) for i in range(5, 12)))]
     assert torch.allclose(torch.cat(parts, 2), whole, atol=1e-5)
 
 
@@ -234,7 +235,7 @@ def test_shipped_orchestra_sounds_like_its_labels():
     """The codec gives back the pitches of the shipped notes: the sounding pitch classes are the strongest."""
     import pandas as pd
 
-    from mechsteer.measures import _spectra as spectra
+    from mechsteer.measures._spectra import chroma
 
     clips = pd.read_parquet(paths.data() / "orchestra.parquet")
     codes = np.load(paths.data() / "orchestra_codes.npz")["codes"]
@@ -243,8 +244,8 @@ def test_shipped_orchestra_sounds_like_its_labels():
     model, hits = load("tiny"), []
     for row in range(0, len(clips), len(clips) // 6):
         audio = model.decode(codes[row : row + 1].astype(np.int64))[0, 0]
-        chroma = spectra.chroma(audio[None])[0].mean(1)
+        heard = chroma(audio[None])[0].mean(1)
         own = notes[(notes["clip"] == clips["clip"][row]) & (notes["part"] != "drums")]
         weight = np.bincount(own["pitch"] % 12, weights=own["offset"] - own["onset"], minlength=12)
-        hits.append(np.corrcoef(chroma, weight)[0, 1])
+        hits.append(np.corrcoef(heard, weight)[0, 1])
     assert np.mean(hits) > 0.6

@@ -8,10 +8,13 @@ import pytest
 from scipy.stats import chi2_contingency, chisquare
 
 from mechsteer.measures.judges.hear import tempo_class
-from mechsteer.tiny import captions
-from workshop.tiny import captions as written
-from workshop.tiny import render
-from workshop.tiny.compose import BASS, HARMONY, LEADS, MODES, REGISTERS, SECONDS, STYLES, Score, compose
+from mechsteer.tiny.captions import VOCABULARY, parse
+from mechsteer.tiny.vocabulary import LEADS, MODES, SECONDS, STYLES
+from workshop.tiny import orchestra, render
+from workshop.tiny.captions import caption
+from workshop.tiny.compose import BASS, HARMONY, REGISTERS, Score, compose
+
+SAID = {slot for slot, _ in VOCABULARY.values()}  # what a caption can speak of
 
 
 @pytest.fixture(scope="module")
@@ -121,28 +124,28 @@ def _all_labels(score, rng):
 
 
 def test_captions_parse_back_to_what_they_state(scores):
-    rng, mentioned = np.random.default_rng(3), {slot: 0 for slot in captions.SLOTS}
+    rng, mentioned = np.random.default_rng(3), {slot: 0 for slot in SAID}
     for i in range(4000):
         labels = _all_labels(scores[i % len(scores)], rng)
         full = i % 5 == 0
-        text = written.caption(labels, rng, full=full)
-        stated, unknown = captions.parse(text)
+        text = caption(labels, rng, full=full)
+        stated, unknown = parse(text)
         assert unknown == [], text
         assert stated, text
-        truth = {slot: [labels[slot]] for slot in captions.SLOTS if slot != "tempo"}
+        truth = {slot: [labels[slot]] for slot in SAID if slot != "tempo"}
         tempo = {tempo_class(labels["tempo"]), labels["tempo"]}
         for slot, values in stated.items():
             mentioned[slot] += 1
             assert (set(values) <= tempo) if slot == "tempo" else (values == truth[slot]), text
         if full:
-            assert set(stated) == set(captions.SLOTS) and len(stated["tempo"]) == 2
+            assert set(stated) == set(SAID) and len(stated["tempo"]) == 2
     assert min(mentioned.values()) > 700
 
 
 def test_every_phrase_reads_as_its_own_slot():
-    for phrase, (slot, value) in captions.VOCABULARY.items():
-        assert captions.parse(phrase.upper() + "!") == ({slot: [value]}, []), phrase
-    known = {(slot, value) for slot, value in captions.VOCABULARY.values()}
+    for phrase, (slot, value) in VOCABULARY.items():
+        assert parse(phrase.upper() + "!") == ({slot: [value]}, []), phrase
+    known = {(slot, value) for slot, value in VOCABULARY.values()}
     for slot, values in {"lead": LEADS, "style": STYLES, "mode": MODES, "register": REGISTERS}.items():
         assert {(slot, value) for value in values} <= known
 
@@ -166,7 +169,7 @@ def test_every_phrase_reads_as_its_own_slot():
     ],
 )
 def test_free_text(text, attributes, unknown):
-    assert captions.parse(text) == (attributes, unknown)
+    assert parse(text) == (attributes, unknown)
 
 
 # --- render and build ---
@@ -208,10 +211,8 @@ def test_the_first_lead_note_is_in_tune(renderer, scores):
 
 
 def test_build_is_complete_resumes_and_is_refused_another_seed(renderer, tmp_path, capsys):
-    from workshop.tiny import orchestra
-
     sizes = {"paired": 1, "test": 1, "valid": 1, "single": 2}
-    out = orchestra.build(tmp_path / "o", seed=4, **sizes)
+    out = orchestra.build_orchestra(tmp_path / "o", seed=4, **sizes)
     audio, clips = np.load(out / "audio.npy", mmap_mode="r"), pd.read_parquet(out / "clips.parquet")
     notes, chords = pd.read_parquet(out / "notes.parquet"), pd.read_parquet(out / "chords.parquet")
     assert len(clips) == len(audio) == 6 + 24 + 1 + 2
@@ -229,11 +230,11 @@ def test_build_is_complete_resumes_and_is_refused_another_seed(renderer, tmp_pat
     part.unlink()
     np.lib.format.open_memmap(out / "audio.npy", "r+")[:] = 0
     capsys.readouterr()
-    orchestra.build(out, seed=4, **sizes)
+    orchestra.build_orchestra(out, seed=4, **sizes)
     assert "33 to render" in capsys.readouterr().out
     assert np.array_equal(np.load(out / "audio.npy"), whole)
     with pytest.raises(ValueError, match="another build"):
-        orchestra.build(out, seed=5, **sizes)
+        orchestra.build_orchestra(out, seed=5, **sizes)
 
 
 def test_missing_soundfont_is_named(monkeypatch, tmp_path):

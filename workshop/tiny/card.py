@@ -19,16 +19,18 @@ import torch
 from scipy import stats
 
 from mechsteer import paths
-from mechsteer.activations import clips as datasets
+from mechsteer.activations.clips import clips
 from mechsteer.activations.collect import collect
 from mechsteer.directions.scores import accuracy_by_layer
-from mechsteer.measures import intervals
-from mechsteer.measures.judges.hear import embedding, hear
+from mechsteer.measures.intervals import mean_interval, share
+from mechsteer.measures.judges.hear import embedding, hear, tempo_class
 from mechsteer.measures.pitch import chroma_correlation, pitch_agreement
 from mechsteer.model.model import load
 from mechsteer.tiny.loading import folder
+from mechsteer.tiny.vocabulary import LEADS, STYLES
 
-from .captions import caption, tempo_class
+from .captions import caption
+from .compose import Score
 from .train import Orchestra
 
 COMMAND = "python -m workshop.tiny.card"
@@ -37,17 +39,17 @@ JUDGES = ("cnn", "features")
 SPEED = "speed, x real time"
 
 
-def share(hits, **what) -> dict:
+def share_row(hits, **what) -> dict:
     """A proportion with its Wilson interval."""
-    return what | {"n": len(hits)} | intervals.share(hits)._asdict()
+    return what | {"n": len(hits)} | share(hits)._asdict()
 
 
-def mean(values, **what) -> dict:
+def mean_row(values, **what) -> dict:
     """A mean with its bootstrap interval over clips; clips without a value are left out."""
-    return what | {"n": int(np.isfinite(values).sum())} | intervals.mean_interval(values)._asdict()
+    return what | {"n": int(np.isfinite(values).sum())} | mean_interval(values)._asdict()
 
 
-def correlation(x, y, **what) -> dict:
+def correlation_row(x, y, **what) -> dict:
     """Pearson's r with Fisher's interval."""
     r = stats.pearsonr(x, y)
     ci = r.confidence_interval()
@@ -60,10 +62,10 @@ def heard_right(asked: pd.DataFrame, audio, sample_rate: int, measure: str) -> l
     for judge in JUDGES:
         found = hear(audio, sample_rate, judge=judge)
         what = {"measure": measure, "judge": judge}
-        rows += [share(found[a].to_numpy() == asked[a].to_numpy(), attribute=a, **what) for a in HEARD]
+        rows += [share_row(found[a].to_numpy() == asked[a].to_numpy(), attribute=a, **what) for a in HEARD]
         classes = asked["tempo"].map(tempo_class).to_numpy()
-        rows.append(share(found["tempo_class"].to_numpy() == classes, attribute="tempo class", **what))
-        rows.append(correlation(asked["tempo"], found["tempo"], attribute="tempo, r", **what))
+        rows.append(share_row(found["tempo_class"].to_numpy() == classes, attribute="tempo class", **what))
+        rows.append(correlation_row(asked["tempo"], found["tempo"], attribute="tempo, r", **what))
     return rows
 
 
@@ -81,27 +83,26 @@ def prompts_for(asked: pd.DataFrame) -> list[str]:
 
 def independent_labels(n: int) -> pd.DataFrame:
     """Attributes drawn anew and independently, as prompts ask for them."""
-    from .compose import LEADS, STYLES, Score
-
     rng = np.random.default_rng(2)
     drawn = [Score.draw(11, i).labels() for i in range(n)]
     return pd.DataFrame(drawn).assign(lead=rng.choice(list(LEADS), n), style=rng.choice(STYLES, n))
 
 
 def layer_rows(model) -> list[dict]:
-    """Cross-validated accuracy (tempo: R2) of each label by layer; -1 is the input. Folds keep scores together."""
-    clips = datasets.clips("orchestra")
-    acts = collect(model, clips[clips["split"] == "test"], progress=False)
+    """Cross-validated accuracy (tempo: R2) of each label at the input and every layer, by folds of scores."""
+    table = clips("orchestra")
+    acts = collect(model, table[table["split"] == "test"], progress=False)
     table = accuracy_by_layer(acts, [*HEARD, "tempo"], methods=("logistic", "mse"), progress=False)
-    table = table[
-        table["concept"].isin(("all", "drums", "mode", "tempo")) & table["metric"].isin(("accuracy", "r2"))
-    ]
-    table = table[table["method"] == table["metric"].map({"accuracy": "logistic", "r2": "mse"})]
+    metrics = {"accuracy": "logistic", "r2": "mse"}  # metric -> the method that it is of
+    table = table[table["concept"].isin(("all", "drums", "mode", "tempo")) & table["metric"].isin(metrics)]
+    table = table[table["method"] == table["metric"].map(metrics)]
+    keys = ["label", "site", "layer", "metric"]
     return [
-        {"measure": "readable at layer", "attribute": label, "layer": int(layer), "metric": metric}
+        {"measure": "readable at layer", "attribute": label, "site": site, "metric": metric}
+        | {"layer": None if pd.isna(layer) else int(layer)}
         | {"value": fold["score"].mean(), "lo": fold["score"].min(), "hi": fold["score"].max()}
         | {"n": acts.sizes["clip"], "interval": f"range of {len(fold)} folds"}
-        for (label, layer, metric), fold in table.groupby(["label", "layer", "metric"])
+        for (label, site, layer, metric), fold in table.groupby(keys, dropna=False)
     ]
 
 
@@ -115,12 +116,12 @@ def speed_rows(model, seconds: float = 8.0) -> list[dict]:
             model.generate(["a jazz tune with a flute lead"] * batch, duration=seconds, progress=False)
             times.append(time.perf_counter() - began)
         rate = batch * seconds / np.asarray(times)
-        rows.append({"measure": SPEED, "attribute": f"batch {batch}", "n": repeats}
-                    | {"value": np.median(rate), "lo": rate.min(), "hi": rate.max(), "interval": "range"})  # fmt: skip
+        found = {"value": np.median(rate), "lo": rate.min(), "hi": rate.max(), "interval": "range"}
+        rows.append({"measure": SPEED, "attribute": f"batch {batch}", "n": repeats} | found)
     return rows
 
 
-def measure(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
+def measure_model(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
     """All rows of the card, and the audio that the figures show."""
     rate, hop = model.sample_rate, int(model.sample_rate / model.frame_rate)
     test = draw_test(orchestra).iloc[:n]
@@ -130,35 +131,27 @@ def measure(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
     rebuilt = model.decode(codes)[..., :length]
     rows = heard_right(test, original, rate, "original") + heard_right(test, rebuilt, rate, "reconstruction")
     what = {"measure": "reconstruction"}
-    rows.append(mean(chroma_correlation(original, rebuilt, rate), attribute="chroma correlation", **what))
-    rows.append(mean(pitch_agreement(original, rebuilt, rate), attribute="pitch within 50 cents", **what))
-    rows.append(mean(model.nll(codes, prompts=prompts_for(test)), measure="nll with caption, nats/token"))
-    rows.append(mean(model.nll(codes), measure="nll without caption, nats/token"))
+    rows.append(mean_row(chroma_correlation(original, rebuilt, rate), attribute="chroma correlation", **what))
+    rows.append(mean_row(pitch_agreement(original, rebuilt, rate), attribute="pitch within 50 cents", **what))
+    rows.append(mean_row(model.nll(codes, prompts=prompts_for(test)), measure="nll with caption, nats/token"))
+    rows.append(mean_row(model.nll(codes), measure="nll without caption, nats/token"))
     print(pd.DataFrame(rows).round(3).to_string(), flush=True)
 
     asked = independent_labels(n)
     seconds = codes.shape[-1] * hop / rate
-    prompted = model.generate(
-        prompts_for(asked), duration=seconds, seed=0, guidance=3.0, progress=False
-    ).audio
+    options = {"duration": seconds, "progress": False}
+    prompted = model.generate(prompts_for(asked), seed=0, guidance=3.0, **options).audio
     rows += heard_right(asked, prompted, rate, "full prompt, guidance 3")
-    free = model.generate([None] * n, duration=seconds, seed=10_000, progress=False).audio
-    leads = (
-        hear(free, rate, judge="cnn")["lead"]
-        .value_counts()
-        .reindex(sorted(asked["lead"].unique()), fill_value=0)
-    )
-    rarest = leads.idxmin()
-    rows.append(
-        share(
-            np.arange(n) < leads.min(), measure="unprompted", attribute=f"rarest lead ({rarest})", judge="cnn"
-        )
-    )
+    free = model.generate([None] * n, seed=10_000, **options).audio
+    leads = hear(free, rate, judge="cnn")["lead"].value_counts()
+    leads = leads.reindex(sorted(asked["lead"].unique()), fill_value=0)
+    what = {"measure": "unprompted", "attribute": f"rarest lead ({leads.idxmin()})", "judge": "cnn"}
+    rows.append(share_row(np.arange(n) < leads.min(), **what))
     spread = lambda audio: np.sqrt(embedding(audio, rate, judge="features").var(0).mean())
-    rows.append({"measure": "unprompted", "attribute": "embedding spread against real", "judge": "features", "n": n,
-                 "value": spread(free) / spread(original)})  # fmt: skip
-    return rows, {"original": original, "reconstruction": rebuilt, "prompted": prompted, "unprompted": free,
-                  "test": test, "asked": asked}  # fmt: skip
+    what = {"measure": "unprompted", "attribute": "embedding spread against real", "judge": "features"}
+    rows.append(what | {"n": n, "value": spread(free) / spread(original)})
+    shown = {"original": original, "reconstruction": rebuilt, "prompted": prompted, "unprompted": free}
+    return rows, shown | {"test": test, "asked": asked}
 
 
 def training_facts(work: Path) -> dict:
@@ -200,10 +193,8 @@ def readme_table(card: dict) -> str:
     """The card's main measures as a Markdown table; the second judge's figure stands beside the first's."""
 
     def find(measure, attribute, judge):
-        rows = [
-            r for r in card["measures"] if r["measure"] == measure and attribute in (None, r.get("attribute"))
-        ]
-        return next((r for r in rows if r.get("judge") == judge), None)
+        rows = [r for r in card["measures"] if r["measure"] == measure and r.get("judge") == judge]
+        return next((r for r in rows if attribute in (None, r.get("attribute"))), None)
 
     lines = ["| measure | value | 95 % interval | n | second judge |", "|---|---|---|---|---|"]
     for name, measure, attribute, judge in TABLE:
@@ -219,7 +210,7 @@ def write_readme(card: dict, path: Path):
     """Put the table between README's two `card` marks."""
     before, rest = path.read_text().split("<!-- card -->\n")
     after = rest.split("<!-- /card -->")[1]
-    path.write_text(f"{before}<!-- card -->\n{readme_table(card)}\n<!-- /card -->{after}")
+    paths.replace(path, f"{before}<!-- card -->\n{readme_table(card)}\n<!-- /card -->{after}")
 
 
 def rounded(rows: list[dict]) -> list[dict]:
@@ -233,7 +224,7 @@ def rounded(rows: list[dict]) -> list[dict]:
 
 def write(card: dict):
     """card.json, and its table in README."""
-    (folder() / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    paths.replace(folder() / "card.json", json.dumps(card, indent=1) + "\n")
     print(pd.DataFrame(card["measures"]).to_string())
     write_readme(card, paths.project() / "README.md")
 
@@ -263,7 +254,7 @@ def main():
     orchestra = Orchestra(args.orchestra, "cpu")
     rows = layer_rows(model) + speed_rows(model)
     print(pd.DataFrame(rows).round(3).to_string(), flush=True)
-    heard, shown = measure(model, orchestra, args.n)
+    heard, shown = measure_model(model, orchestra, args.n)
     build = json.loads((args.orchestra / "build.json").read_text())
     card = {
         "model": "tiny",

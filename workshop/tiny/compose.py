@@ -18,11 +18,7 @@ import pandas as pd
 
 from mechsteer.tiny.vocabulary import LEADS, MODES, SECONDS, STYLES
 
-REGISTERS = {
-    "low": (55, 68),
-    "mid": (63, 76),
-    "high": (74, 88),
-}  # MIDI pitches of the lead, both ends included
+REGISTERS = {"low": (55, 68), "mid": (63, 76), "high": (74, 88)}  # MIDI pitches of the lead, ends included
 LOUDNESS = {"soft": 58, "medium": 84, "loud": 110}  # velocity of an unaccented lead note
 TEMPO = (60, 180)  # beats per minute
 HARMONY = {"electric piano": 4, "vibraphone": 11, "marimba": 12, "saw synth": 81}
@@ -50,15 +46,8 @@ _CHORDS = {
 }
 # Every cadence begins on a chord that holds the mode's sixth.
 _CADENCES = {"major": ("IV V", "ii V", "IV I", "ii I"), "minor": ("iv V", "VI V", "iv i", "ii i")}
-_CELLS = (
-    (1.0,),
-    (1.0, 1.0),
-    (0.5, 0.5),
-    (1.0, 0.5, 0.5),
-    (1.5, 0.5),
-    (2.0,),
-    (0.5, 0.5, 1.0),
-)  # note lengths, beats
+# Note lengths, beats
+_CELLS = ((1.0,), (1.0, 1.0), (0.5, 0.5), (1.0, 0.5, 0.5), (1.5, 0.5), (2.0,), (0.5, 0.5, 1.0))
 _CELL_WEIGHTS = np.array([0.15, 0.2, 0.2, 0.12, 0.15, 0.08, 0.1])
 
 # Comping: variants of one bar, as (beat, length). Drums: (beat, General MIDI drum, velocity).

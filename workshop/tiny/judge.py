@@ -9,7 +9,6 @@ spectra are kept in the work folder, so a second run is quicker.
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -21,13 +20,14 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from mechsteer.measures import _spectra as spectra
+from mechsteer import paths
+from mechsteer.measures._spectra import RATE, log_mel
+from mechsteer.measures._spectra import notes as note_spectra
 from mechsteer.measures.intervals import share
-from mechsteer.measures.judges import _statistics as statistics
-from mechsteer.measures.judges import hear as hearing
+from mechsteer.measures.judges import _statistics
 from mechsteer.measures.judges._network import SLACK, Network, beat_bpm
-
-from .compose import LEADS, STYLES
+from mechsteer.measures.judges.hear import JUDGES, hear, tempo_class
+from mechsteer.tiny.vocabulary import LEADS, MODES, STYLES
 
 CLASSES = {"lead": list(LEADS), "style": list(STYLES)}
 _FRAMES = 8  # frames of log-mel per frame of notes
@@ -57,10 +57,9 @@ def cached_spectra(
         path = work / f"spectra-{chosen[0]:06d}-{chosen[-1]:06d}-{len(chosen)}.npz"
         if not path.exists():
             sound = audio[chosen].astype(np.float32) / 32768
-            arrays = {"mel": spectra.log_mel(sound), "notes": spectra.notes(sound), "clips": chosen}
-            partial = path.with_suffix(".part.npz")
-            np.savez(partial, **{k: v if k == "clips" else v.astype(np.float16) for k, v in arrays.items()})
-            os.replace(partial, path)
+            arrays = {"mel": log_mel(sound), "notes": note_spectra(sound)}
+            with paths.replacing(path) as scratch:
+                np.savez(scratch, clips=chosen, **{k: v.astype(np.float16) for k, v in arrays.items()})
         with np.load(path) as held:
             if not np.array_equal(held["clips"], chosen):
                 raise ValueError(f"{path} holds other clips; give another --work folder")
@@ -74,7 +73,7 @@ def targets(clips: pd.DataFrame) -> dict[str, np.ndarray]:
         "lead": clips["lead"].map(CLASSES["lead"].index).to_numpy(),
         "style": clips["style"].map(CLASSES["style"].index).to_numpy(),
         "drums": clips["drums"].to_numpy().astype(int),
-        "key": clips["mode"].map(hearing.MODES.index).to_numpy() * 12 + (clips["tonic"].to_numpy() - 9) % 12,
+        "key": clips["mode"].map(MODES.index).to_numpy() * 12 + (clips["tonic"].to_numpy() - 9) % 12,
         "tempo": clips["tempo"].to_numpy(),
     }
 
@@ -142,14 +141,11 @@ def train_network(
         tempo = goal["tempo"][rows].numpy() * 2 ** (-shift / 24)
         inside = torch.from_numpy((tempo > bpm[-2]) & (tempo < bpm[1]))
         bump = torch.from_numpy(soft_target(tempo, bpm, 0.8).astype(np.float32))
-        losses = {
-            n: F.cross_entropy(out[n], goal[n][rows], label_smoothing=0.02)
-            for n in ("lead", "style", "drums")
-        }
+        classes = ("lead", "style", "drums")
+        losses = {n: F.cross_entropy(out[n], goal[n][rows], label_smoothing=0.02) for n in classes}
         losses["key"] = F.cross_entropy(out["key"].flatten(1), goal["key"][rows])
-        losses["beat"] = (
-            F.cross_entropy(out["beat"], bump, reduction="none") * inside
-        ).sum() / inside.sum().clamp(min=1)
+        beat = F.cross_entropy(out["beat"], bump, reduction="none") * inside
+        losses["beat"] = beat.sum() / inside.sum().clamp(min=1)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         optimizer.step()
@@ -178,35 +174,29 @@ def train_statistics(mel, notes, goal, seed: int = 0) -> dict[str, np.ndarray]:
         x, y = crop(mel[rows], notes[rows], 0, length)
         x, y = augment(x, y, rng) if again else (x, y)
         x, y = x.numpy(), y.numpy()
-        texture.append(statistics.texture(x))
-        turned.append(statistics.turned(statistics.pitch_classes(y)))
-        around.append(statistics.around(statistics.tempogram(x)))
-    data = {
-        "texture": np.concatenate(texture),
-        "turned": np.concatenate(turned),
-        "around": np.concatenate(around),
-    }
+        texture.append(_statistics.sound_and_rhythm(x))
+        turned.append(_statistics.turned(_statistics.pitch_classes(y)))
+        around.append(_statistics.around(_statistics.tempogram(x)))
+    data = {"texture": texture, "turned": turned, "around": around}
+    data = {name: np.concatenate(parts) for name, parts in data.items()}
     weights = {}
     for name, x in data.items():
         flat = x.reshape(-1, x.shape[-1])
         weights |= {f"{name}.mean": flat.mean(0), f"{name}.spread": flat.std(0) + 1e-4}
-        data[name] = statistics.standardise(x, weights, name).astype(np.float32)
+        data[name] = _statistics.standardise(x, weights, name).astype(np.float32)
     goal = {name: np.concatenate([values, values]) for name, values in goal.items()}
     for name in ("lead", "style", "drums"):
         model = LogisticRegression(C=0.1, max_iter=400).fit(data["texture"], goal[name])
         coefficients, bias = model.coef_, model.intercept_
         if len(bias) == 1:  # two classes: the score of the second against the first
-            coefficients, bias = (
-                np.stack([-coefficients[0], coefficients[0]]) / 2,
-                np.array([-bias[0], bias[0]]) / 2,
-            )
+            coefficients, bias = (np.stack([-x[0], x[0]]) / 2 for x in (coefficients, bias))
         weights |= {f"{name}.weight": coefficients, f"{name}.bias": bias}
     mode, tonic = np.divmod(goal["key"], 12)
     hit = np.zeros((len(mode), 12, 2))
     hit[np.arange(len(mode)), tonic, mode] = 1
     weights |= _templates("key", data["turned"], hit, np.ones((len(mode), 1, 2), bool))
     style = np.eye(len(CLASSES["style"]), dtype=bool)[goal["style"]][:, None]
-    hit = soft_target(goal["tempo"], statistics.BPM, 0.7)[..., None] * style
+    hit = soft_target(goal["tempo"], _statistics.BPM, 0.7)[..., None] * style
     return weights | _templates("beat", data["around"], hit, style)
 
 
@@ -237,23 +227,17 @@ def _templates(name, x, hit, allowed, penalty=3e-4):
 # --- the table ---
 
 
-def measure(audio: np.ndarray, clips: pd.DataFrame, seconds: float, weights: Path) -> list[dict]:
+def measure_judges(audio: np.ndarray, clips: pd.DataFrame, seconds: float, weights: Path) -> list[dict]:
     """The judges in `weights` on the first `seconds` of clips: share right and interval, each attribute."""
     rows = []
-    heard = hearing.hear(
-        audio[clips["clip"], None, : round(seconds * spectra.RATE)], spectra.RATE, weights=weights
-    )
+    heard = hear(audio[clips["clip"], None, : round(seconds * RATE)], RATE, weights=weights)
     for judge, table in heard.groupby("judge"):
         table, truth = table.reset_index(drop=True), clips.reset_index(drop=True)
         right = {name: table[name] == truth[name] for name in ("lead", "style", "drums", "mode", "tonic")}
-        right["tempo_class"] = table["tempo_class"] == hearing.tempo_class(truth["tempo"])
+        right["tempo_class"] = table["tempo_class"] == tempo_class(truth["tempo"])
         right["tempo within 4 %"] = (table["tempo"] / truth["tempo"] - 1).abs() <= 0.04
-        common = {
-            "judge": judge,
-            "seconds": seconds,
-            "n": len(truth),
-            "scores": int(truth["score"].nunique()),
-        }
+        common = {"judge": judge, "seconds": seconds, "n": len(truth)}
+        common |= {"scores": int(truth["score"].nunique())}
         for name, hits in right.items():
             values = dict(zip(("accuracy", "low", "high"), share(hits), strict=True))
             rows.append(
@@ -268,12 +252,10 @@ def save(arrays: dict[str, np.ndarray], path: Path, half: bool) -> None:
     """Weights as safetensors, with the names of the classes; `half` stores float16."""
     from safetensors.numpy import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     shrink = lambda x: x.astype(np.float16 if half else np.float32) if x.dtype.kind == "f" else x
     arrays = {name: np.ascontiguousarray(shrink(np.asarray(x))) for name, x in arrays.items()}
-    partial = path.with_suffix(".part")
-    save_file(arrays, partial, metadata={"classes": json.dumps(CLASSES)})
-    os.replace(partial, path)
+    with paths.replacing(path) as scratch:
+        save_file(arrays, scratch, metadata={"classes": json.dumps(CLASSES)})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -299,16 +281,16 @@ def main(arguments: list[str] | None = None) -> None:
         mel, notes = cached_spectra(audio, learn["clip"].to_numpy(), options.work)
         goal = targets(learn)
     if options.only in (None, "statistics"):
-        save(train_statistics(mel, notes, goal), options.out / hearing.JUDGES["features"], half=False)
+        save(train_statistics(mel, notes, goal), options.out / JUDGES["features"], half=False)
     if options.only in (None, "network"):
         network = train_network(mel, notes, goal, options.epochs)
         arrays = {name: value.numpy() for name, value in network.state_dict().items()}
-        save(arrays, options.out / hearing.JUDGES["cnn"], half=True)
+        save(arrays, options.out / JUDGES["cnn"], half=True)
     if options.only in (None, "measure"):
-        rows = [row for seconds in (8.0, 5.0) for row in measure(audio, test, seconds, options.out)]
+        rows = [row for seconds in (8.0, 5.0) for row in measure_judges(audio, test, seconds, options.out)]
         command = f"python -m workshop.tiny.judge --clips {options.clips} --epochs {options.epochs:g}"
         card = {"command": command, "train_clips": len(learn), "interval": "Wilson, 95 %", "test": rows}
-        (options.out / "judge.json").write_text(json.dumps(card, indent=1) + "\n")
+        paths.replace(options.out / "judge.json", json.dumps(card, indent=1) + "\n")
         print(pd.DataFrame(rows).to_string(index=False))
 
 

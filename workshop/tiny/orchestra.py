@@ -28,8 +28,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mechsteer import paths
+from mechsteer.tiny.vocabulary import LEADS, SECONDS, STYLES
+
 from .captions import caption
-from .compose import LEADS, SECONDS, STYLES, Score, compose
+from .compose import Score, compose
 from .render import RATE, Renderer
 
 SIZES = {"paired": 300, "test": 60, "valid": 200, "single": 26560}  # scores, in the order they are built
@@ -84,7 +87,7 @@ def _versions(seed, group, number) -> Iterator[tuple[str, str]]:
         yield str(rng.choice(list(LEADS))), str(rng.choice(STYLES))
 
 
-def build(out: str | Path, seed: int = 0, jobs: int = 1, **sizes: int) -> Path:
+def build_orchestra(out: str | Path, seed: int = 0, jobs: int = 1, **sizes: int) -> Path:
     """Compose and render the orchestra into a folder, or finish what an earlier call began.
 
     Parameters
@@ -104,7 +107,7 @@ def build(out: str | Path, seed: int = 0, jobs: int = 1, **sizes: int) -> Path:
     parts.mkdir(parents=True, exist_ok=True)
     card = {"seed": seed, "seconds": SECONDS, "sample_rate": RATE} | SIZES | sizes
     if not (out / "build.json").exists():
-        _replace(out / "build.json", lambda path: path.write_text(json.dumps(card, indent=1)))
+        paths.replace(out / "build.json", json.dumps(card, indent=1))
     if json.loads((out / "build.json").read_text()) != card:
         raise ValueError(
             f"{out} holds another build; give its seed and sizes (see build.json) or another folder"
@@ -112,9 +115,8 @@ def build(out: str | Path, seed: int = 0, jobs: int = 1, **sizes: int) -> Path:
     clips = plan(seed, **sizes)
     shape = (len(clips), round(SECONDS * RATE))
     if not (out / "audio.npy").exists():
-        _replace(
-            out / "audio.npy", lambda path: np.lib.format.open_memmap(path, "w+", np.int16, shape).flush()
-        )
+        with paths.replacing(out / "audio.npy") as scratch:
+            np.lib.format.open_memmap(scratch, "w+", np.int16, shape).flush()
     chunks = [clips[i : i + _CHUNK] for i in range(0, len(clips), _CHUNK)]
     todo = [c for c in chunks if not _done(parts, c)]
     print(f"{len(clips)} clips of {SECONDS:g} s; {sum(map(len, todo))} to render", flush=True)
@@ -135,7 +137,7 @@ def build(out: str | Path, seed: int = 0, jobs: int = 1, **sizes: int) -> Path:
         frames = frames[
             frames["clip"] < len(clips)
         ]  # the last part is longer if a bigger build was cut short
-        _replace(out / f"{table}.parquet", lambda path, frames=frames: frames.to_parquet(path, index=False))
+        _write(frames, out / f"{table}.parquet")
     took = time.monotonic() - begun
     print(f"done: {finished} clips in {took:.0f} s, {finished * SECONDS / took:.0f} x real time", flush=True)
     return out
@@ -149,11 +151,9 @@ def _done(folder, chunk):
     return all(_part(folder, table, chunk).exists() for table in ("chords", "notes"))
 
 
-def _replace(path, write):
-    """Write a file under another name, then move it into place: readers never see half of it."""
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
-    write(partial)
-    os.replace(partial, path)
+def _write(frame, path):
+    with paths.replacing(path) as scratch:
+        frame.to_parquet(scratch, index=False)
 
 
 def _write_clips(out, chunks):
@@ -161,7 +161,7 @@ def _write_clips(out, chunks):
     done = [chunk for chunk in chunks if _done(out / "parts", chunk)]
     if done:
         clips = pd.concat(done, ignore_index=True).drop(columns=["number", "group"])
-        _replace(out / "clips.parquet", lambda path: clips.to_parquet(path, index=False))
+        _write(clips, out / "clips.parquet")
 
 
 _renderer: Renderer | None = None  # one per process
@@ -186,8 +186,7 @@ def _render_chunk(out, seed, chunk):
     for table in ("notes", "chords"):
         frame = pd.concat(tables[table], ignore_index=True)
         frame = frame[["clip", *(name for name in frame if name != "clip")]]
-        target = _part(Path(out) / "parts", table, chunk)
-        _replace(target, lambda path, frame=frame: frame.to_parquet(path, index=False))
+        _write(frame, _part(Path(out) / "parts", table, chunk))
     return len(chunk)
 
 
@@ -203,7 +202,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{group}", type=int, default=size, help=f"{group} scores (default: {size})")
     options = parser.parse_args(arguments)
     try:
-        build(options.out, options.seed, options.jobs, **{group: getattr(options, group) for group in SIZES})
+        build_orchestra(
+            options.out, options.seed, options.jobs, **{group: getattr(options, group) for group in SIZES}
+        )
     except (RuntimeError, ValueError) as error:
         raise SystemExit(str(error)) from error
 

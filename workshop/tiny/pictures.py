@@ -6,11 +6,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsteer import paths
+from mechsteer.measures._spectra import RATE, log_mel, mel_filters, mono
 from mechsteer.measures.judges.hear import hear
-from mechsteer.model.generation import encode_file
-from mechsteer.show.plots import save_figure
-
-from .compose import LEADS
+from mechsteer.show.saving import save_figure
+from mechsteer.sound import encode_file
+from mechsteer.tiny.vocabulary import LEADS
 
 COLUMNS = ("original", "reconstruction", "prompted", "unprompted")
 
@@ -42,20 +42,15 @@ def draw(model, shown: dict, rows: int = 4, step: int = 4) -> None:
             label = {"prompted": asked, "unprompted": None}.get(kind, test)
             said = "" if label is None else "{lead}, {style}, {tempo:.0f} bpm".format(**label.iloc[clip])
             titles.append(f"{kind}: {said}" if said else f"{kind}; heard: {ear['lead']}, {ear['style']}")
-            table.append({"row": i, "kind": kind, "asked": said, "heard_lead": ear["lead"], "heard_style": ear["style"],
-                          "heard_drums": ear["drums"], "heard_tempo": ear["tempo"]})  # fmt: skip
+            table.append({"row": i, "kind": kind, "asked": said})
+            table[-1] |= {f"heard_{name}": ear[name] for name in ("lead", "style", "drums", "tempo")}
     fig = make_subplots(rows, len(COLUMNS), subplot_titles=titles, shared_xaxes=True, shared_yaxes=True,
                         horizontal_spacing=0.02, vertical_spacing=0.06)  # fmt: skip
     for i in range(rows):
         for j, kind in enumerate(COLUMNS):
-            levels, seconds, hz = mel_levels(shown[kind][picks[kind][i], 0], rate)
-            heat = go.Heatmap(
-                z=np.round(levels[:, ::step], 1),
-                x=np.round(seconds[::step], 3),
-                y=np.round(hz),
-                coloraxis="coloraxis",
-            )
-            fig.add_trace(heat, i + 1, j + 1)
+            levels, seconds, hz = mel_levels(shown[kind][picks[kind][i]], rate)
+            z, x, y = np.round(levels[:, ::step], 1), np.round(seconds[::step], 3), np.round(hz)
+            fig.add_trace(go.Heatmap(z=z, x=x, y=y, coloraxis="coloraxis"), i + 1, j + 1)
     fig.update_yaxes(type="log")
     fig.update_yaxes(title="frequency (Hz, mel bands)", col=1)
     fig.update_xaxes(title="time (s)", row=rows)
@@ -63,29 +58,26 @@ def draw(model, shown: dict, rows: int = 4, step: int = 4) -> None:
     colours = {"colorscale": "Viridis", "cmin": -70, "cmax": 0, "colorbar": {"title": "level (dB)"}}
     title = "The embedded model: what it learnt from, through its codec, asked for, and left alone"
     fig.update_layout(width=1500, height=230 * rows, title=title, coloraxis=colours)
-    save_figure(
-        fig,
-        pd.DataFrame(table),
-        "tiny_clips",
-        model=model.hash,
-        command="python -m workshop.tiny.card --figures",
-    )
+    facts = {"model": model.hash, "command": "python -m workshop.tiny.card --figures"}
+    save_figure(fig, pd.DataFrame(table), "tiny_clips", **facts)
     folder = paths.figures() / "audio"
-    folder.mkdir(parents=True, exist_ok=True)
     for lead in LEADS:  # the first prompt that asks for it
         clip = int(np.flatnonzero(asked["lead"] == lead)[0])
         name = "tiny_prompted_{lead}_{style}_{tempo:.0f}bpm.mp3".format(**asked.iloc[clip])
-        (folder / name).write_bytes(encode_file(shown["prompted"][clip], rate, "mp3"))
+        paths.replace(folder / name, encode_file(shown["prompted"][clip], rate, "mp3"))
     for i in range(2):
         for kind in ("original", "reconstruction", "unprompted"):
             clip = shown[kind][picks[kind][i]]
-            (folder / f"tiny_{kind}_{i + 1}.mp3").write_bytes(encode_file(clip, rate, "mp3"))
+            paths.replace(folder / f"tiny_{kind}_{i + 1}.mp3", encode_file(clip, rate, "mp3"))
 
 
-def mel_levels(clip: np.ndarray, rate: int, bands: int = 64, hop: int = 256):
-    """Mel spectrogram of [sample] in dB below its loudest [band, frame]; times of frames (s), centres of bands (Hz)."""
-    import librosa
+def mel_levels(clip: np.ndarray, rate: int, hop: int = 256, size: int = 1024, bands: int = 64):
+    """The judges' mel spectrogram of (channel, sample), in dB below its loudest band and frame.
 
-    mel = librosa.feature.melspectrogram(y=clip, sr=rate, n_fft=1024, hop_length=hop, n_mels=bands)
-    hz = librosa.mel_frequencies(bands + 2, fmax=rate / 2)[1:-1]
-    return librosa.power_to_db(mel, ref=np.max, top_db=70), np.arange(mel.shape[1]) * hop / rate, hz
+    Returns
+    -------
+    levels [band, frame] (dB, -70 at least), times of frames (s), centres of bands (Hz).
+    """
+    levels = 10 / np.log(10) * log_mel(mono(clip, rate), size, hop, bands)[0]
+    centres = mel_filters(size, bands).argmax(0) * RATE / size
+    return np.maximum(levels - levels.max(), -70), np.arange(levels.shape[1]) * hop / RATE, centres

@@ -13,17 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from .compose import LEADS, SECONDS, Piece
+from mechsteer.tiny.vocabulary import LEADS, SECONDS
+
+from .compose import Piece
 
 RATE = 16_000  # Hz, of what `Renderer` returns
 LEVEL = {"soft": -34.0, "medium": -28.0, "loud": -22.0}  # RMS of the lead, dB below full scale
 BALANCE = {"lead": 0.0, "chords": -6.5, "bass": -6.5, "drums": -7.0}  # dB relative to the lead
 PEAK = 0.94
 
-_SYNTH_RATE, _BLOCK = (
-    32_000,
-    64,
-)  # FluidSynth computes 64 samples at a time; events fall on block edges (2 ms)
+_SYNTH_RATE, _BLOCK = 32_000, 64  # FluidSynth computes 64 samples at once; events fall on block edges (2 ms)
 _DRUM_CHANNEL = 9
 _SETTINGS = {"synth.reverb.active": 0, "synth.chorus.active": 0, "synth.cpu-cores": 1, "synth.polyphony": 256}
 _FONTS = (
@@ -97,9 +96,8 @@ class Renderer:
         library.fluid_synth_add_sfont.argtypes = [pointer, pointer]
         library.fluid_synth_remove_sfont.argtypes = [pointer, pointer]
         library.fluid_set_log_function.argtypes = [integer, pointer, pointer]
-        library.fluid_set_log_function(
-            2, None, None
-        )  # no warning for channels without an instrument; errors remain
+        # No warning for channels without an instrument; errors remain.
+        library.fluid_set_log_function(2, None, None)
         self._library, self._owner = library, self._synth()
         self._font = library.fluid_synth_get_sfont_by_id(
             self._owner.synth, self._owner.sfload(str(soundfont or find_soundfont()))

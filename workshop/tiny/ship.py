@@ -12,7 +12,6 @@ score under six leads.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from mechsteer import paths
-from mechsteer.model._checkpoints import codec_fingerprint
+from mechsteer.model._checkpoints import codec_hash
 from mechsteer.tiny.codec import CodecConfig
 from mechsteer.tiny.lm import LMConfig
 
@@ -47,26 +46,16 @@ def ship_weights(work: Path, out: Path):
     config = CodecConfig()
     _save(codec, config.__dict__, steps, out / "codec.safetensors")
     if (work / "lm.pt").exists():
-        _save(
-            read("lm")["modules"],
-            LMConfig(n_q=config.n_q, card=config.bins).__dict__,
-            steps,
-            out / "lm.safetensors",
-        )
+        sizes = LMConfig(n_q=config.n_q, card=config.bins).__dict__
+        _save(read("lm")["modules"], sizes, steps, out / "lm.safetensors")
 
 
 def _save(weights: dict, config: dict, steps: dict, path: Path):
     half = _half(weights)
-    partial = path.with_suffix(".part")
-    save_file(half, partial, metadata={"config": json.dumps(config), "steps": json.dumps(steps)})
-    os.replace(partial, path)
-    print(
-        path.name,
-        f"{path.stat().st_size / 1e6:.1f} MB,",
-        sum(v.numel() for v in weights.values()),
-        "numbers",
-        steps,
-    )
+    with paths.replacing(path) as scratch:
+        save_file(half, scratch, metadata={"config": json.dumps(config), "steps": json.dumps(steps)})
+    count = sum(v.numel() for v in weights.values())
+    print(f"{path.name} {path.stat().st_size / 1e6:.1f} MB, {count} numbers {steps}")
 
 
 def _half(weights: dict) -> dict:
@@ -83,8 +72,10 @@ def ship_orchestra(orchestra: Path, work: Path, out: Path):
     clips = pd.read_parquet(orchestra / "clips.parquet")
     clips = clips[clips["paired"]]
     codes = np.load(work / "codes.npy", mmap_mode="r")[clips["clip"].to_numpy()].astype(np.uint16)
-    clips.reset_index(drop=True).to_parquet(out / "orchestra.parquet", index=False, **SMALL)
-    np.savez_compressed(out / "orchestra_codes.npz", codes=codes, codec=codec_fingerprint(_half(codec)))
+    with paths.replacing(out / "orchestra.parquet") as scratch:
+        clips.reset_index(drop=True).to_parquet(scratch, index=False, **SMALL)
+    with paths.replacing(out / "orchestra_codes.npz") as scratch:
+        np.savez_compressed(scratch, codes=codes, codec=codec_hash(_half(codec)))
     for table in ("notes", "chords"):
         rows = pd.read_parquet(orchestra / f"{table}.parquet")
         rows = rows[rows["clip"].isin(clips["clip"])]
@@ -102,7 +93,8 @@ def _write_events(rows: pd.DataFrame, path: Path):
     times = ["onset", "offset"]
     others = [column for column in rows if column not in times]
     split = dict.fromkeys(times, "BYTE_STREAM_SPLIT")
-    rows.to_parquet(path, index=False, use_dictionary=others, column_encoding=split, **SMALL)
+    with paths.replacing(path) as scratch:
+        rows.to_parquet(scratch, index=False, use_dictionary=others, column_encoding=split, **SMALL)
 
 
 def main():

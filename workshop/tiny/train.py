@@ -12,10 +12,6 @@ there is one.
 """
 
 import argparse
-import json
-import math
-import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,114 +19,19 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from mechsteer import paths
 from mechsteer.tiny.codec import Codec, CodecConfig
 from mechsteer.tiny.lm import LMConfig, build_lm
 
 from .captions import caption
+from .loop import Muon, loop
 
 STAGES = ("features", "encode", "decoder", "lm")
-SHARE_UNSAID, SHARE_FULL = (
-    0.12,
-    0.45,
-)  # of LM training rows: no caption at all; a caption that says everything
+SHARE_UNSAID, SHARE_FULL = 0.12, 0.45  # of the LM's rows: no caption; a caption that says everything
 SHARE_SLIPPED, MOST_SLIPS = (
     0.5,
     0.4,
-)  # LM training rows that hear slips of the model's own; at most this share of codes
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised (Jordan et al. 2024), for matrices; steps of RMS 0.2 x `lr`.
-
-    torch.optim.Muon does the same in bfloat16 only, which CPUs without bf16 multiply units run a hundred
-    times slower.
-    """
-
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.05):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalise(p.grad.lerp(buffer, group["momentum"]))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(p.shape)))
-
-
-def orthogonalise(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrix to x, roughly: five Newton-Schulz steps of Jordan's quintic."""
-    wide = x if x.shape[0] <= x.shape[1] else x.T
-    wide = wide / (wide.norm() + 1e-7)
-    for _ in range(steps):
-        gram = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
-    return wide if x.shape[0] <= x.shape[1] else wide.T
-
-
-def save_atomically(value, path: Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(value, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-
-
-def learning_rate(step: int, steps: int, warmup: int = 40, decay: float = 0.45) -> float:
-    """Share of the peak rate: a linear start, a plateau, a linear fall over the last `decay` of the run."""
-    return max(0.0, min((step + 1) / warmup, (steps - step) / (decay * steps), 1.0))
-
-
-def loop(name, steps, modules, optimizers, loss_of, work: Path, every: float = 60.0):
-    """Run `loss_of(step) -> (loss, values to log)` up to step `steps`; log and checkpoints lie in `work`."""
-    path, log = work / f"{name}.pt", work / f"{name}.log"
-    start, seconds = 0, 0.0
-    if path.exists():
-        state = torch.load(path, weights_only=True, map_location=next(modules.parameters()).device)
-        start, seconds = state["step"], state["seconds"]
-        modules.load_state_dict(state["modules"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    peaks = [[group.setdefault("peak", group["lr"]) for group in o.param_groups] for o in optimizers]
-    began, saved_at, means = time.time() - seconds, time.time(), {}
-    for step in range(start, steps):
-        rate = learning_rate(step, steps)
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            for group, lr in zip(optimizer.param_groups, peak, strict=True):
-                group["lr"] = lr * rate
-        loss, values = loss_of(step)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in modules.parameters() if p.grad is not None], 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        for key, value in values.items():
-            means.setdefault(key, []).append(float(value.detach()))
-        last = step + 1 == steps
-        if last or (step + 1) % 25 == 0:
-            row = {
-                "step": step + 1,
-                "of": steps,
-                "seconds": round(time.time() - began, 1),
-                "rate": round(rate, 4),
-            }
-            row |= {key: round(float(np.mean(v)), 4) for key, v in means.items()}
-            means = {}
-            with log.open("a") as f:
-                f.write(json.dumps(row) + "\n")
-            print(name, row, flush=True)
-        if last or time.time() - saved_at > every:
-            save_atomically(
-                {
-                    "step": step + 1,
-                    "seconds": time.time() - began,
-                    "modules": modules.state_dict(),
-                    "optimizers": [o.state_dict() for o in optimizers],
-                },
-                path,
-            )
-            saved_at = time.time()
+)  # of the LM's rows: those that hear own slips; at most this share of codes
 
 
 class Orchestra:
@@ -149,13 +50,12 @@ class Orchestra:
 
 
 def train_features(codec: Codec, orchestra: Orchestra, work: Path, steps: int, batch: int, warmup: int = 250):
-    """Encoder, quantiser and coarse trunk predict the encoder's features; through codes from step `warmup`."""
+    """Encoder, quantiser, coarse trunk: predict the encoder's features, from step `warmup` through codes."""
     samples = 100 * codec.config.hop
     if not (work / "features.pt").exists():
         clips = np.random.default_rng(0).choice(orchestra.train, 512)
-        views = codec.features.log_magnitudes(orchestra.crops(clips, np.zeros(512, int), samples)).flatten(
-            0, 1
-        )
+        audio = orchestra.crops(clips, np.zeros(512, int), samples)
+        views = codec.features.log_magnitudes(audio).flatten(0, 1)
         codec.features.mean.copy_(views.mean(0))
         codec.features.std.copy_(views.std(0))
     books = [layer._codebook for layer in codec.quantizer.vq.layers]
@@ -190,15 +90,14 @@ def revive(codec: Codec, latent: torch.Tensor, rng, threshold: float = 0.3):
         book = layer._codebook
         if book.inited:
             dead = torch.nonzero(book.cluster_size < threshold)[:, 0]
-            picks = residual[
-                torch.as_tensor(rng.integers(0, len(residual), len(dead)), device=residual.device)
-            ]
+            rows = torch.as_tensor(rng.integers(0, len(residual), len(dead)), device=residual.device)
+            picks = residual[rows]
             book.embed[dead], book.embed_avg[dead], book.cluster_size[dead] = picks, picks, 1.0
             residual = residual - book.dequantize(book.quantize(residual))
 
 
 @torch.no_grad()
-def encode(codec: Codec, orchestra: Orchestra, path: Path, batch: int = 32):
+def encode_clips(codec: Codec, orchestra: Orchestra, path: Path, batch: int = 32):
     """Codes [clip, codebook, frame] (uint16) of every clip, as .npy."""
     codec.eval()
     parts = []
@@ -209,8 +108,8 @@ def encode(codec: Codec, orchestra: Orchestra, path: Path, batch: int = 32):
         parts.append(codec.encode(audio)[0].cpu().numpy().astype(np.uint16))
         if first % (batch * 50) == 0:
             print("encode", first, "of", n_clips, flush=True)
-    np.save(path.with_suffix(".part.npy"), np.concatenate(parts))
-    os.replace(path.with_suffix(".part.npy"), path)
+    with paths.replacing(path) as scratch:
+        np.save(scratch, np.concatenate(parts))
 
 
 def spectral_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -236,15 +135,11 @@ def train_decoder(
 
     def loss_of(step):
         rng = np.random.default_rng([2, step])
-        clips, starts = (
-            rng.choice(orchestra.train, batch),
-            rng.integers(0, codes.shape[-1] - frames + 1, batch),
-        )
-        rows = np.stack([codes[c, :, s : s + frames] for c, s in zip(clips, starts, strict=True)]).astype(
-            np.int64
-        )
+        clips = rng.choice(orchestra.train, batch)
+        starts = rng.integers(0, codes.shape[-1] - frames + 1, batch)
+        rows = np.stack([codes[c, :, s : s + frames] for c, s in zip(clips, starts, strict=True)])
         audio = orchestra.crops(clips, starts * hop, frames * hop)
-        made = codec.decode(torch.from_numpy(rows).to(audio.device))
+        made = codec.decode(torch.from_numpy(rows.astype(np.int64)).to(audio.device))
         stft = spectral_loss(made, audio)
         views = F.l1_loss(codec.features(made), codec.features(audio))
         return stft + 2 * views, {"stft": stft, "views": views}
@@ -371,7 +266,7 @@ def main():
             torch.load(args.work / "features.pt", weights_only=True, map_location=device)["modules"]
         )
     if "encode" in wanted and not codes_path.exists():
-        encode(codec, orchestra, codes_path)
+        encode_clips(codec, orchestra, codes_path)
     if "decoder" in wanted:
         train_decoder(
             codec, orchestra, np.load(codes_path, mmap_mode="r"), args.work, args.decoder_steps, batch=16
