@@ -1,20 +1,31 @@
-"""Short-time spectra of 16 kHz mono clips in numpy: what the judges of `hearing` and the measures of `pitch`
-hear.
+"""Short-time spectra of 16 kHz mono clips in numpy: what the judges and the measures of `pitch` hear.
 
-Every function takes float32 (clip, sample) and returns float32 (clip, band, frame). Frame i is centred on
-sample i * hop; beyond its ends a clip is silent. Levels are relative to the clip's own RMS, so gain changes
-nothing.
+Every function takes float32 (clip, sample), as `mono` gives it, and returns float32 (clip, band, frame).
+Frame i is centred on sample i * hop; beyond its ends a clip is silent. Levels are relative to the clip's own
+RMS, so gain changes nothing.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import fft
 
+from ..sound import to_clips
+
 RATE = 16_000  # Hz
 FLOOR = 1e-5  # added to power before the logarithm: 50 dB below a band as loud as the whole clip
 SILENCE = 1e-5  # RMS below which a clip counts as silent (-100 dB of full scale)
+SHORTEST = 3.0  # s that a clip needs to be judged, or to have a texture
 LOWEST_NOTE, NOTES = 33, 60  # MIDI; A1 (55 Hz) and five octaves up
+
+
+def mono(audio: Any, sample_rate: int, shortest: float = 0.0) -> np.ndarray:
+    """Any audio that `to_clips` takes as (clip, sample) at 16 kHz; ValueError under `shortest` s."""
+    clips = to_clips(audio, sample_rate, RATE, 1)[:, 0]
+    if clips.shape[-1] < shortest * RATE:
+        raise ValueError(f"clips of {clips.shape[-1] / RATE:.2f} s; {shortest:g} s or more are needed")
+    return clips
 
 
 def rms(audio: np.ndarray) -> np.ndarray:
@@ -24,12 +35,12 @@ def rms(audio: np.ndarray) -> np.ndarray:
 
 def level(audio: np.ndarray) -> np.ndarray:
     """Clips scaled to an RMS of 1; silent ones become zeros."""
-    loudness = rms(audio)[:, None]
-    return np.where(loudness > SILENCE, audio / np.maximum(loudness, SILENCE), 0.0).astype(np.float32)
+    strength = rms(audio)[:, None]
+    return np.where(strength > SILENCE, audio / np.maximum(strength, SILENCE), 0.0).astype(np.float32)
 
 
 def power(audio: np.ndarray, size: int, hop: int) -> np.ndarray:
-    """Power spectrogram with a Hann window of `size` samples, (clip, frame, bin); a tone of RMS 1 peaks at 1."""
+    """Power spectrogram with a Hann window of `size` samples, (clip, frame, bin); a tone of RMS 1 has 1."""
     window = np.hanning(size + 1)[:-1].astype(np.float32)
     padded = np.pad(audio, ((0, 0), (size // 2, size // 2)))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size, axis=-1)[:, ::hop]
@@ -51,7 +62,7 @@ def note_filters(size: int, lowest: int = LOWEST_NOTE, notes: int = NOTES) -> np
 
 
 def _triangles(edges, size):
-    """Filters that peak at edges[1:-1] Hz, their feet at the neighbours' peaks, or one bin away if that is farther."""
+    """Filters that peak at edges[1:-1] Hz, with feet at their neighbours' peaks, at least a bin away."""
     step = RATE / size
     hertz, centre = np.arange(size // 2 + 1)[:, None] * step, edges[1:-1]
     below = (hertz - centre) / np.maximum(centre - edges[:-2], step)
@@ -65,7 +76,7 @@ def log_mel(audio: np.ndarray, size: int = 1024, hop: int = 256, bands: int = 64
 
 
 def notes(audio: np.ndarray, size: int = 8192, hop: int = 2048) -> np.ndarray:
-    """Magnitude of each semitone from A1 (55 Hz) up five octaves, (clip, note, frame); a lone steady note reads 1.2."""
+    """Magnitude of each semitone of five octaves from A1 (55 Hz), (clip, note, frame); a lone one has 1.2."""
     return np.sqrt(power(level(audio), size, hop) @ note_filters(size)).swapaxes(1, 2)
 
 

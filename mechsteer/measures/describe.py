@@ -7,21 +7,19 @@ the result; distances between whole sets of clips are in `distances`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..model.generation import Generation, to_clips
+from ..model.generation import Generation
+from ..sound import to_clips
 from . import _spectra as spectra
-from . import pitch
-from .judges import hear as hearing
+from .judges.hear import JUDGES, hear
+from .loudness import loudness
+from .pitch import chroma_correlation, pitch_agreement
 
-__all__ = ["brightness", "clap_similarity", "describe", "loudness", "success"]
-
-CLAP = "laion/clap-htsat-unfused"
+__all__ = ["brightness", "describe", "success"]
 
 
 def describe(
@@ -43,7 +41,7 @@ def describe(
     model : Model, optional
         For `nll`; as a rule the model that generated the clips.
     judge : "both", "cnn", "features" or None
-        See `hearing.hear`; None leaves the judges out.
+        See `judges.hear.hear`; None leaves the judges out.
     start : float, s
         Judge, compare and measure only the audio from here on, such as what comes after an audio prompt.
         Divergence and `nll`, which are about codes, always cover the whole clip.
@@ -51,17 +49,18 @@ def describe(
     Returns
     -------
     pd.DataFrame, one row per clip in the order of `generation`:
-    `clip` (row number), `prompt`, `seed`;
-    `cnn_lead`, `cnn_drums`, `cnn_p_lead_guitar`, `features_lead`, ...: all that each judge hears, its name in front;
-    `brightness` (Hz): spectral centroid, median over the frames within 60 dB of the loudest. It reaches to half the
-    sample rate: compare within a model, or resample;
-    `loudness` (LUFS): integrated, ITU-R BS.1770-4; NaN below -70 LUFS;
-    with `twin`: `twin_chroma` (r) and `twin_melody` (share of frames), see `pitch`, both seen from the twin;
-    `twin_divergence` (s): from the end of the audio prompt to the first frame in which any codebook differs. A clip
-    that never differs gets its whole length after the prompt. Codebook k of a frame is drawn k steps after codebook 0
-    (delay pattern), so a steering that starts at frame t can first show at frame t - k;
-    with `model`: `nll` (nats per token): negative log-likelihood of the clip's codes under its own prompt, unsteered,
-    without guidance (`Model.nll`), the audio prompt's codes included.
+
+    - `clip` (row number), `prompt`, `seed`;
+    - `cnn_lead`, `cnn_p_lead_guitar`, `features_lead`, ...: all that each judge hears, its name in front;
+    - `brightness` (Hz): spectral centroid, median over the frames within 60 dB of the loudest. It reaches to
+      half the sample rate: compare within a model, or resample;
+    - `loudness` (LUFS): integrated, ITU-R BS.1770-4; NaN below -70 LUFS;
+    - with `twin`: `twin_chroma` (r) and `twin_melody` (share of frames) of `pitch`, seen from the twin;
+      `twin_divergence` (s): from the audio prompt's end to the first frame in which any codebook differs;
+      for a clip that never differs its whole length after the prompt. Codebook k of a frame is drawn k steps
+      after codebook 0 (delay pattern), so a steering that starts at frame t can first show at frame t - k;
+    - with `model`: `nll` (nats per token): negative log-likelihood of the clip's codes under its own prompt,
+      unsteered, without guidance (`Model.nll`), the audio prompt's codes included.
 
     Raises
     ------
@@ -71,21 +70,19 @@ def describe(
     """
     rate, n = generation.sample_rate, len(generation)
     audio = generation.audio[..., round(start * rate) :]
-    if not start >= 0 or audio.shape[-1] < hearing.SHORTEST * rate:
-        seconds = generation.audio.shape[-1] / rate
-        raise ValueError(
-            f"start={start:g} s in clips of {seconds:g} s; {hearing.SHORTEST:g} s or more must be left"
-        )
-    columns = {"clip": np.arange(n), "prompt": generation.prompts, "seed": generation.seeds}
-    tables = [pd.DataFrame(columns)]
-    for name in hearing.JUDGES if judge == "both" else () if judge is None else (judge,):
-        tables.append(hearing.hear(audio, rate, name).drop(columns=["judge", "clip"]).add_prefix(f"{name}_"))
+    if not start >= 0 or audio.shape[-1] < spectra.SHORTEST * rate:
+        where = f"start={start:g} s in clips of {generation.audio.shape[-1] / rate:g} s"
+        raise ValueError(f"{where}; {spectra.SHORTEST:g} s or more must be left")
+    told = {"clip": np.arange(n), "prompt": generation.prompts, "seed": generation.seeds}
+    tables = [pd.DataFrame(told)]
+    for name in JUDGES if judge == "both" else () if judge is None else (judge,):
+        tables.append(hear(audio, rate, name).drop(columns=["judge", "clip"]).add_prefix(f"{name}_"))
     columns = {"brightness": brightness(audio, rate), "loudness": loudness(audio, rate)}
     if twin is not None:
         theirs, codes = _twins(generation, twin)
         theirs = theirs[..., round(start * rate) :]
-        columns["twin_chroma"] = _by_part(pitch.chroma_correlation, theirs, audio, rate)
-        columns["twin_melody"] = _by_part(pitch.pitch_agreement, theirs, audio, rate)
+        columns["twin_chroma"] = _by_part(chroma_correlation, theirs, audio, rate)
+        columns["twin_melody"] = _by_part(pitch_agreement, theirs, audio, rate)
         columns["twin_divergence"] = _divergence(generation, codes)
     if model is not None:
         columns["nll"] = model.nll(generation.codes, prompts=generation.prompts)
@@ -104,18 +101,16 @@ def _twins(generation, twin):
             raise ValueError(f"twin={rows}: give a row from 0 to {len(generation) - 1} for each clip")
     shapes = [(g.audio.shape[1:], tuple(g.codes.shape[1:]), g.sample_rate) for g in (generation, twin)]
     if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"twins of audio {shapes[1][0]} and codes {shapes[1][1]} for clips of {shapes[0][0]} and {shapes[0][1]}; "
-            "generate both with one model and one duration"
-        )
+        theirs, ours = (f"{audio} and codes {codes}" for audio, codes, _ in shapes[::-1])
+        advice = "generate both with one model and one duration"
+        raise ValueError(f"twins of audio {theirs} for clips of {ours}; {advice}")
     return twin.audio[rows], np.asarray(twin.codes)[rows]
 
 
 def _by_part(compare, theirs, audio, rate, size=16):
     """`compare` over a few clips at a time, to keep memory small."""
-    return np.concatenate(
-        [compare(theirs[i : i + size], audio[i : i + size], rate) for i in range(0, len(audio), size)]
-    )
+    parts = [slice(i, i + size) for i in range(0, len(audio), size)]
+    return np.concatenate([compare(theirs[part], audio[part], rate) for part in parts])
 
 
 def _divergence(generation, codes):
@@ -127,10 +122,10 @@ def _divergence(generation, codes):
 
 
 def brightness(audio: Any, sample_rate: int) -> np.ndarray:
-    """Spectral centroid in Hz, the median over frames within 60 dB of the loudest: (clip,). NaN for a silent
-    clip.
+    """Spectral centroid in Hz, the median over frames within 60 dB of the loudest: (clip,).
 
-    Frames of 2048 samples every 512, bins weighted by magnitude. `audio` as in `hearing.hear`.
+    Frames of 2048 samples every 512, bins weighted by magnitude. NaN for a silent clip. `audio` as in
+    `judges.hear.hear`.
     """
     clips, hertz = to_clips(audio, sample_rate, sample_rate, 1)[:, 0], np.fft.rfftfreq(2048, 1 / sample_rate)
     found = []
@@ -140,22 +135,6 @@ def brightness(audio: Any, sample_rate: int) -> np.ndarray:
         heard = magnitude[(level > 1e-6 * level.max())]
         found.append(np.median(heard @ hertz / heard.sum(1)) if len(heard) else np.nan)
     return np.array(found)
-
-
-def loudness(audio: Any, sample_rate: int) -> np.ndarray:
-    """Integrated loudness in LUFS, (clip,); NaN where all of a clip is below the gate of -70 LUFS.
-
-    `audio` as in `hearing.hear`, of 0.4 s or more and at most five channels, which are weighted, not
-    averaged.
-
-    Source: ITU-R BS.1770-4, as in pyloudnorm (Steinmetz & Reiss 2021).
-    """
-    from pyloudnorm import Meter
-
-    x = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
-    clips, meter = to_clips(x, sample_rate, sample_rate, x.shape[-2] if x.ndim > 1 else 1), Meter(sample_rate)
-    found = np.array([meter.integrated_loudness(clip.T.astype(float)) for clip in clips])
-    return np.where(np.isfinite(found), found, np.nan)
 
 
 def success(frame: pd.DataFrame, concept: Mapping[str, Any], judge: str = "cnn") -> pd.Series:
@@ -182,12 +161,11 @@ def success(frame: pd.DataFrame, concept: Mapping[str, Any], judge: str = "cnn")
         raise ValueError("an empty concept; give for instance {'lead': 'guitar'}")
     hit = pd.Series(True, index=frame.index)
     for column, wanted in concept.items():
-        for name in hearing.JUDGES if judge == "both" else (judge,):
+        for name in JUDGES if judge == "both" else (judge,):
             found = next((c for c in (f"{name}_{column}", column) if c in frame), None)
             if found is None:
-                raise ValueError(
-                    f"no column {name}_{column} or {column}; there are {', '.join(map(str, frame))}"
-                )
+                there = ", ".join(map(str, frame))
+                raise ValueError(f"no column {name}_{column} or {column}; there are {there}")
             hit &= _fits(frame[found], wanted).fillna(False).astype(bool)
     return hit
 
@@ -198,55 +176,3 @@ def _fits(values, wanted):
             raise ValueError(f"the range {wanted} isn't (lo, hi); name several values as a set or list")
         return values.ge(wanted[0]) & values.lt(wanted[1])
     return values.isin(wanted) if isinstance(wanted, set | list) else values.eq(wanted)
-
-
-def clap_similarity(
-    audio: Any, sample_rate: int, texts: str | Sequence[str], model: str | Path = CLAP
-) -> np.ndarray:
-    """Cosine similarity of each clip to each text in CLAP's joint embedding: (clip, text), in [-1, 1].
-
-    Parameters
-    ----------
-    audio, sample_rate : as in `hearing.hear`; channels are averaged.
-    texts : str or list of str, such as "jazz played on a guitar".
-    model : hub id or folder of a CLAP in transformers' format. Nothing is downloaded.
-        Clips longer than the model's window (10 s) are cut into equal parts, whose embeddings are averaged.
-
-    Raises
-    ------
-    FileNotFoundError  if the weights aren't on this machine: says how to get them.
-
-    Source: Wu et al. 2023, "Large-scale contrastive language-audio pretraining".
-    """
-    import torch
-
-    clap, processor = _clap(str(model))
-    extractor = processor.feature_extractor
-    clips = to_clips(audio, sample_rate, extractor.sampling_rate, 1)[:, 0]
-    parts = -(-clips.shape[-1] // extractor.nb_max_samples)
-    found = []
-    with torch.inference_mode():
-        text = processor(
-            text=[texts] if isinstance(texts, str) else list(texts), return_tensors="pt", padding=True
-        )
-        words = clap.get_text_features(**text).pooler_output  # text, dim; of length 1
-        for clip in clips:
-            pieces = np.array_split(clip, parts)
-            sound = extractor(pieces, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-            found.append(clap.get_audio_features(**sound).pooler_output.mean(0))
-        heard = torch.nn.functional.normalize(torch.stack(found), dim=-1)
-    return (heard @ words.T).numpy()
-
-
-@lru_cache(maxsize=1)
-def _clap(name):
-    from transformers import ClapModel, ClapProcessor
-
-    try:
-        model = ClapModel.from_pretrained(name, local_files_only=True)
-        return model.eval(), ClapProcessor.from_pretrained(name, local_files_only=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no CLAP {name!r} on this machine; `hf download {CLAP}` fetches it into the local cache, or give the "
-            "folder of one as model="
-        ) from error

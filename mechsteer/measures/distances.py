@@ -1,5 +1,4 @@
-"""How far apart two sets of clips are: an embedding that no judge uses, Fréchet distance and Kernel Audio
-Distance.
+"""How far apart two sets of clips are: an embedding that no judge uses, Fréchet and Kernel Audio Distance.
 
 A set of generated clips is held against real ones of the class it should belong to, both as the codec decodes
 them. `kad` has no bias and compares across set sizes; `frechet` compares only between sets of equal sizes.
@@ -13,7 +12,6 @@ import numpy as np
 from scipy import fft
 from scipy.spatial.distance import cdist, pdist
 
-from ..model.generation import to_clips
 from . import _spectra as spectra
 from .intervals import Interval
 
@@ -21,14 +19,12 @@ __all__ = ["frechet", "kad", "kad_interval", "texture"]
 
 BANDS, GROUPS = 32, 16  # mel bands; neighbouring bands are averaged in pairs for the modulation
 RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.25)  # Hz: the edges of six octaves of modulation
-SHORTEST = 3.0  # s
 KAD_SCALE = 100.0
 _HOP = 256  # samples: 16 ms
 
 
 def texture(audio: Any, sample_rate: int) -> np.ndarray:
-    """Statistics of the log-mel spectrum and of its modulation, float32 (clip, 160): what sounds, and how it
-    moves.
+    """Statistics of the log-mel spectrum and of its modulation: what sounds, and how it moves.
 
     Parameters
     ----------
@@ -39,9 +35,10 @@ def texture(audio: Any, sample_rate: int) -> np.ndarray:
 
     Returns
     -------
-    np.ndarray, float32 (clip, 160): the mean over time of 32 mel bands from 30 to 7600 Hz, their standard deviation,
-    and for 16 pairs of bands the RMS of their fluctuation in six octaves of rate from 0.5 to 31 Hz. All in nats of
-    log power relative to the clip's own, so no column needs scaling and Euclidean distances are in nats.
+    np.ndarray, float32 (clip, 160): the mean over time of 32 mel bands from 30 to 7600 Hz, their standard
+    deviation, and for 16 pairs of bands the RMS of their fluctuation in six octaves of rate from 0.5 to 31
+    Hz. All in nats of log power relative to the clip's own, so no column needs scaling and Euclidean
+    distances are in nats.
 
     Raises
     ------
@@ -49,18 +46,14 @@ def texture(audio: Any, sample_rate: int) -> np.ndarray:
 
     Notes
     -----
-    Nothing here is learnt, and no judge hears it. It knows timbre, density and pulse; it doesn't know melody, harmony
-    or form, and no ear trained it: a distance on it isn't a published FAD or KAD, which use learnt embeddings. Key
-    and register move it a little through the bands. A silent clip lies at the spectrum's floor, far from any music,
-    and so counts against its set.
+    Nothing here is learnt, and no judge hears it. It knows timbre, density and pulse; it doesn't know melody,
+    harmony or form, and no ear trained it: a distance on it isn't a published FAD or KAD, which use learnt
+    embeddings. Key and register move it a little through the bands. A silent clip lies at the spectrum's
+    floor, far from any music, and so counts against its set.
 
     Source: after the texture statistics of McDermott & Simoncelli 2011.
     """
-    clips = to_clips(audio, sample_rate, spectra.RATE, 1)[:, 0]
-    if clips.shape[-1] < SHORTEST * spectra.RATE:
-        raise ValueError(
-            f"clips of {clips.shape[-1] / spectra.RATE:.2f} s; texture needs {SHORTEST:g} s or more"
-        )
+    clips = spectra.mono(audio, sample_rate, spectra.SHORTEST)
     return np.concatenate([_texture(clip[None]) for clip in clips]).astype(np.float32)
 
 
@@ -94,15 +87,15 @@ def frechet(clips: np.ndarray, reference: np.ndarray) -> float:
 
     Notes
     -----
-    Covariances are shrunk towards a multiple of the identity by Ledoit & Wolf's rule, which is needed below about
-    ten clips per dimension. It remains biased upwards for small sets, the more the smaller they are: hold it against
-    the distance between two samples of the reference of the same sizes, and prefer `kad`.
+    Covariances are shrunk towards a multiple of the identity by Ledoit & Wolf's rule, which is needed below
+    about ten clips per dimension. It remains biased upwards for small sets, the more the smaller they are:
+    hold it against the distance between two samples of the reference of the same sizes, and prefer `kad`.
 
     Source: Kilgour et al. 2019 (FAD); Ledoit & Wolf 2004.
     """
     from sklearn.covariance import LedoitWolf
 
-    x, y = _pair(clips, reference)
+    x, y = _two_sets(clips, reference)
     c, d = (LedoitWolf().fit(z).covariance_ for z in (x, y))
     values, vectors = np.linalg.eigh(c)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
@@ -122,8 +115,8 @@ def kad(clips: np.ndarray, reference: np.ndarray, bandwidth: float | None = None
 
     Returns
     -------
-    float. Around 0 for samples of one distribution, and then negative as often as positive; at most 200. The factor
-    100 is that of the authors' toolkit, kadtk.
+    float. Around 0 for samples of one distribution, and then negative as often as positive; at most 200. The
+    factor 100 is that of the authors' toolkit, kadtk.
 
     Raises
     ------
@@ -165,12 +158,11 @@ def kad_interval(
 
 def _kernels(clips, reference, bandwidth):
     """Gaussian kernels within clips, within reference (diagonals 0) and between them."""
-    x, y = _pair(clips, reference)
+    x, y = _two_sets(clips, reference)
     scale = float(np.median(pdist(y))) if bandwidth is None else float(bandwidth)
     if not scale > 0:
-        raise ValueError(
-            f"a bandwidth of {scale:g}: it must be positive, and is 0 where most reference rows are equal"
-        )
+        why = "it must be positive, and is 0 where most reference rows are equal"
+        raise ValueError(f"a bandwidth of {scale:g}: {why}")
     within, inside, between = (
         np.exp(-cdist(a, b, "sqeuclidean") / (2 * scale**2)) for a, b in ((x, x), (y, y), (x, y))
     )
@@ -198,14 +190,11 @@ def _interaction(d, e, within, inside, between):
     return KAD_SCALE * (parts[0] + parts[1] - 2 * parts[2])
 
 
-def _pair(clips, reference):
+def _two_sets(clips, reference):
     x, y = (np.asarray(z, dtype=np.float64) for z in (clips, reference))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise ValueError(
-            f"sets of shapes {x.shape} and {y.shape}; give (clip, dim), two clips or more each, one dim"
-        )
+        shapes = f"{x.shape} and {y.shape}"
+        raise ValueError(f"sets of shapes {shapes}; give (clip, dim), two clips or more each, one dim")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError(
-            "an embedding holds NaN or infinite values; leave those clips out and say how many they were"
-        )
+        raise ValueError("an embedding holds NaN or infinite values; leave those clips out and say how many")
     return x, y

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from . import describe as measures
-from . import distances, pitch
+from .. import paths
+from .._shared import progress as progress_bar
+from ..model._vectors import digest
+from .describe import describe, success
+from .distances import frechet, kad_interval, texture
 from .intervals import mean_interval, share
-from .judges import hear as hearing
+from .judges.hear import JUDGES, weights_path
+from .pitch import chroma_correlation
 
 if TYPE_CHECKING:
     from ..model.generation import Generation
@@ -65,7 +69,7 @@ def dose_response(
     audio_prompt : codes (clip, codebook, frame), optional
         Clip i goes on from number i, in turn.
     start : float, s
-        Listen from here on (`measures.describe`).
+        Listen from here on (`describe`).
     out : folder, optional
         Every finished cell is kept there under a name made from what decides its result, the model's and the
         judges' weights too. The same call finishes what is missing, and never takes what was made otherwise.
@@ -74,17 +78,15 @@ def dose_response(
 
     Returns
     -------
-    pd.DataFrame, one row per clip: `name`, `strength`, `clip` (0 to n - 1), the columns of `measures.describe` with
-    `twin_...` seen from the unsteered twin, `other_chroma` (chroma correlation with the unsteered clip of the next
-    seed: what two clips share anyway), `nll_unprompted` (nats per token, without any prompt) and `texture`
-    (`distances.texture`). The unsteered clips come first, as name "unsteered" at strength 0.
+    pd.DataFrame, one row per clip: `name`, `strength`, `clip` (0 to n - 1), the columns of `describe` with
+    `twin_...` seen from the unsteered twin, `other_chroma` (chroma correlation with the unsteered clip of the
+    next seed: what two clips share anyway), `nll_unprompted` (nats per token, without any prompt) and
+    `texture` (`distances.texture`). The unsteered clips come first, as name "unsteered" at strength 0.
 
     Raises
     ------
-    ValueError  for a name "unsteered", no strengths, or what `Model.generate` and `measures.describe` refuse.
+    ValueError  for a name "unsteered", no strengths, or what `Model.generate` and `describe` refuse.
     """
-    from tqdm.auto import tqdm
-
     if UNSTEERED in steering_by_name or not len(strengths) or n < 1:
         raise ValueError(f"give at least one strength and clip, and no steering the name {UNSTEERED!r}")
     texts = [prompts] if prompts is None or isinstance(prompts, str) else list(prompts)
@@ -92,93 +94,70 @@ def dose_response(
     if audio_prompt is not None:
         rows["audio_prompt"] = np.asarray(audio_prompt)[[i % len(audio_prompt) for i in range(n)]]
     settings = {"duration": duration, **options}
-    cells = [
-        (name, float(x), _scaled(given, x)) for name, given in steering_by_name.items() for x in strengths
-    ]
-    shelf = _Shelf(out, model, {**rows, **settings, "start": start})
+    cells = [(name, float(x), _scaled(of, x)) for name, of in steering_by_name.items() for x in strengths]
+    unsteered = (UNSTEERED, 0.0, (None,))
+    files = {}
+    if out is not None:
+        common = _common(model, {**rows, **settings, "start": start})
+        files = {cell: Path(out) / f"{_digest(common, *cell)}.parquet" for cell in [unsteered, *cells]}
+    done = {cell: pd.read_parquet(file) for cell, file in files.items() if file.exists()}
+    todo = [cell for cell in cells if cell not in done]
 
-    def made(steerings) -> Generation:
-        every = {key: [x for _ in steerings for x in values] for key, values in rows.items()}
+    def made(some) -> Generation:
+        every = {key: [x for _ in some for x in values] for key, values in rows.items()}
         if audio_prompt is not None:
-            every["audio_prompt"] = np.concatenate([rows["audio_prompt"]] * len(steerings))
-        each = [
-            given[i % len(given)] if isinstance(given, tuple) else given
-            for given in steerings
-            for i in range(n)
-        ]
+            every["audio_prompt"] = np.concatenate([rows["audio_prompt"]] * len(some))
+        each = [steerings[i % len(steerings)] for _, _, steerings in some for i in range(n)]
         return model.generate(steering=each, batch_size=batch_size, progress=False, **every, **settings)
 
-    kept = {cell: shelf.get(cell[0], cell[1], cell[2]) for cell in [(UNSTEERED, 0.0, None), *cells]}
-    todo = [cell for cell in cells if kept[cell] is None]
-    with tqdm(total=(len(cells) + 1) * n, unit="clip", delay=2, disable=not progress, leave=False) as bar:
-        bar.update(sum(frame is not None for frame in kept.values()) * n)
-        base = (UNSTEERED, 0.0, None)
-        twins = made([None]) if todo or kept[base] is None else None
-        if kept[base] is None:
-            kept[base] = shelf.put(*base, _measured(model, twins, twins, n, start, *base[:2]))
-            bar.update(n)
+    def finish(cell, part: Generation) -> None:
+        done[cell] = _measured(model, part, twins, n, start, *cell[:2])
+        if cell in files:
+            with paths.replacing(files[cell]) as scratch:
+                done[cell].to_parquet(scratch)
+        bar.update(n)
+
+    with progress_bar(total=(len(cells) + 1) * n, unit="clip", show=progress) as bar:
+        bar.update(len(done) * n)
+        twins = made([unsteered]) if todo or unsteered not in done else None
+        if unsteered not in done:
+            finish(unsteered, twins)
         together = max(1, batch_size // n)
-        for at in range(0, len(todo), together):
-            some = todo[at : at + together]
-            generation = made([steering for _, _, steering in some])
+        for some in (todo[at : at + together] for at in range(0, len(todo), together)):
+            generation = made(some)
             for i, cell in enumerate(some):
-                part = generation[i * n : (i + 1) * n]
-                kept[cell] = shelf.put(*cell, _measured(model, part, twins, n, start, *cell[:2]))
-                bar.update(n)
-    return pd.concat(kept.values(), ignore_index=True)
+                finish(cell, generation[i * n : (i + 1) * n])
+    return pd.concat([done[cell] for cell in [unsteered, *cells]], ignore_index=True)
 
 
-def _scaled(given: Steering | Steerings | Sequence[Steering | Steerings], strength: float):
-    return strength * given if hasattr(given, "parts") else tuple(strength * steering for steering in given)
+def _scaled(given: Steering | Steerings | Sequence[Steering | Steerings], strength: float) -> tuple:
+    """What goes to the clips of a cell in turn."""
+    return tuple(strength * steering for steering in ([given] if hasattr(given, "parts") else given))
 
 
 def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFrame:
-    frame = measures.describe(generation, twins, model, start=start)
+    frame = describe(generation, twins, model, start=start)
     first = round(start * generation.sample_rate)
     heard, others = generation.audio[..., first:], np.roll(twins.audio[..., first:], -1, axis=0)
-    frame["other_chroma"] = (
-        pitch.chroma_correlation(others, heard, generation.sample_rate) if n > 1 else np.nan
-    )
+    frame["other_chroma"] = chroma_correlation(others, heard, generation.sample_rate) if n > 1 else np.nan
     frame["nll_unprompted"] = model.nll(generation.codes)
-    frame["texture"] = list(distances.texture(heard, generation.sample_rate))
+    frame["texture"] = list(texture(heard, generation.sample_rate))
     frame.insert(0, "strength", strength)
     frame.insert(0, "name", name)
     return frame
 
 
-class _Shelf:
-    """Finished cells in a folder, each under a digest of what decides its result."""
+def _common(model: Model, settings: dict) -> str:
+    """What decides the result of every cell: the weights of model and judges, and what both are given."""
+    judges = [hashlib.sha256(weights_path(name).read_bytes()).hexdigest() for name in JUDGES]
+    plain = {key: np.asarray(v).tolist() if key == "audio_prompt" else v for key, v in settings.items()}
+    return json.dumps([model.hash, judges, plain], sort_keys=True, default=str)
 
-    def __init__(self, folder, model: Model, common: dict):
-        self.folder = None if folder is None else Path(folder)
-        judges = [
-            hashlib.sha256(hearing.weights_path(name).read_bytes()).hexdigest() for name in hearing.JUDGES
-        ]
-        plain = {key: np.asarray(v).tolist() if key == "audio_prompt" else v for key, v in common.items()}
-        self.common = json.dumps([model.hash, judges, plain], sort_keys=True, default=str)
 
-    def _file(self, name, strength, steering) -> Path:
-        digest = hashlib.sha256(f"{self.common} {name} {strength}".encode())
-        given = steering if isinstance(steering, tuple) else [steering]
-        for part in (part for one in given if one is not None for part in one.parts):
-            digest.update(
-                repr((part, part.mode, part.start, part.stop, part.every, part.ramp, part.branch)).encode()
-            )
-            digest.update(np.ascontiguousarray(part.vectors().values).tobytes())
-        return self.folder / f"{digest.hexdigest()[:24]}.parquet"
-
-    def get(self, *cell) -> pd.DataFrame | None:
-        if self.folder is None or not self._file(*cell).exists():
-            return None
-        return pd.read_parquet(self._file(*cell))
-
-    def put(self, name, strength, steering, frame: pd.DataFrame) -> pd.DataFrame:
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self._file(name, strength, steering)
-            frame.to_parquet(path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
-        return frame
+def _digest(common: str, name: str, strength: float, steerings: tuple) -> str:
+    """The name of a cell's file, made from all that decides its result."""
+    steered = [digest(steering) for steering in steerings if steering is not None]
+    return hashlib.sha256(f"{common} {name} {strength} {steered}".encode()).hexdigest()[:24]
 
 
 def dose_table(
@@ -193,59 +172,77 @@ def dose_table(
     Parameters
     ----------
     frame : from `dose_response`, unsteered clips included
-    concept : as in `measures.success`: {"lead": "guitar"}
+    concept : as in `success`: {"lead": "guitar"}
     kept : of lead, style, drums, tempo_class, mode
         What should stay: the share of clips in which a judge hears the same as in the unsteered twin.
     reference : (clip, dim), optional
         `distances.texture` of real clips of the concept, for KAD and Frechet distance.
-    by : columns that make a cell
+    by : columns that make a cell: name, strength, and what else sweeps differ in
+        Such as `prompt`, or a column `guidance` put on sweeps that were then concatenated. A clip's twin is
+        the unsteered one with its number and with its value in each of these further columns.
 
     Returns
     -------
-    pd.DataFrame: `by`, `n`; for `success` (cnn), `judge2_success` (features), `both_success` (both at once) and
-    `kept_<what>` (cnn) the share and its Wilson interval (`..._lo`, `..._hi`); the mean and its bootstrap interval over
-    clips of `kept_chroma`, `kept_melody` (agreement with the twin), `other_chroma`, `divergence` (s), `nll`,
-    `nll_unprompted` (nats per token), `brightness` (Hz) and `loudness` (LUFS); `kad` with its interval and `frechet` if
-    there is a reference.
+    pd.DataFrame: `by`, `n`; for `success` (cnn), `judge2_success` (features), `both_success` (both at once)
+    and `kept_<what>` (cnn) the share and its Wilson interval (`..._lo`, `..._hi`); the mean and its bootstrap
+    interval over clips of `kept_chroma`, `kept_melody` (agreement with the twin), `other_chroma`,
+    `divergence` (s), `nll`, `nll_unprompted` (nats per token), `brightness` (Hz) and `loudness` (LUFS); `kad`
+    with its interval and `frechet` if there is a reference.
 
     Raises
     ------
-    ValueError  if the unsteered clips are missing, or `concept` or `kept` names what no judge hears.
+    ValueError  if unsteered clips are missing, if a clip has several twins, or if `concept` or `kept` names
+        what
+        no judge hears.
     """
-    unknown = set(kept) - set(KEPT)
-    if unknown or not (frame["name"] == UNSTEERED).any():
-        raise ValueError(f"unknown {sorted(unknown)}" if unknown else "the frame holds no unsteered clips")
-    twins = frame[frame["name"] == UNSTEERED].set_index("clip")
+    if unknown := set(kept) - set(KEPT):
+        raise ValueError(f"unknown {sorted(unknown)}; what both judges hear is {', '.join(KEPT)}")
     means = {"kept_chroma": "twin_chroma", "kept_melody": "twin_melody", "divergence": "twin_divergence"}
     means |= {c: c for c in ("other_chroma", "nll", "nll_unprompted", "brightness", "loudness")}
     rows = []
-    for key, cell in frame.groupby(list(by), sort=False):
-        row = dict(zip(by, key, strict=True)) | {"n": len(cell)}
-        shares = {
-            "success": measures.success(cell, concept),
-            "judge2_success": measures.success(cell, concept, "features"),
-            "both_success": measures.success(cell, concept, "both"),
-        }
-        for what in kept:
-            theirs = twins.loc[cell["clip"], f"cnn_{what}"].to_numpy()
-            shares[f"kept_{what}"] = pd.Series(cell[f"cnn_{what}"].to_numpy() == theirs)
-        for name, hits in shares.items():
-            row |= dict(zip((name, f"{name}_lo", f"{name}_hi"), share(hits), strict=True))
-        for name, column in means.items():
-            found = mean_interval(cell[column]) if cell[column].notna().any() else (np.nan,) * 3
-            row |= dict(zip((name, f"{name}_lo", f"{name}_hi"), found, strict=True))
-        if reference is not None:
-            heard = np.stack(cell["texture"])
-            heard = heard[np.isfinite(heard).all(1)]
-            row |= dict(
-                zip(("kad", "kad_lo", "kad_hi"), distances.kad_interval(heard, reference), strict=True)
-            )
-            row["frechet"] = distances.frechet(heard, reference)
-        rows.append(row)
+    for where, sweep in _sweeps(frame, by):
+        twins = sweep[sweep["name"] == UNSTEERED].set_index("clip")
+        if not set(sweep["clip"]) <= set(twins.index):
+            raise ValueError(f"the frame holds no unsteered clips{where} for some that are steered")
+        if twins.index.has_duplicates:
+            raise ValueError(f"clips with several unsteered twins{where}: name in `by` what tells them apart")
+        for key, cell in sweep.groupby(list(by), sort=False, dropna=False):
+            row = dict(zip(by, key, strict=True)) | {"n": len(cell)}
+            shares = {
+                "success": success(cell, concept),
+                "judge2_success": success(cell, concept, "features"),
+                "both_success": success(cell, concept, "both"),
+            }
+            for what in kept:
+                theirs = twins.loc[cell["clip"], f"cnn_{what}"].to_numpy()
+                shares[f"kept_{what}"] = pd.Series(cell[f"cnn_{what}"].to_numpy() == theirs)
+            found = {name: share(hits) for name, hits in shares.items()}
+            for name, column in means.items():
+                known = cell[column].notna().any()
+                found[name] = mean_interval(cell[column]) if known else (np.nan,) * 3
+            if reference is not None:
+                heard = np.stack(cell["texture"])
+                heard = heard[np.isfinite(heard).all(1)]
+                found["kad"] = kad_interval(heard, reference)
+            for name, (value, lo, hi) in found.items():
+                row |= {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
+            rows.append(row if reference is None else row | {"frechet": frechet(heard, reference)})
     return pd.DataFrame(rows)
 
 
-def knee(table: pd.DataFrame, quality: str = "nll_unprompted") -> pd.DataFrame:
+def _sweeps(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The parts of a table that differ in what `by` names beyond name and strength, each with where it is."""
+    further = [column for column in by if column not in ("name", "strength")]
+    if not further:
+        yield "", table
+        return
+    for key, part in table.groupby(further, sort=False, dropna=False):
+        yield " at " + ", ".join(f"{c}={v!r}" for c, v in zip(further, key, strict=True)), part
+
+
+def knee(
+    table: pd.DataFrame, quality: str = "nll_unprompted", by: Sequence[str] = ("name", "strength")
+) -> pd.DataFrame:
     """The strength to use of every name: the most success before quality leaves the unsteered interval.
 
     Strengths are taken in order of size, above and below zero on their own, and those from the first that is
@@ -257,21 +254,31 @@ def knee(table: pd.DataFrame, quality: str = "nll_unprompted") -> pd.DataFrame:
     ----------
     table : from `dose_table`
     quality : a column with `<quality>_hi`
+    by : as `dose_table` was given it
+        Every value of what it names beyond name and strength has its own unsteered row and its own knees.
 
     Returns
     -------
-    pd.DataFrame, one row of `table` per name; a name without a usable strength gets the unsteered row's values.
+    pd.DataFrame, one row of `table` per name (and further column); a name without a usable strength gets the
+    unsteered row's values.
+
+    Raises
+    ------
+    ValueError  unless every sweep has one unsteered row.
     """
-    unsteered = table[table["name"] == UNSTEERED].iloc[0]
     chosen = []
-    for name, rows in table[table["name"] != UNSTEERED].groupby("name", sort=False):
-        rows = rows.reindex(rows["strength"].abs().sort_values(kind="stable").index)
-        off = rows[quality] - unsteered[quality]
-        fine = (off.abs() if quality.startswith("nll") else off) <= unsteered[f"{quality}_hi"] - unsteered[
-            quality
-        ]
-        usable = rows[fine.groupby(rows["strength"] < 0).cummin()]
-        chosen.append(usable.loc[usable["success"].idxmax()] if len(usable) else unsteered.copy())
-        chosen[-1] = chosen[-1].copy()
-        chosen[-1]["name"] = name
+    for where, sweep in _sweeps(table, by):
+        unsteered = sweep[sweep["name"] == UNSTEERED]
+        if len(unsteered) != 1:
+            raise ValueError(f"{len(unsteered)} unsteered rows{where}: `by` names what tells sweeps apart")
+        unsteered = unsteered.iloc[0]
+        room = unsteered[f"{quality}_hi"] - unsteered[quality]
+        for name, rows in sweep[sweep["name"] != UNSTEERED].groupby("name", sort=False):
+            rows = rows.reindex(rows["strength"].abs().sort_values(kind="stable").index)
+            off = rows[quality] - unsteered[quality]
+            fine = (off.abs() if quality.startswith("nll") else off) <= room
+            usable = rows[fine.groupby(rows["strength"] < 0).cummin()]
+            best = usable.loc[usable["success"].idxmax()] if len(usable) else unsteered
+            chosen.append(best.copy())
+            chosen[-1]["name"] = name
     return pd.DataFrame(chosen).reset_index(drop=True)

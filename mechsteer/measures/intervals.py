@@ -1,10 +1,15 @@
-"""How sure a number is: shares and means with their intervals."""
+"""How sure a number is: shares and means with their intervals, alone or for every group of a table."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri, stdtrit
+
+__all__ = ["SHARES", "Interval", "mean_interval", "means_by", "need", "share", "wilson"]
+
+SHARES = ("accuracy", "balanced_accuracy", "auc")  # metrics between 0 and 1
 
 
 class Interval(NamedTuple):
@@ -15,13 +20,17 @@ class Interval(NamedTuple):
     hi: float
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share of n independent trials.
+def wilson(successes: Any, n: Any, level: float = 0.95) -> tuple[Any, Any]:
+    """The ends of Wilson's score interval of a share of n independent trials, of numbers or arrays.
+
+    Neither needs to be whole: a mean that varies like a share of 12.5 trials has one, too.
 
     Source: Wilson 1927, JASA 22; Brown et al. 2001.
     """
-    low, high = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
-    return float(low), float(high)
+    p, z = successes / n, ndtri(0.5 + level / 2)
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    low, high = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+    return np.where(p == 0, 0.0, low)[()], np.where(p == 1, 1.0, high)[()]  # there without rounding
 
 
 def share(values: Any, level: float = 0.95) -> Interval:
@@ -37,7 +46,7 @@ def share(values: Any, level: float = 0.95) -> Interval:
     hits = pd.Series(values).dropna()
     if not len(hits) or not hits.isin([True, False]).all():
         raise ValueError(f"a share is of values that are true or false; these are {hits.unique()[:5]}")
-    return Interval(float(hits.mean()), *wilson(hits.sum(), len(hits), level))
+    return Interval(float(hits.mean()), *map(float, wilson(hits.sum(), len(hits), level)))
 
 
 def mean_interval(
@@ -78,3 +87,71 @@ def mean_interval(
     drawn = table[np.random.default_rng(seed).integers(len(table), size=(n, len(table)))].sum(1)
     lo, hi = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(lo), float(hi))
+
+
+def need(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise ValueError unless a table has rows and these columns; it names what is missing and what is there."""
+    if missing := [column for column in columns if column not in table]:
+        there = ", ".join(map(str, table))
+        raise ValueError(f"the table lacks the column(s) {', '.join(missing)}; it has {there}")
+    if table.empty:
+        raise ValueError("the table has no rows, so there is nothing to average or to draw")
+
+
+def means_by(
+    table: pd.DataFrame, by: Sequence[str], value: str = "score", level: float = 0.95
+) -> pd.DataFrame:
+    """Mean of `value` in each group of `by`, with its interval over the group's rows: folds, seeds or clips.
+
+    Parameters
+    ----------
+    table : one row per fold, seed or clip of each group, such as `accuracy_by_layer` gives.
+    by : columns that make a group; a missing value in one (the input has no layer) makes a group as well.
+    value : the column to average; missing values are left out.
+
+    Returns
+    -------
+    pd.DataFrame, one row per group: the columns `by`, `mean`, `lo`, `hi`, `n`. Where n is 1, the ends are
+    NaN.
+
+    Raises
+    ------
+    ValueError  for a missing column, or a table without rows.
+
+    Notes
+    -----
+    n independent values (seeds, clips) of variance s² have a mean of variance v = s²/n, and the interval is
+    Student's. Values in a column beside a column `fold` are scores of one cross-validation: its k folds share
+    training data, and v = (1/n + 1/(k - 1)) s² [1].
+
+    Shares (`value` is "score", and a column `metric` says one of `SHARES`) get Wilson's interval, which stays
+    between 0 and 1: of as many trials as a share of that mean would need for the variance v, times (z/t)²,
+    because v is an estimate [2]. They are never more than there are test rows, if a column `rows` says how
+    many each fold has. Without that column n equal values, for which v is 0, count as n trials: one a fold
+    is all that is known. The interval then is wide.
+
+    Sources: [1] Nadeau & Bengio 2003, *Inference for the generalization error*, n_test/n_train = 1/(k - 1).
+    [2] Korn & Graubard 1998; Dean & Pagano 2015 (Wilson's interval on effective trials).
+    """
+    need(table, [*by, value])
+    is_share = table["metric"].isin(SHARES) if value == "score" and "metric" in table else False
+    rows = table["rows"].where(table[value].notna()) if "rows" in table else np.nan
+    folds = table.get("fold", 0)
+    columns = table[[*by, value]].assign(is_share=is_share, rows=rows, folds=folds)
+    groups = columns.groupby(list(by), observed=True, dropna=False)
+    found = groups.agg(
+        mean=(value, "mean"), variance=(value, "var"), n=(value, "count"),
+        is_share=("is_share", "all"), rows=("rows", "sum"), folds=("folds", "nunique"),
+    ).reset_index()  # fmt: skip
+    mean, n, t = found["mean"], found["n"], stdtrit((found["n"] - 1).clip(lower=1), 0.5 + level / 2)
+    overlap = (1 / (found["folds"] - 1)).where(found["folds"] > 1, 0.0)
+    variance = (1 / n + overlap) * found["variance"]
+    known = found["rows"].where(found["rows"] > 0)
+    trials = mean * (1 - mean) / variance.where(variance > 0) * (ndtri(0.5 + level / 2) / t) ** 2
+    trials = trials.fillna(known.fillna(n)).clip(upper=known.fillna(np.inf)).where(n > 1)
+    inside = wilson(mean * trials, trials, level)
+    lo, hi = (
+        (mean + sign * t * np.sqrt(variance)).mask(found["is_share"], end)
+        for sign, end in zip((-1, 1), inside, strict=True)
+    )
+    return found.assign(lo=lo, hi=hi)[[*by, "mean", "lo", "hi", "n"]]

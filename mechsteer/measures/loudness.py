@@ -7,46 +7,63 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from ..sound import to_clips
+
 __all__ = ["loudness", "match_loudness", "true_peak"]
 
+BLOCK = 0.4  # s, one gating block
 
-def loudness(clip: np.ndarray, sample_rate: int) -> float:
-    """Integrated loudness of (channel, sample) in LUFS, gated; minus infinity for silence.
+
+def loudness(audio: Any, sample_rate: int) -> np.ndarray:
+    """Integrated loudness in LUFS, (clip,); NaN where all of a clip is below the gate of -70 LUFS.
+
+    Parameters
+    ----------
+    audio : array or tensor
+        (sample,), (channel, sample) or (clip, channel, sample), of at most five channels, which are weighted,
+        not averaged.
+    sample_rate : int, Hz
 
     Raises
     ------
-    ValueError  for clips shorter than one gating block, 0.4 s.
-    """
-    import pyloudnorm
+    ValueError  for clips shorter than one gating block, 0.4 s, or audio that `to_clips` refuses.
 
-    if clip.shape[-1] < 0.4 * sample_rate:
-        raise ValueError(
-            f"a clip of {clip.shape[-1] / sample_rate:.2f} s is too short for a loudness: 0.4 s at least"
-        )
+    Source: ITU-R BS.1770-4, as in pyloudnorm (Steinmetz & Reiss 2021).
+    """
+    from pyloudnorm import Meter
+
+    channels = np.shape(audio)[-2] if np.ndim(audio) > 1 else 1
+    clips, meter = to_clips(audio, sample_rate, sample_rate, channels), Meter(sample_rate)
+    if clips.shape[-1] < BLOCK * sample_rate:
+        seconds = clips.shape[-1] / sample_rate
+        raise ValueError(f"clips of {seconds:.2f} s are too short for a loudness: {BLOCK:g} s at least")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return float(pyloudnorm.Meter(sample_rate).integrated_loudness(np.asarray(clip.T, dtype="float64")))
+        warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of silence
+        found = np.array([meter.integrated_loudness(clip.T.astype(float)) for clip in clips])
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def true_peak(clip: np.ndarray) -> float:
-    """Largest magnitude of (channel, sample), between the samples too (BS.1770 annex 2: 4 times the rate), in dBFS."""
+    """Largest magnitude of (channel, sample) in dBFS, between the samples too (BS.1770 annex 2)."""
     from scipy.signal import resample_poly
 
-    peak = max(np.abs(clip).max(), np.abs(resample_poly(clip, 4, 1, axis=-1)).max())
+    peak = max(np.abs(clip).max(), np.abs(resample_poly(clip, 4, 1, axis=-1)).max())  # at 4 times the rate
     return float(20 * np.log10(max(peak, 1e-10)))
 
 
 def match_loudness(
     clips: Sequence[np.ndarray], sample_rate: int, target: float = -23.0, ceiling: float = -1.0
 ) -> tuple[list[np.ndarray], float]:
-    """Bring every clip (channel, sample) to the same loudness.
+    """Bring every clip (channel, sample) to the same loudness; their lengths may differ.
 
     Parameters
     ----------
-    target : LUFS. If one clip would pass `ceiling` there, *all* come out lower by as much: equal, and none limited.
+    target : LUFS. If one clip would pass `ceiling` there, *all* come out lower by as much: equal, none
+        limited.
     ceiling : highest true peak allowed, dBFS.
 
     Returns
@@ -57,16 +74,12 @@ def match_loudness(
     ------
     ValueError  for a silent clip (its number is named), which no gain can match.
     """
-    levels = [loudness(clip, sample_rate) for clip in clips]
-    silent = [str(k) for k, level in enumerate(levels) if not np.isfinite(level)]
+    levels = [float(loudness(clip, sample_rate)[0]) for clip in clips]
+    silent = [str(k) for k, level in enumerate(levels) if np.isnan(level)]
     if silent:
-        raise ValueError(
-            f"clip {', '.join(silent)} is silent, so its loudness can't be matched: leave that item out"
-        )
+        told = f"clip {', '.join(silent)} is silent, so its loudness can't be matched"
+        raise ValueError(f"{told}: leave that item out")
     room = [ceiling - true_peak(clip) - (target - level) for clip, level in zip(clips, levels, strict=True)]
     reached = target + min(0.0, *room)
-    matched = [
-        np.asarray(clip * 10 ** ((reached - level) / 20), dtype="float32")
-        for clip, level in zip(clips, levels, strict=True)
-    ]
-    return matched, reached
+    gains = [10 ** ((reached - level) / 20) for level in levels]
+    return [np.asarray(c * gain, dtype="float32") for c, gain in zip(clips, gains, strict=True)], reached

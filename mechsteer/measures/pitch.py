@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from ..model.generation import to_clips
 from . import _spectra as spectra
 
 __all__ = ["chroma_correlation", "fundamental", "pitch_agreement"]
@@ -22,26 +21,28 @@ def chroma_correlation(a: Any, b: Any, sample_rate: int) -> np.ndarray:
 
     Parameters
     ----------
-    a, b : audio, (sample,), (channel, sample) or (clip, channel, sample), of one shape; a[i] is compared with b[i].
+    a, b : audio, (sample,), (channel, sample) or (clip, channel, sample)
+        Of one shape; a[i] is compared with b[i].
     sample_rate : int, Hz, of both.
 
     Returns
     -------
-    np.ndarray (clip,): Pearson's r over the 12 pitch classes (frames of 256 ms every 40 ms), the mean over frames
-    within 60 dB of `a`'s loudest. 1 is the same; NaN where `a` is silent. A frame in which `b` has no profile counts 0.
+    np.ndarray (clip,): Pearson's r over the 12 pitch classes (frames of 256 ms every 40 ms), the mean over
+    frames within 60 dB of `a`'s loudest. 1 is the same; NaN where `a` is silent. A frame in which `b` has no
+    profile counts 0.
 
     Raises
     ------
     ValueError  if `a` and `b` differ in shape, or are no audio.
     """
-    x, y = _pair(a, b, sample_rate)
+    x, y = _side_by_side(a, b, sample_rate)
     p, q = spectra.chroma(x), spectra.chroma(y)
-    loudness = np.square(p).sum(1)
-    heard = (loudness > 1e-6 * loudness.max(1, keepdims=True)) & (loudness > 0)
+    power = np.square(p).sum(1)
+    heard = (power > 1e-6 * power.max(1, keepdims=True)) & (power > 0)
     centred = [z - z.mean(1, keepdims=True) for z in (p, q)]
     norm = np.sqrt(np.square(centred[0]).sum(1) * np.square(centred[1]).sum(1))
     r = np.where(norm > 0, (centred[0] * centred[1]).sum(1) / np.maximum(norm, 1e-12), 0.0)
-    return _share(r, heard)
+    return _mean_where(r, heard)
 
 
 def pitch_agreement(a: Any, b: Any, sample_rate: int, cents: float = 50.0) -> np.ndarray:
@@ -54,8 +55,8 @@ def pitch_agreement(a: Any, b: Any, sample_rate: int, cents: float = 50.0) -> np
     -------
     np.ndarray (clip,), in [0, 1]; NaN where `a` has no voiced frame.
     """
-    (f, noise), (g, _) = (fundamental(x, spectra.RATE) for x in _pair(a, b, sample_rate))
-    return _share(np.abs(1200 * np.log2(g / f)) <= cents, noise < VOICED)
+    (f, noise), (g, _) = (fundamental(x, spectra.RATE) for x in _side_by_side(a, b, sample_rate))
+    return _mean_where(np.abs(1200 * np.log2(g / f)) <= cents, noise < VOICED)
 
 
 def fundamental(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,8 +69,8 @@ def fundamental(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.nda
 
     Returns
     -------
-    hertz, aperiodicity : float (clip, frame), one every 640 samples. Aperiodicity is 0 for a periodic frame, about 1
-    for noise and 1 for silence.
+    hertz, aperiodicity : float (clip, frame), one every 640 samples. Aperiodicity is 0 for a periodic frame,
+    about 1 for noise and 1 for silence.
 
     Source: de Cheveigne & Kawahara 2002, steps 1 to 5.
     """
@@ -101,15 +102,14 @@ def _yin(clip, sample_rate):
     return sample_rate / (best + np.clip(sharper, -0.5, 0.5)), middle
 
 
-def _pair(a, b, sample_rate):
-    x, y = (to_clips(z, sample_rate, spectra.RATE, 1)[:, 0] for z in (a, b))
+def _side_by_side(a, b, sample_rate):
+    x, y = (spectra.mono(z, sample_rate) for z in (a, b))
     if x.shape != y.shape:
-        raise ValueError(
-            f"clips of shapes {x.shape} and {y.shape} at 16 kHz; give pairs of the same number and length"
-        )
+        both = f"{x.shape} and {y.shape}"
+        raise ValueError(f"clips of shapes {both} at 16 kHz; give pairs of the same number and length")
     return x, y
 
 
-def _share(value, where):
+def _mean_where(value, where):
     count = where.sum(1)
     return np.where(count > 0, np.where(where, value, 0.0).sum(1) / np.maximum(count, 1), np.nan)

@@ -1,4 +1,4 @@
-"""What a person looks at: `player` (sound under its spectrogram), `plots`, `panel` (steering by hand), `saving`."""
+"""What a person looks at: `player` (sound and spectrogram), `plots`, `panel` (to steer by hand), `saving`."""
 
 from .._shared import modules
 

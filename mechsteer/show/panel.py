@@ -1,4 +1,4 @@
-"""A panel to steer by hand: a concept, a strength, a layer and a start; the steered clip arrives beside its twin."""
+"""A panel to steer by hand: concept, strength, layer and start; the steered clip arrives beside its twin."""
 
 from __future__ import annotations
 
@@ -41,32 +41,31 @@ def steering_panel(
         gives.
     prompt : str or None
         What the model is told; None is unconditional. The reader can change prompt and seed.
-    duration : float
-        Seconds; default 8, or the longest clip of a model that has less.
+    duration : float, s
+        Default 8, or the longest clip of a model that has less.
     strength, strongest : float
-        Where the slider begins, and its ends, in multiples of the mean activation norm. Negative is away from
-        it.
+        Where the slider begins, and its ends, in multiples of the mean activation norm. Negative is away.
     layer : int, 0-based
         Where the slider begins; default the middle one. A direction is added at the layer where it was read.
     concept : str
         What is chosen at first; default the first.
-    start : float
-        Seconds from the clip's beginning, less than `duration`: where its slider begins.
+    start : float, s
+        Where its slider begins, less than `duration`.
 
     Returns
     -------
-    SteeringPanel, a widget. `.steering` is what its sliders say, `.generate()` does what its button does, and `.clips`
-    is the last Generation: the twin and the steered clip.
+    SteeringPanel, a widget. `.steering` is what its sliders say, `.generate()` does what its button does, and
+    `.clips` is the last Generation: the twin and the steered clip.
 
     Raises
     ------
-    ValueError  if the directions have several finders, name a concept twice, lack `concept` or don't fit the model; or
-        if `start` isn't inside the clip.
+    ValueError  if the directions have several finders, name a concept twice, lack `concept` or don't fit the
+        model; or if `start` isn't inside the clip.
 
     Taught in 00_start_here.
     """
-    several = [directions] if isinstance(directions, xr.DataArray) else list(directions)
-    found = _by_concept(model, several)
+    arrays = [directions] if isinstance(directions, xr.DataArray) else list(directions)
+    found = _by_concept(model, arrays)
     if concept is not None and concept not in found:
         raise ValueError(f"no direction for {concept!r}; there are {', '.join(found)}")
     panel = SteeringPanel(model, found, prompt, seed, duration, strength, strongest, layer, start)
@@ -74,15 +73,13 @@ def steering_panel(
     return panel
 
 
-def _by_concept(model, several: Sequence[xr.DataArray]) -> dict[str, xr.DataArray]:
+def _by_concept(model, arrays: Sequence[xr.DataArray]) -> dict[str, xr.DataArray]:
     found: dict[str, xr.DataArray] = {}
-    for array in several:
-        extra = set(array.dims) - {"concept", "layer", "head", "d_model", "d_head"}
+    for array in arrays:
+        extra = sorted(set(map(str, array.dims)) - {"concept", "layer", "head", "d_model", "d_head"})
         if extra or not {"concept", "layer"} <= set(array.dims):
-            raise ValueError(
-                f"directions have dims (concept, layer, d_model), not {array.dims}"
-                + (f": choose one {sorted(map(str, extra))[0]}, with .sel(...)" if extra else "")
-            )
+            advice = f": choose one {extra[0]}, with .sel(...)" if extra else ""
+            raise ValueError(f"directions have dims (concept, layer, d_model), not {array.dims}{advice}")
         check_model(array, model)
         for name in array["concept"].values:
             if str(name) in found:
@@ -107,12 +104,9 @@ class SteeringPanel(widgets.VBox):
         make = lambda kind, value, name, **options: kind(
             value=value, description=name, layout=wide, style=style, continuous_update=False, **options
         )
-        self.concept = widgets.Dropdown(
-            options=list(by_concept), description="concept", layout=wide, style=style
-        )
-        self.strength = make(
-            widgets.FloatSlider, strength, "strength", min=-strongest, max=strongest, step=0.05
-        )
+        names, ends = list(by_concept), {"min": -strongest, "max": strongest}
+        self.concept = widgets.Dropdown(options=names, description="concept", layout=wide, style=style)
+        self.strength = make(widgets.FloatSlider, strength, "strength", step=0.05, **ends)
         at = layers[len(layers) // 2] if layer is None else layer
         self.layer = make(widgets.SelectionSlider, at, "layer", options=layers)
         latest = max(0.25 * (math.ceil(self.duration / 0.25) - 1), start)  # the last step inside the clip
@@ -125,31 +119,26 @@ class SteeringPanel(widgets.VBox):
         self.button.on_click(lambda _: self.generate())
         sliders = (self.concept, self.strength, self.layer, self.start, self.prompt, self.seed)
         for slider in sliders:
-            slider.observe(self._describe, "value")
+            slider.observe(self._write_code, "value")
         action = widgets.HBox([self.button, self.status], layout=widgets.Layout(align_items="center"))
         super().__init__([*sliders, self.code, action, self.progress, self.players])
-        self._describe()
+        self._write_code()
 
     @property
     def steering(self) -> Steering:
         """What the sliders say now."""
-        direction = self._by_concept[self.concept.value]
-        return Steering(
-            direction, layers=self.layer.value, strength=self.strength.value, start=self.start.value
-        )
+        direction, when = self._by_concept[self.concept.value], self.start.value
+        return Steering(direction, layers=self.layer.value, strength=self.strength.value, start=when)
 
     def generate(self) -> Generation | None:
-        """Generate the steered clip, and its twin if prompt or seed are new; show both.
-
-        None after an error.
-        """
+        """Make the steered clip, and its twin if prompt or seed are new; show both (None after an error)."""
         prompt, seed = self.prompt.value.strip() or None, self.seed.value
         self.button.disabled, self.status.value = True, f"Generating {self.duration:g} s ..."
         fresh = self._twin is None or (self._twin.prompts, self._twin.seeds) != ([prompt], [seed])
         with self.progress:  # which shows the bar of a slow model, and would swallow an error
             try:
-                rows = [None, self.steering] if fresh else [self.steering]
-                made = self.model.generate(prompt, self.duration, seed, rows)
+                steering = [None, self.steering] if fresh else [self.steering]
+                made = self.model.generate(prompt, self.duration, seed, steering)
                 said = None
             except (ValueError, MemoryError) as error:
                 said = str(error)
@@ -163,28 +152,22 @@ class SteeringPanel(widgets.VBox):
         self._show()
         return self.clips
 
-    def _describe(self, _=None) -> None:
+    def _write_code(self, _=None) -> None:
         """The line of Python that does the same, and a word if the clip below is not what the sliders say."""
-        code = (
-            f"ms.Steering({self.concept.value}, layers={self.layer.value}, strength={self.strength.value:g}"
-        )
-        code += f", start={self.start.value:g})" if self.start.value else ")"
-        self.code.value = f"<code>{html.escape(code)}</code>"
+        said = f"{self.concept.value}, layers={self.layer.value}, strength={self.strength.value:g}"
+        said += f", start={self.start.value:g}" if self.start.value else ""
+        self.code.value = f"<code>{html.escape(f'ms.Steering({said})')}</code>"
         self.status.value = "" if self.clips is None else "Changed: press Generate to hear it."
 
     def _show(self) -> None:
         clips, rate = self.clips, self.clips.sample_rate
-        labels = (
-            "unsteered",
-            f"steered: {self.strength.value:+g} {self.concept.value}, layer {self.layer.value}",
-        )
-        same = bool((clips.codes[0] == clips.codes[1]).all())
+        steered = f"steered: {self.strength.value:+g} {self.concept.value}, layer {self.layer.value}"
+        labels, same = ("unsteered", steered), bool((clips.codes[0] == clips.codes[1]).all())
         figures = (player(audio, rate, label) for audio, label in zip(clips.audio, labels, strict=True))
         boxes = "".join(f'<div style="flex:1 1 300px;max-width:480px">{figure}</div>' for figure in figures)
         self.players.value = f'<div style="display:flex;flex-wrap:wrap;gap:1em">{boxes}</div>'
-        self.status.value = (
-            "Both clips are the same, code by code." if same else "Same prompt, same random numbers."
-        )
+        told = ("Same prompt, same random numbers.", "Both clips are the same, code by code.")
+        self.status.value = told[same]
 
 
 def _joined(twin: Generation, steered: Generation) -> Generation:

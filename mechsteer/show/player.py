@@ -9,86 +9,72 @@ from typing import Any
 
 import numpy as np
 
-from ..model.generation import encode_file
+from ..sound import encode_file
 
 
 def player(
-    clip: np.ndarray,
-    sample_rate: int,
-    label: str = "",
-    format: str = "mp3",
-    strips: Mapping[str, Any] | None = None,
+    clip: np.ndarray, sample_rate: int, label: str = "", format: str = "mp3", strips: Mapping | None = None
 ) -> str:
-    """HTML of an audio player below a mel spectrogram; loudness as it is (never normalised), about 10 kB per
-    second.
+    """HTML of an audio player below a mel spectrogram, about 10 kB per second; never normalised.
 
-    A line moves along while it plays, and a click in the picture plays from there. `strips` adds pictures on
-    the same time axis: caption -> values (row, time) over the whole clip, row 0 at the bottom; see `heat_png`
-    for the colours.
+    A line moves along while it plays, and a click in the picture plays from there.
+
+    Parameters
+    ----------
+    clip : (channel, sample)
+    sample_rate : int, Hz
+    format : mp3, ogg, flac or wav; wav if this libsndfile can't write it.
+    strips : caption -> values (row, time) over the whole clip, row 0 at the bottom
+        Pictures on the same time axis; see `heat_png` for the colours.
     """
     import soundfile
 
     format = format if format.upper() in soundfile.available_formats() else "wav"
     sound = base64.b64encode(encode_file(clip, sample_rate, format)).decode()
     kind = {"mp3": "mpeg"}.get(format, format)
-    pictures = [("mel spectrogram", mel_png(clip, sample_rate), 96, "auto")]
-    pictures += [(name, heat_png(values), 96, "pixelated") for name, values in (strips or {}).items()]
-    shown = "".join(
-        (
-            f'<div style="font-size:80%;opacity:.75;line-height:1.6">{html.escape(name)}</div>'
-            if strips
-            else ""
-        )
-        + f'<img alt="{html.escape(name)}" style="display:block;width:100%;height:{high}px;image-rendering:{how}"'
-        f' src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for name, png, high, how in pictures
-    )
+    pictures = [("mel spectrogram", mel_png(clip, sample_rate), "auto")]
+    pictures += [(name, heat_png(values), "pixelated") for name, values in (strips or {}).items()]
+    shown = ""
+    for name, png, how in pictures:
+        name, data = html.escape(name), base64.b64encode(png).decode()
+        shown += f'<div style="font-size:80%;opacity:.75;line-height:1.6">{name}</div>' if strips else ""
+        shown += f'<img alt="{name}" style="display:block;width:100%;height:96px;image-rendering:{how}"'
+        shown += f' src="data:image/png;base64,{data}">'
     seconds = clip.shape[-1] / sample_rate
     return (
         '<figure style="margin:0 0 1em 0;max-width:480px">'
         f'<figcaption style="font-size:90%">{html.escape(label)}</figcaption>'
         f'<div style="position:relative;overflow:hidden;cursor:pointer" onclick="{_SEEK % seconds}">{shown}'
         '<i style="position:absolute;top:0;bottom:0;left:-2px;width:2px;background:#56B4E9"></i></div>'
-        f'<audio controls preload="none" style="width:100%" ontimeupdate="{_MOVE % seconds}" onplay="{_FOLLOW}"'
-        f' src="data:audio/{kind};base64,{sound}"></audio></figure>'
+        f'<audio controls preload="none" style="width:100%" ontimeupdate="{_MOVE % seconds}"'
+        f' onplay="{_FOLLOW}" src="data:audio/{kind};base64,{sound}"></audio></figure>'
     )
 
 
-# Handlers inside the tags, since scripts don't run in a widget: where the line is, every frame while it
-# plays, a click.
+# Handlers inside the tags, since scripts don't run in a widget: where the line is, while it plays, a click.
 _MOVE = "this.previousElementSibling.lastElementChild.style.left=Math.min(100*this.currentTime/%g,100)+'%%'"
-
-
 _FOLLOW = "const a=this;(function f(){a.ontimeupdate();a.paused||requestAnimationFrame(f)})()"
-
-
 _SEEK = (
     "const a=this.nextElementSibling,b=this.getBoundingClientRect();"
     "a.currentTime=%g*(event.clientX-b.left)/b.width;a.play()"
 )
 
-
-_MAGMA = np.array(
-    [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], dtype="float32"
+# Colours from the lowest level to the highest, (colour, red green blue).
+_MAGMA = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], "float32")
+_BLUE_RED = np.array(
+    [[0, 68, 136], [103, 169, 207], [247, 247, 247], [239, 138, 98], [170, 30, 30]], "float32"
 )
 
 
 def mel_png(clip: np.ndarray, sample_rate: int, bands: int = 64, decibels: float = 70.0) -> bytes:
-    """A PNG of the log-mel spectrogram of (channel, sample): low bands at the bottom, 0 dB is the clip's loudest."""
+    """A PNG of the log-mel spectrogram of (channel, sample), low bands at the bottom; the loudest is 0 dB."""
     import librosa
 
     mono = np.asarray(clip, dtype="float32").mean(axis=0)
     hop = max(256, mono.size // 480)
     mel = librosa.feature.melspectrogram(y=mono, sr=sample_rate, n_fft=1024, hop_length=hop, n_mels=bands)
-    level = np.clip(
-        librosa.power_to_db(mel, ref=max(float(mel.max()), 1e-10), top_db=decibels) / decibels + 1, 0, 1
-    )
-    return _png(_coloured(level, _MAGMA))
-
-
-_BLUE_RED = np.array(
-    [[0, 68, 136], [103, 169, 207], [247, 247, 247], [239, 138, 98], [170, 30, 30]], dtype="float32"
-)
+    level = librosa.power_to_db(mel, ref=max(float(mel.max()), 1e-10), top_db=decibels) / decibels + 1
+    return _png(np.clip(level, 0, 1), _MAGMA)
 
 
 def heat_png(values: Any) -> bytes:
@@ -103,30 +89,19 @@ def heat_png(values: Any) -> bytes:
     end = max(float(np.quantile(np.abs(values), 0.99)), 1e-12)
     both = values.min() < 0 < values.max()
     level = np.clip((values / end + 1) / 2 if both else np.abs(values) / end, 0, 1)
-    return _png(_coloured(level, _BLUE_RED if both else _MAGMA))
+    return _png(level, _BLUE_RED if both else _MAGMA)
 
 
-def _coloured(level: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Colours (row, time, 3) of levels in [0, 1], row 0 at the bottom."""
-    at = np.linspace(0, 1, len(stops))
-    return (
-        np.stack([np.interp(level[::-1], at, channel) for channel in stops.T], axis=-1)
-        .round()
-        .astype("uint8")
-    )
-
-
-def _png(rgb: np.ndarray) -> bytes:
-    """An 8-bit RGB image (height, width, 3) as a PNG file."""
+def _png(level: np.ndarray, colours: np.ndarray) -> bytes:
+    """An 8-bit RGB picture as a PNG file, of levels in [0, 1] (row, time), row 0 at the bottom."""
+    at = np.linspace(0, 1, len(colours))
+    rgb = np.stack([np.interp(level[::-1], at, channel) for channel in colours.T], axis=-1).round()
     height, width, _ = rgb.shape
-    rows = np.concatenate(
-        [np.zeros((height, 1), "uint8"), rgb.reshape(height, -1)], axis=1
-    )  # filter 0 on each row
-    chunk = lambda kind, data: (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )
+    rows = rgb.astype("uint8").reshape(height, -1)
+    rows = np.pad(rows, ((0, 0), (1, 0)))  # each begins with its filter, 0 for none
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        chunk(kind, data)
-        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     )

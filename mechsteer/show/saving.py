@@ -1,8 +1,8 @@
-"""A figure as three files: a picture (png), a page that works offline (html), and the numbers behind it
-(csv).
+"""A figure as four files: a picture (png), a page that works offline (html), Plotly's own form of the figure
+(json), from which both can be drawn anew, and the numbers behind it (csv).
 
-The csv's first line says what made the numbers; the page carries their fingerprint, so `make figures` can
-tell whether the two belong together.
+The csv's first line says what made the numbers; the figure carries their hash, so `make figures` can tell
+whether the two belong together.
 """
 
 import atexit
@@ -19,7 +19,15 @@ import plotly.graph_objects as go
 
 from .. import paths
 
-__all__ = ["chrome", "fingerprint", "numbers", "read_figure", "save_figure", "write_picture"]
+__all__ = [
+    "chrome",
+    "made_by",
+    "numbers_hash",
+    "read_figure",
+    "save_figure",
+    "stored_figure",
+    "write_picture",
+]
 
 
 def chrome() -> str | None:
@@ -42,8 +50,7 @@ def _picture(fig: go.Figure, scale: float = 1.5) -> bytes:
 def _start_chrome() -> None:
     import kaleido
 
-    # Plotly's own exports (a figure shown in a notebook) use this server too, and would warn of it every
-    # time.
+    # Plotly's own exports (a figure shown in a notebook) use this server too, and would warn of it each time.
     warnings.filterwarnings("ignore", message="The kopts argument is ignored if using a server")
     kaleido.start_sync_server(n=1, silence_warnings=True)
     atexit.register(kaleido.stop_sync_server, silence_warnings=True)
@@ -52,14 +59,15 @@ def _start_chrome() -> None:
 def save_figure(
     fig: go.Figure, data: pd.DataFrame, name: str, folder: Path | None = None, **provenance
 ) -> list[Path]:
-    """Write `name`.csv, `name`.html (works offline) and, where there is a Chrome, `name`.png.
+    """Write `name`.csv, .json, .html (works offline) and, where there is a Chrome, .png.
 
     Parameters
     ----------
     data : the numbers behind the figure, one row per drawn thing; its `attrs` join the provenance.
     name : `NN_what_it_shows`, as in `02_accuracy_by_layer`.
     folder : default `figures/` (see `mechsteer.paths.figures`).
-    **provenance : what made the numbers, such as model (its hash), seed and command; kept as the CSV's first line.
+    **provenance : what made the numbers, such as model (its hash), seed and command
+        Kept as the CSV's first line.
 
     Returns
     -------
@@ -70,56 +78,76 @@ def save_figure(
     ValueError  for a name with anything but a-z, 0-9 and _, or a table without rows.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(
-            f"A figure's name has only a-z, 0-9 and _ (like 02_accuracy_by_layer), not {name!r}."
-        )
+        raise ValueError(f"A figure's name has only a-z, 0-9 and _ (like 02_heads), not {name!r}.")
     if data.empty:
         raise ValueError(f"The table behind figure {name!r} has no rows.")
-    folder = Path(folder or paths.figures())
-    folder.mkdir(parents=True, exist_ok=True)
     from .. import __version__
+
+    folder = Path(folder or paths.figures())
 
     facts = {"mechsteer": __version__, **data.attrs, **provenance}
     line = json.dumps(facts, sort_keys=True, default=lambda v: v.item() if hasattr(v, "item") else str(v))
-    table, csv = numbers(data), folder / f"{name}.csv"
-    paths.replace(csv, f"# {line}\n{table}")
-    stamped = go.Figure(fig).update_layout(meta={"numbers": fingerprint(table)})
+    table = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    csv = paths.replace(folder / f"{name}.csv", f"# {line}\n{table}")
+    stamped = go.Figure(fig).update_layout(meta={"numbers": numbers_hash(table)})
     return [*write_picture(stamped, name, folder), csv]
 
 
-def numbers(data: pd.DataFrame) -> str:
-    """A table as the text that follows the first line of a figure's csv."""
-    return data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
-def fingerprint(table: str) -> str:
-    """Twelve hex digits that name the numbers of a csv, without its first line."""
+def numbers_hash(table: str) -> str:
+    """Twelve hex digits that name the numbers of a figure: the text of its csv, without the first line."""
     return hashlib.sha256(table.encode()).hexdigest()[:12]
 
 
 def write_picture(fig: go.Figure, name: str, folder: Path, page: bool = True) -> list[Path]:
-    """The part of `save_figure` that a reader looks at: `name`.png, where there is a Chrome, and `name`.html."""
-    png, html = (folder / f"{name}.{kind}" for kind in ("png", "html"))
+    """The part of `save_figure` that is drawn: `name`.png, where there is a Chrome, .html and .json.
+
+    Without `page` only the picture is written, and the other two stay as they are.
+    """
+    png, html, figure = (folder / f"{name}.{kind}" for kind in ("png", "html", "json"))
     if page:
-        fig.write_html(html, include_plotlyjs="directory", div_id=name)
+        paths.replace(figure, fig.to_json() + "\n")
+        with paths.replacing(html) as scratch:
+            fig.write_html(scratch, include_plotlyjs="directory", div_id=name)
     try:
         if chrome() is None:
             raise RuntimeError("there is no Chrome or Chromium (Debian: apt install chromium)")
         paths.replace(png, _picture(fig))
     except Exception as error:  # whatever stops a browser, the numbers and the page are written
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(
-            f"{png.name} was not written, its numbers and {html.name} are there: {reason}.", stacklevel=3
-        )
-        return [html]
-    return [png, html]
+        told = f"{png.name} was not written, its numbers and {html.name} are there: {reason}."
+        warnings.warn(told, stacklevel=3)
+        return [html, figure]
+    return [png, html, figure]
+
+
+def stored_figure(name: str, folder: Path | None = None) -> go.Figure:
+    """A saved figure, to be drawn again; `layout.meta["numbers"]` is the `numbers_hash` of what it shows.
+
+    Raises
+    ------
+    ValueError  if there is none, or the file holds no figure; says what writes it.
+    """
+    path = Path(folder or paths.figures()) / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(f"no {path.name} to draw from: {made_by(name)} writes it")
+    try:
+        return go.Figure(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(
+            f"{path.name} holds no figure of Plotly's: {made_by(name)} writes it anew"
+        ) from error
+
+
+def made_by(name: str) -> str:
+    """The command that makes a figure of the project: a notebook's run, or the embedded model's card."""
+    number = name.split("_")[0]
+    return f"make notebooks ONLY={number}" if number.isdigit() else "python -m workshop.tiny.card --figures"
 
 
 def read_figure(name: str | Path, folder: Path | None = None) -> pd.DataFrame:
     """The numbers behind a saved figure (its name or the CSV's path); `attrs` holds the provenance.
 
-    pandas alone should be told `skiprows=1`, not `comment="#"`, which would cut the note names C# and F#
-    short.
+    pandas alone should be told `skiprows=1`, not `comment="#"`, which would cut the notes C# and F# short.
     """
     path = Path(name) if str(name).endswith(".csv") else Path(folder or paths.figures()) / f"{name}.csv"
     with path.open(encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The judges hear what was composed, whatever the gain, rate or length; the pitch measures know tones and octaves."""
+"""The judges hear what was composed, whatever the gain, rate or length; `pitch` knows tones and octaves."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ from conftest import ROOT, require
 import mechsteer as ms
 from mechsteer.measures import _spectra as spectra
 from mechsteer.measures import pitch
-from mechsteer.measures.judges import _statistics as judge_statistics
-from mechsteer.measures.judges import hear as hearing
+from mechsteer.measures.judges import _statistics as statistics
+from mechsteer.measures.judges.hear import JUDGES, embedding, tempo_class, tempo_of
 from workshop.tiny import render
 from workshop.tiny.compose import LEADS, STYLES, Score, compose
 
@@ -41,10 +41,9 @@ def noise():
 
 
 # --- the judges
-# ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("judge", hearing.JUDGES)
+@pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("seconds", [8, 5])
 def test_a_judge_hears_what_was_composed(music, judge, seconds):
     audio, truth = music
@@ -53,7 +52,7 @@ def test_a_judge_hears_what_was_composed(music, judge, seconds):
     right["tempo"] = ((heard.tempo / truth.tempo - 1).abs() < 0.04).sum()
     least = {"lead": 10, "style": 9, "drums": 9, "mode": 10, "tonic": 10, "tempo": 9}
     assert all(right[name] >= n for name, n in least.items()), right
-    assert (heard.tempo_class == hearing.tempo_class(heard.tempo)).all()
+    assert (heard.tempo_class == tempo_class(heard.tempo)).all()
 
 
 def test_the_judges_hear_through_the_codec():
@@ -112,14 +111,14 @@ def test_a_silent_clip_is_missing_not_guessed(noise):
     assert values[table["clip"] == 1].isna().all(axis=None) and values[table["clip"] == 0].notna().all(
         axis=None
     )
-    spread = ms.embedding(np.stack([noise[0], 0 * noise[0]]), RATE, "cnn")
+    spread = embedding(np.stack([noise[0], 0 * noise[0]]), RATE, "cnn")
     assert np.isfinite(spread[0]).all() and np.isnan(spread[1]).all()
 
 
-@pytest.mark.parametrize("judge", hearing.JUDGES)
+@pytest.mark.parametrize("judge", JUDGES)
 def test_embeddings_tell_leads_apart(music, judge):
     audio, truth = music
-    x = ms.embedding(audio, RATE, judge)
+    x = embedding(audio, RATE, judge)
     assert x.shape[0] == 12 and x.dtype == np.float32 and np.isfinite(x).all()
     distance = np.linalg.norm(x[:, None] - x[None], axis=-1)
     same = truth.lead.to_numpy()[:, None] == truth.lead.to_numpy()[None]
@@ -127,12 +126,12 @@ def test_embeddings_tell_leads_apart(music, judge):
 
 
 def test_bad_input_is_refused_with_advice(noise, tmp_path):
-    with pytest.raises(ValueError, match="need 3 s or more"):
+    with pytest.raises(ValueError, match="3 s or more are needed"):
         ms.hear(noise[..., : 2 * RATE], RATE)
     with pytest.raises(ValueError, match="unknown judge 'ears'.*'cnn', 'features' or 'both'"):
         ms.hear(noise, RATE, "ears")
     with pytest.raises(ValueError, match="one judge"):
-        ms.embedding(noise, RATE, "both")
+        embedding(noise, RATE, "both")
     with pytest.raises(ValueError, match="NaN"):
         ms.hear(np.where(noise > 0.3, np.nan, noise), RATE)
     with pytest.raises(FileNotFoundError, match="workshop.tiny.judge"):
@@ -155,15 +154,14 @@ def test_the_shipped_table_is_complete_and_the_weights_are_small():
     folder = ROOT / "data" / "tiny"
     table = pd.DataFrame(json.loads((folder / "judge.json").read_text())["test"])
     shares = table[table.attribute != "tempo"]
-    assert set(shares.judge) == set(hearing.JUDGES) and (shares.n >= 200).all()
+    assert set(shares.judge) == set(JUDGES) and (shares.n >= 200).all()
     assert {"lead", "style", "drums", "mode", "tempo_class"} <= set(shares.attribute)
     assert ((shares.low <= shares.accuracy) & (shares.accuracy <= shares.high)).all()
-    sizes = {name: (folder / file).stat().st_size for name, file in hearing.JUDGES.items()}
+    sizes = {name: (folder / file).stat().st_size for name, file in JUDGES.items()}
     assert sizes["cnn"] < 700_000 and sizes["features"] < 100_000
 
 
 # --- what they are made of
-# -------------------------------------------------------------------------------------------
 
 
 def test_spectra_put_a_tone_where_it_belongs():
@@ -194,7 +192,7 @@ def test_a_transposed_chord_turns_the_key_statistics():
     notes = np.zeros((2, 60, 20), np.float32)
     notes[0, [12, 16, 19, 24]] = 1
     notes[1] = np.roll(notes[0], 3, axis=0)
-    c, e = judge_statistics.turned(judge_statistics.pitch_classes(notes))
+    c, e = statistics.turned(statistics.pitch_classes(notes))
     order = lambda x: x.reshape(12, 6, 12)[:, :3].sum((1, 2))
     assert c.shape == (12, 72)
     np.testing.assert_allclose(order(c), order(c)[0] * np.ones(12), rtol=1e-5)  # turning loses nothing
@@ -202,11 +200,11 @@ def test_a_transposed_chord_turns_the_key_statistics():
 
 
 def test_tempo_is_read_between_the_steps():
-    bpm = judge_statistics.BPM
+    bpm = statistics.BPM
     for true in (63.0, 101.0, 148.5):
         score = -0.5 * (np.log2(bpm / true) * 24 / 0.8) ** 2
-        assert hearing.tempo_of(score[None], bpm)[0] == pytest.approx(true, rel=0.005)
-    assert hearing.tempo_class(np.array([99.9, 100.0, 139.9, 140.0])).tolist() == [
+        assert tempo_of(score[None], bpm)[0] == pytest.approx(true, rel=0.005)
+    assert tempo_class(np.array([99.9, 100.0, 139.9, 140.0])).tolist() == [
         "slow",
         "medium",
         "medium",
@@ -215,7 +213,6 @@ def test_tempo_is_read_between_the_steps():
 
 
 # --- training
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_training_and_test_clips_share_no_score_and_a_larger_orchestra_keeps_the_test():
@@ -242,21 +239,18 @@ def test_training_learns_and_resumes(music, tmp_path):
     assert (again[0] == mel).all() and (again[1] == notes).all() and mel.shape == (12, 64, 501)
     goal = judge.targets(truth)
     weights = judge.train_statistics(mel, notes, goal)
-    judge.save(weights, tmp_path / hearing.JUDGES["features"], half=False)
+    judge.save(weights, tmp_path / JUDGES["features"], half=False)
     heard = ms.hear(audio[:, None], RATE, "features", weights=tmp_path)
     for attribute in ("lead", "style", "mode", "tonic"):
         assert (heard[attribute] == truth[attribute]).all()  # twelve clips are learnt by heart
     network = judge.train_network(
         mel[:4], notes[:4], {name: x[:4] for name, x in goal.items()}, epochs=2, batch=4
     )
-    judge.save(
-        {n: v.numpy() for n, v in network.state_dict().items()}, tmp_path / hearing.JUDGES["cnn"], half=True
-    )
+    judge.save({n: v.numpy() for n, v in network.state_dict().items()}, tmp_path / JUDGES["cnn"], half=True)
     assert len(ms.hear(audio[:2, None], RATE, "cnn", weights=tmp_path)) == 2
 
 
 # --- pitch
-# -----------------------------------------------------------------------------------------------------------
 
 
 def tone(hertz, seconds=3.0):

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
+import xarray as xr
 from conftest import require
 
+import mechsteer as ms
+from mechsteer.measures.intervals import means_by
 from mechsteer.show import plots, saving
 from workshop.suite import changes
 
@@ -34,47 +38,8 @@ def cosines() -> pd.DataFrame:
     return table.assign(concept="guitar", label="lead", **spread)
 
 
-def test_interval_is_students():
-    table = pd.DataFrame({"layer": [0, 0, 0, 1], "score": [1.0, 2.0, 3.0, 5.0]})
-    found = plots.interval(table, ["layer"]).set_index("layer")
-    assert found.loc[0, "mean"] == 2
-    assert found.loc[0, "hi"] - 2 == pytest.approx(4.302653 / np.sqrt(3), abs=1e-5)  # t(0.975, 2) s / sqrt(n)
-    assert found.loc[1, "n"] == 1 and np.isnan(found.loc[1, "lo"])
-
-
-def test_interval_covers_the_mean_as_often_as_it_says():
-    draws = np.random.default_rng(1).standard_normal((2000, 5))
-    table = pd.DataFrame({"trial": np.repeat(np.arange(2000), 5), "score": draws.ravel()})
-    found = plots.interval(table, ["trial"])
-    assert ((found["lo"] < 0) & (found["hi"] > 0)).mean() == pytest.approx(0.95, abs=0.02)
-
-
-def test_the_interval_of_an_accuracy_stays_between_0_and_1():
-    near = pd.DataFrame({"layer": 0, "metric": "accuracy", "score": [1.0, 1.0, 0.97, 1.0, 0.9]})
-    plain, inside = (plots.interval(table, ["layer"]).loc[0] for table in (near.drop(columns="metric"), near))
-    assert plain["hi"] > 1 > inside["hi"] > inside["mean"] == plain["mean"]
-    assert inside["mean"] - inside["lo"] > inside["hi"] - inside["mean"], "wider towards the middle"
-    other = plots.interval(near.assign(score=1 - near["score"]), ["layer"]).loc[0]
-    assert other["lo"] == pytest.approx(1 - inside["hi"]), "and the same seen from the other side"
-    middle = near.assign(score=0.5 + 0.01 * (near["score"] - near["score"].mean()))
-    one, two = (plots.interval(table, ["layer"]).loc[0] for table in (middle.drop(columns="metric"), middle))
-    assert two["lo"] == pytest.approx(one["lo"], abs=1e-6), "in the middle they agree"
-    both = pd.concat([near, near.assign(layer=1, metric="r2"), near.assign(layer=2, score=1.0)])
-    found = plots.interval(both, ["layer"])
-    assert found["hi"].tolist() == pytest.approx([inside["hi"], plain["hi"], 1.0])
-
-
-def test_the_interval_of_an_accuracy_covers_as_often_as_it_says():
-    draws = np.random.default_rng(1).binomial(50, 0.94, (2000, 5)) / 50  # five folds of fifty clips
-    table = pd.DataFrame(
-        {"trial": np.repeat(np.arange(2000), 5), "score": draws.ravel(), "metric": "accuracy"}
-    )
-    found = plots.interval(table, ["trial"])
-    assert ((found["lo"] < 0.94) & (found["hi"] > 0.94)).mean() == pytest.approx(0.95, abs=0.02)
-
-
 def test_accuracy_draws_the_mean_of_the_folds_and_both_controls(scores):
-    fig = plots.accuracy_by_layer(scores, title="Ridge reads as well")
+    fig = plots.layer_curves(scores, title="Ridge reads as well")
     assert fig.layout.title.text == "Ridge reads as well"
     assert [a.text for a in fig.layout.annotations] == ["guitar", "jazz"]
     line = next(t for t in fig.data if t.name == "ridge" and t.xaxis == "x2")
@@ -85,7 +50,7 @@ def test_accuracy_draws_the_mean_of_the_folds_and_both_controls(scores):
 
 
 def test_the_rows_order_does_not_change_the_lines(scores):
-    one, two = (plots.accuracy_by_layer(t) for t in (scores, scores.iloc[::-1]))
+    one, two = (plots.layer_curves(t) for t in (scores, scores.iloc[::-1]))
     lines = [
         {(t.name, fig.layout.annotations[int(t.xaxis[1:] or 1) - 1].text): t.y for t in fig.data if t.name}
         for fig in (one, two)
@@ -98,13 +63,93 @@ def test_the_rows_order_does_not_change_the_lines(scores):
 def test_what_would_be_averaged_silently_is_refused(scores):
     both = pd.concat([scores, scores.assign(site="attn")])
     with pytest.raises(ValueError, match="'site'.*colour='site'"):
-        plots.accuracy_by_layer(both)
+        plots.layer_curves(both)
     one = both[both["method"] == "ridge"]
-    assert {"resid", "attn"} <= {t.name for t in plots.accuracy_by_layer(one, colour="site").data}
+    assert {"resid", "attn"} <= {t.name for t in plots.layer_curves(one, colour="site").data}
+
+
+@pytest.fixture(scope="module")
+def collected() -> pd.DataFrame:
+    """The table of real probes: of two layers the upper one knows the lead, and the input half does."""
+    rng, lead = np.random.default_rng(0), np.array(["flute", "guitar", "piano"]).repeat(30)
+    planted = 3.0 * np.eye(8)[np.unique(lead, return_inverse=True)[1]]
+    noise = lambda: rng.standard_normal((90, 8))
+    acts = xr.Dataset(
+        {
+            "resid": (
+                ("clip", "layer", "d_model"),
+                np.stack([noise(), noise() + planted], 1).astype("float32"),
+            ),
+            "input": (("clip", "feature"), (noise() + planted / 3).astype("float32")),
+        },
+        {
+            "layer": [0, 1],
+            "lead": ("clip", lead),
+            "tempo": ("clip", np.arange(90.0)),
+            "group": ("clip", np.arange(90)),
+        },
+    )
+    return ms.accuracy_by_layer(acts, ["lead", "tempo"], ("mse", "diff_of_means"), folds=3, progress=False)
+
+
+def test_the_table_of_collected_activations_is_drawn_as_it_is(collected):
+    assert set(collected["site"]) == {"resid", "input"} and collected["metric"].nunique() == 4
+    lead = collected[collected["label"] == "lead"]
+    fig = plots.layer_curves(lead)
+    panel = [a.text for a in fig.layout.annotations].index("all")
+    here = [t for t in fig.data if (t.xaxis or "x") == ("x", *(f"x{k}" for k in range(2, 9)))[panel]]
+    line, point = (
+        next(t for t in here if t.name == "mse" and t.mode == mode) for mode in ("lines+markers", "markers")
+    )
+    rows = lead[(lead["concept"] == "all") & (lead["method"] == "mse") & (lead["metric"] == "accuracy")]
+    assert list(line.x) == [0, 1] and list(line.y) == rows.groupby("layer")["score"].mean().tolist()
+    known = means_by(rows[rows["site"] == "input"], ["site"]).loc[0]
+    assert list(point.x) == [-1] and point.y[0] == known["mean"], "the input, left of layer 0"
+    assert point.y[0] + point.error_y.array[0] == pytest.approx(known["hi"])
+    assert line.y[1] > point.y[0] > line.y[0]
+    assert list(fig.layout.xaxis.ticktext) == ["input", "0", "1"] and list(fig.layout.xaxis.tickvals) == [
+        -1,
+        0,
+        1,
+    ]
+    assert fig.layout.yaxis.title.text == "accuracy"
+
+
+def test_the_metric_is_one_and_said(collected):
+    both = collected[collected["concept"].isin(["all", "tempo"])]
+    fig = plots.layer_curves(both.drop(columns="label"))
+    assert fig.layout.yaxis.title.text == "accuracy or R²"
+    assert plots.layer_curves(both[both["label"] == "lead"], metric="auc").layout.yaxis.title.text == "AUC"
+    only = both[both["metric"] == "balanced_accuracy"]
+    assert plots.layer_curves(only).layout.yaxis.title.text == "balanced accuracy"
+    with pytest.raises(ValueError, match=r"'auc' for tempo \(r2\)"):
+        plots.layer_curves(both, metric="auc")
+    assert {"input", "resid"} <= {
+        t.name for t in plots.layer_curves(both[both["method"] == "mse"], "site").data
+    }
+
+
+def test_a_table_read_from_its_csv_looks_the_same(collected, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    fig = plots.layer_curves(collected[collected["label"] == "lead"])
+    with pytest.warns(UserWarning):
+        saving.save_figure(fig, collected, "02_scores", tmp_path)
+    again = saving.read_figure("02_scores", tmp_path)
+    again = plots.layer_curves(again[again["label"] == "lead"])
+    for one, two in zip(fig.data, again.data, strict=True):
+        assert one.x == two.x and np.allclose(one.y, two.y, atol=1e-4, equal_nan=True)
+
+
+def test_a_deep_models_input_has_room_for_its_tick(scores):
+    deep = pd.concat([scores.assign(layer=layer) for layer in (0, 47)] + [scores.assign(layer=pd.NA)])
+    fig = plots.layer_curves(deep.assign(layer=deep["layer"].astype("Int64")))
+    assert list(fig.layout.xaxis.tickvals) == [-6, *range(0, 48, 6)]
 
 
 def test_head_map_shows_layers_down_and_heads_across(scores):
     heads = scores[scores["method"] == "ridge"].assign(head=scores["fold"] % 3)
+    with pytest.raises(ValueError, match="'method' would be averaged: select one"):
+        plots.head_map(scores.assign(head=0))
     fig = plots.head_map(heads)
     assert np.shape(fig.data[0].z) == (4, 3)
     expected = heads.query("concept == 'guitar' and layer == 2 and head == 1")["score"].mean()
@@ -138,13 +183,16 @@ def test_dose_curves_show_every_name_beside_the_unsteered_clips():
 
 
 @pytest.mark.parametrize(
-    "draw", [plots.accuracy_by_layer, plots.head_map, plots.cosines_by_layer, plots.dose_curves]
+    "draw", [plots.layer_curves, plots.head_map, plots.cosines_by_layer, plots.dose_curves]
 )
 def test_a_wrong_table_is_named(draw, scores):
     with pytest.raises(ValueError, match="lacks the column.*it has label"):
         draw(scores[["label", "score"]])
     with pytest.raises(ValueError, match="no rows"):
-        others = "head method_a method_b cosine lo hi null_lo null_hi name strength success success_lo success_hi experiment"
+        others = (
+            "head method_a method_b cosine lo hi null_lo null_hi name strength success success_lo success_hi"
+        )
+        others += " experiment"
         draw(scores.assign(**dict.fromkeys(others.split(), 0)).iloc[:0])
 
 
@@ -164,14 +212,14 @@ def test_colours_are_told_apart_by_the_colour_blind():
 def test_saving_without_a_chrome_still_writes_page_and_numbers(scores, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "chrome", lambda: None)
     with pytest.warns(UserWarning, match="apt install chromium"):
-        written = plots.save_figure(
-            plots.accuracy_by_layer(scores), scores, "02_scores", tmp_path, seed=np.int64(3)
+        written = saving.save_figure(
+            plots.layer_curves(scores), scores, "02_scores", tmp_path, seed=np.int64(3)
         )
-    assert [p.name for p in written] == ["02_scores.html", "02_scores.csv"]
+    assert [p.name for p in written] == ["02_scores.html", "02_scores.json", "02_scores.csv"]
     page = (tmp_path / "02_scores.html").read_text(encoding="utf-8")
     assert 'src="plotly.min.js"' in page and "https://cdn" not in page and len(page) < 100_000
     assert (tmp_path / "plotly.min.js").stat().st_size > 1e6
-    again = plots.read_figure("02_scores", tmp_path)
+    again = saving.read_figure("02_scores", tmp_path)
     pd.testing.assert_frame_equal(again, scores, rtol=1e-5, check_dtype=False)
     assert again.attrs["seed"] == 3
 
@@ -180,14 +228,39 @@ def test_saving_twice_writes_the_same_bytes(scores, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "chrome", lambda: None)
     for folder in ("a", "b"):
         with pytest.warns(UserWarning):
-            plots.save_figure(
-                plots.accuracy_by_layer(scores), scores, "02_scores", tmp_path / folder, model="tiny"
+            saving.save_figure(
+                plots.layer_curves(scores), scores, "02_scores", tmp_path / folder, model="tiny"
             )
-    for kind in ("html", "csv"):
+    for kind in ("html", "json", "csv"):
         assert (tmp_path / f"a/02_scores.{kind}").read_bytes() == (
             tmp_path / f"b/02_scores.{kind}"
         ).read_bytes()
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_saved_figure_can_be_drawn_again(scores, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    fig = plots.layer_curves(scores, title='A line, "(so)" ;<b>')
+    with pytest.warns(UserWarning):
+        saving.save_figure(fig, scores, "02_scores", tmp_path)
+    again = saving.stored_figure("02_scores", tmp_path)
+    _, _, table = (tmp_path / "02_scores.csv").read_text(encoding="utf-8").partition("\n")
+    assert again.layout.meta["numbers"] == saving.numbers_hash(table)
+    assert fig.layout.meta is None, "the caller's figure stays as it was"
+    assert again.update_layout(meta=None) == fig
+    stored = saving.stored_figure("02_scores", tmp_path)
+    with pytest.warns(UserWarning):
+        assert len(saving.write_picture(stored, "02_scores", tmp_path)) == 2
+    assert saving.stored_figure("02_scores", tmp_path) == stored
+    (tmp_path / "02_scores.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="02_scores.json holds no figure.*make notebooks ONLY=02"):
+        saving.stored_figure("02_scores", tmp_path)
+    for name, command in {
+        "03_other": "make notebooks ONLY=03",
+        "tiny_card": "workshop.tiny.card --figures",
+    }.items():
+        with pytest.raises(ValueError, match=f"no {name}.json to draw from: .*{command} writes it"):
+            saving.stored_figure(name, tmp_path)
 
 
 def test_note_names_and_provenance_survive_the_csv(tmp_path, monkeypatch):
@@ -195,8 +268,8 @@ def test_note_names_and_provenance_survive_the_csv(tmp_path, monkeypatch):
     table = pd.DataFrame({"tonic": ["C", "C#", "F#"], "n": [1, 2, 3]})
     table.attrs["model"] = "tiny, 1a2b"
     with pytest.warns(UserWarning):
-        plots.save_figure(plots.go.Figure(), table, "tiny_tonics", tmp_path, command="make notebooks")
-    again = plots.read_figure(tmp_path / "tiny_tonics.csv")
+        saving.save_figure(go.Figure(), table, "tiny_tonics", tmp_path, command="make notebooks")
+    again = saving.read_figure(tmp_path / "tiny_tonics.csv")
     assert list(again["tonic"]) == ["C", "C#", "F#"]
     assert again.attrs["model"] == "tiny, 1a2b" and again.attrs["command"] == "make notebooks"
 
@@ -204,21 +277,21 @@ def test_note_names_and_provenance_survive_the_csv(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["../up", "With Space", "", "a.b"])
 def test_a_figures_name_is_a_plain_one(name, scores, tmp_path):
     with pytest.raises(ValueError, match="only a-z, 0-9 and _"):
-        plots.save_figure(plots.go.Figure(), scores, name, tmp_path)
+        saving.save_figure(go.Figure(), scores, name, tmp_path)
 
 
 def test_the_figure_folder_can_be_redirected(scores, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "chrome", lambda: None)
     monkeypatch.setenv("MECHSTEER_FIGURES", str(tmp_path / "elsewhere"))
     with pytest.warns(UserWarning):
-        plots.save_figure(plots.accuracy_by_layer(scores), scores, "02_scores")
+        saving.save_figure(plots.layer_curves(scores), scores, "02_scores")
     assert (tmp_path / "elsewhere" / "02_scores.csv").exists()
 
 
 def test_a_picture_is_drawn_by_chrome(scores, tmp_path):
     require(saving.chrome(), "chromium")
-    fig = plots.accuracy_by_layer(scores, title="One picture")
-    written = plots.save_figure(fig, scores, "02_scores", tmp_path)
+    fig = plots.layer_curves(scores, title="One picture")
+    written = saving.save_figure(fig, scores, "02_scores", tmp_path)
     picture = (tmp_path / "02_scores.png").read_bytes()
     assert written[0].name == "02_scores.png" and picture.startswith(b"\x89PNG")
     assert int.from_bytes(picture[16:20]) == round(1.5 * fig.layout.width)

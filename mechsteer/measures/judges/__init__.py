@@ -1,4 +1,4 @@
-"""Two judges that say what a clip sounds like: `hear` asks them; `_network` and `_statistics` are what they are."""
+"""Two judges that say what a clip sounds like: `hear` asks them; they are in `_network` and `_statistics`."""
 
 from ..._shared import modules
 

@@ -1,14 +1,13 @@
-"""The first judge of `hearing`: a small network that reads lead, style, drums, tempo and key from spectra.
+"""The first judge of `hear`: a small network that reads lead, style, drums, tempo and key from spectra.
 
 Three branches, each built for what it must hear:
 
 - timbre: two-dimensional convolutions over the log-mel spectrogram;
 - rhythm: autocorrelation and Fourier magnitude of learnt onset curves on one axis of log period, read by
-  convolutions
-  whose dilation is an octave, so that one filter sees a beat together with its halves and doubles, at any
-  tempo;
-- key: statistics of the note spectrum by pitch class, read by circular convolutions, so that all tonics share
-  weights.
+  convolutions whose dilation is an octave, so that one filter sees a beat together with its halves and
+  doubles, at any tempo;
+- key: statistics of the note spectrum by pitch class, read by circular convolutions, so that all tonics
+  share weights.
 """
 
 import math
@@ -20,9 +19,7 @@ from torch import nn
 HOP = 256 / 16_000  # s between frames of the log-mel spectrogram
 OCTAVE = 24  # periods per octave on the rhythm axis
 SLACK = 10  # positions beyond each end of the axis, used to train on shifted tempi
-PERIODS = 0.15 * 2 ** (
-    (torch.arange(-SLACK, 100 + SLACK)) / OCTAVE
-)  # s; the judge sees 100 from 0.15 to 2.6 s
+PERIODS = 0.15 * 2 ** (torch.arange(-SLACK, 100 + SLACK) / OCTAVE)  # s; the judge sees 100 from 0.15 to 2.6 s
 BEATS = slice(26, 70)  # positions on the axis of 100 that can be the beat: 55 to 189 bpm
 EMBEDDING = 96
 
@@ -54,10 +51,8 @@ class Rhythm(nn.Module):
         near = torch.lerp(correlation[..., whole], correlation[..., whole + 1], lag - whole)
         angle = 2 * math.pi * torch.arange(frames)[:, None] / lag
         windowed = onset * torch.hann_window(frames)
-        swing = torch.sqrt((windowed @ angle.cos()) ** 2 + (windowed @ angle.sin()) ** 2 + 1e-6) / math.sqrt(
-            frames
-        )
-        return torch.cat([near, swing], dim=1)
+        power = (windowed @ angle.cos()) ** 2 + (windowed @ angle.sin()) ** 2
+        return torch.cat([near, torch.sqrt(power + 1e-6) / math.sqrt(frames)], dim=1)
 
 
 class Key(nn.Module):
@@ -90,8 +85,8 @@ class Network(nn.Module):
 
     forward(mel, notes, shift=0) returns a dict of logits: lead (clip, 6), style (clip, 4), drums (clip, 2),
     beat (clip, 44 positions of `beat_bpm`), key (clip, 2 modes, 12 tonics from A), and `embedding` (clip,
-    96). `shift` moves the axis of periods by that many positions, at most SLACK: the music seems slower by 2
-    ** (shift / 24).
+    96). `shift` moves the axis of periods by that many positions, at most SLACK: the music seems slower by a
+    factor 2 ** (shift / 24).
     """
 
     def __init__(self, leads: int = 6, styles: int = 4, bands: int = 64):
@@ -99,11 +94,8 @@ class Network(nn.Module):
         widths = (1, 16, 32, 48, 64)
         steps = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            steps += [
-                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
+            steps += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)]
+            steps += [nn.BatchNorm2d(after), nn.ReLU()]
         self.timbre = nn.Sequential(*steps).to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.fold = nn.Sequential(
             nn.Conv1d(64 * bands // 16, 96, 1, bias=False), nn.BatchNorm1d(96), nn.ReLU()

@@ -1,11 +1,9 @@
-"""The second judge of `hearing`: hand-made statistics of the spectra and linear models, no neural network.
+"""The second judge of `hear`: hand-made statistics of the spectra and linear models, no neural network.
 
-- texture: statistics of mel-frequency cepstral coefficients, onsets and rates, with logistic regression for
-  lead, style
-  and drums;
+- sound and rhythm (the weights call them "texture"): statistics of mel-frequency cepstral coefficients,
+  onsets and rates, with logistic regression for lead, style and drums;
 - key: how loud each pitch class is in three registers. One linear template for major and one for minor is
-  held against
-  the statistics turned to every tonic;
+  held against the statistics turned to every tonic;
 - tempo: a Fourier tempogram. One linear template per style is held against it at every tempo in turn.
 
 Everything is numpy; the weights come from `python -m workshop.tiny.judge`, fitted by scikit-learn.
@@ -17,15 +15,12 @@ from scipy.special import log_softmax
 
 OCTAVE = 24  # tempi per octave
 BPM = 55 * 2 ** (np.arange(43) / OCTAVE)  # 55 to 185
-_BELOW, _ABOVE = (
-    42,
-    66,
-)  # the tempogram's reach around a tempo: 0.3 to 6.7 times the beat's rate
+_BELOW, _ABOVE = 42, 66  # the tempogram's reach around a tempo: 0.3 to 6.7 times the beat's rate
 _FPS = 16_000 / 256  # frames of the log-mel spectrogram per second
 _COEFFICIENTS = 26
 
 
-def texture(mel: np.ndarray) -> np.ndarray:
+def sound_and_rhythm(mel: np.ndarray) -> np.ndarray:
     """Statistics of sound and rhythm, (clip, 618), of log-mel spectrograms (clip, band, frame).
 
     Per cepstral coefficient its mean, spread, skewness, quantiles and movement over 1, 2, 4 and 8 frames; per
@@ -36,13 +31,8 @@ def texture(mel: np.ndarray) -> np.ndarray:
     steps = np.diff(cepstrum, axis=-1)
     centred = cepstrum - cepstrum.mean(-1, keepdims=True)
     spread = cepstrum.std(-1)
-    parts = [
-        cepstrum.mean(-1),
-        spread,
-        np.abs(steps).mean(-1),
-        steps.std(-1),
-        (centred**3).mean(-1) / (spread**3 + 1),
-    ]
+    parts = [cepstrum.mean(-1), spread, np.abs(steps).mean(-1), steps.std(-1)]
+    parts += [(centred**3).mean(-1) / (spread**3 + 1)]
     parts += list(np.quantile(cepstrum, (0.1, 0.25, 0.5, 0.75, 0.9), axis=-1))
     parts += [np.abs(cepstrum[..., lag:] - cepstrum[..., :-lag]).mean(-1) for lag in (2, 4, 8)]
     onsets = rises(mel, 16)
@@ -53,14 +43,14 @@ def texture(mel: np.ndarray) -> np.ndarray:
 
 
 def rises(mel: np.ndarray, bands: int) -> np.ndarray:
-    """How much each band rose over two frames, (clip, band, frame - 2), in nepers of power; 0 where it fell."""
+    """How far each band rose over two frames, (clip, band, frame - 2), nepers of power; 0 where it fell."""
     mel = mel.astype(np.float32)
     rise = np.maximum(mel[..., 2:] - mel[..., :-2], 0)
     return rise.reshape(len(mel), bands, -1, rise.shape[-1]).mean(2)
 
 
 def pitch_classes(notes: np.ndarray) -> np.ndarray:
-    """Mean and spread of each pitch class in three registers, (clip, 6, 12) from A, of (clip, note, frame)."""
+    """Mean and spread of pitch classes in three registers, (clip, 6, 12) from A, of (clip, note, frame)."""
     registers = np.exp(-0.5 * ((np.arange(60) - np.array([8.0, 26.0, 44.0])[:, None]) / 8) ** 2)
     level = np.sqrt(notes.astype(np.float32))[:, None] * registers[..., None].astype(np.float32)
     level = level.reshape(*level.shape[:2], 5, 12, level.shape[-1]).sum(2)
@@ -76,7 +66,7 @@ def turned(classes: np.ndarray) -> np.ndarray:
 
 
 def tempogram(mel: np.ndarray) -> np.ndarray:
-    """Strength of each rate in the onsets of four bands, (clip, 4, rate); rates around `BPM`, 24 per octave."""
+    """Strength of each rate in the onsets of four bands, (clip, 4, rate): around `BPM`, 24 per octave."""
     onset = rises(mel, 4)
     onset -= onset.mean(-1, keepdims=True)
     onset /= onset.std(-1, keepdims=True) + 1e-3
@@ -103,8 +93,8 @@ def linear(x: np.ndarray, weights: dict, name: str) -> np.ndarray:
 
 
 def judge(mel: np.ndarray, notes: np.ndarray, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Log-probabilities of lead, style, drums, beat (over BPM) and key (mode, tonic from A), and the `embedding`."""
-    x = standardise(texture(mel), weights, "texture")
+    """Log-probabilities of lead, style, drums, beat (of BPM), key (mode, tonic from A); the `embedding`."""
+    x = standardise(sound_and_rhythm(mel), weights, "texture")
     out = {name: log_softmax(linear(x, weights, name), axis=1) for name in ("lead", "style", "drums")}
     key = linear(standardise(turned(pitch_classes(notes)), weights, "turned"), weights, "key")
     out["key"] = log_softmax(key.reshape(len(x), -1), axis=1).reshape(len(x), 12, 2).swapaxes(1, 2)
@@ -113,6 +103,6 @@ def judge(mel: np.ndarray, notes: np.ndarray, weights: dict[str, np.ndarray]) ->
 
 
 def beat_scores(candidates: np.ndarray, styles: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
-    """Score of each tempo, (clip, tempo): the templates of the styles, weighted by how likely each style is."""
+    """Score of each tempo, (clip, tempo): the styles' templates, weighted by how likely each style is."""
     scores = linear(standardise(candidates, weights, "around"), weights, "beat")  # clip, tempo, style
     return (scores * styles[:, None]).sum(-1)

@@ -1,10 +1,11 @@
 """Two judges that say what a clip sounds like: lead instrument, style, drums, tempo, key.
 
-`cnn` is a small network on spectra (`judge_network`), `features` holds linear models to hand-made statistics
-(`judge_statistics`). They share the spectra and the training clips (original recordings of the labelled
+`cnn` is a small network on spectra (`_network`), `features` holds linear models to hand-made statistics
+(`_statistics`). They share the spectra and the training clips (original recordings of the labelled
 orchestra, never anything generated or decoded) and nothing else: report both, so that what pleases one judge
-only is seen. Their accuracy on scores that neither was trained on is in `data/tiny/judge.json`.
-Low-rate coding adds noise that both can take for soft drums: read `p_drums` of decoded clips against decoded originals.
+only is seen. Their accuracy on scores that neither was trained on is in `data/tiny/judge.json`. Low-rate
+coding adds noise that both can take for soft drums: read `p_drums` of decoded clips against decoded
+originals.
 """
 
 from __future__ import annotations
@@ -19,14 +20,12 @@ import pandas as pd
 from scipy.special import log_softmax
 
 from ... import paths
-from ...model.generation import to_clips
 from .. import _spectra as spectra
-from . import _statistics as judge_statistics
+from . import _statistics as statistics
 
 __all__ = ["JUDGES", "embedding", "hear", "tempo_class"]
 
 JUDGES = {"cnn": "judge.safetensors", "features": "ears.safetensors"}  # judge -> its weights in data/tiny
-SHORTEST = 3.0  # s
 MODES = ("major", "minor")
 _BATCH = 128.0  # s of audio in memory at once
 
@@ -47,9 +46,9 @@ def hear(
 
     Returns
     -------
-    pd.DataFrame, one row per (judge, clip): `judge`; `clip`, from 0; `lead`, `style`, `mode`: the likeliest, with a
-    probability per class in `p_lead_piano` and so on; `drums` (bool) and `p_drums`; `tonic`, 0 is C; `tempo`, bpm;
-    `tempo_class` (`tempo_class`). A silent clip has missing values throughout.
+    pd.DataFrame, one row per (judge, clip): `judge`; `clip`, from 0; `lead`, `style`, `mode`: the likeliest,
+    with a probability per class in `p_lead_piano` and so on; `drums` (bool) and `p_drums`; `tonic`, 0 is C;
+    `tempo`, bpm; `tempo_class` (`tempo_class`). A silent clip has missing values throughout.
 
     Raises
     ------
@@ -71,8 +70,8 @@ def embedding(
 ) -> np.ndarray:
     """What one judge listens to before it decides: float32 (clip, dim), for distances between sets of clips.
 
-    `cnn`: the 96 units before the last layer. `features`: the standardised statistics of texture. A silent
-    clip is NaN. Parameters and errors as in `hear`; `judge` is one of the two.
+    `cnn`: the 96 units before the last layer. `features`: its standardised statistics. A silent clip is NaN.
+    Parameters and errors as in `hear`; `judge` is one of the two.
     """
     if judge == "both":
         raise ValueError("an embedding comes from one judge: 'cnn' or 'features'")
@@ -124,24 +123,18 @@ def _network(path):
 
 
 def _listen(audio, sample_rate, name, path):
-    """Log-probabilities and embedding by name, (clip, ...), with the tempo in bpm; and which clips are silent."""
-    clips = to_clips(audio, sample_rate, spectra.RATE, 1)[:, 0]
-    if clips.shape[-1] < SHORTEST * spectra.RATE:
-        raise ValueError(
-            f"clips of {clips.shape[-1] / spectra.RATE:.2f} s; the judges need {SHORTEST:g} s or more"
-        )
-    size = max(1, int(_BATCH * spectra.RATE / clips.shape[-1]))
+    """Log-probabilities, embedding and tempo (bpm) by name, (clip, ...); and which clips are silent."""
+    clips = spectra.mono(audio, sample_rate, spectra.SHORTEST)
+    size, silent = max(1, int(_BATCH * spectra.RATE / clips.shape[-1])), spectra.rms(clips) <= spectra.SILENCE
     parts = [_judge(name, path, clips[i : i + size]) for i in range(0, len(clips), size)]
-    return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}, spectra.rms(
-        clips
-    ) <= spectra.SILENCE
+    return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}, silent
 
 
 def _judge(name, path, clips):
     mel, notes = spectra.log_mel(clips), spectra.notes(clips)
     if name == "features":
-        out = judge_statistics.judge(mel, notes, _weights(path)[0])
-        return out | {"tempo": tempo_of(out["beat"], judge_statistics.BPM)}
+        out = statistics.judge(mel, notes, _weights(path)[0])
+        return out | {"tempo": tempo_of(out["beat"], statistics.BPM)}
     return run_network(_network(path), mel, notes)
 
 
@@ -160,7 +153,7 @@ def run_network(network, mel: np.ndarray, notes: np.ndarray) -> dict[str, np.nda
 
 
 def tempo_of(log_probability: np.ndarray, bpm: np.ndarray) -> np.ndarray:
-    """Tempo of (clip, tempo) log-probabilities: geometric mean over the likeliest and three neighbours each side."""
+    """Tempo of (clip, tempo) log-probabilities: geometric mean of the likeliest and three on each side."""
     best = log_probability.argmax(1)
     near = np.abs(np.arange(len(bpm)) - best[:, None]) <= 3
     weight = np.exp(log_probability - log_probability.max(1, keepdims=True)) * near
