@@ -1,5 +1,4 @@
-"""Labelled clips as a DataFrame: the orchestra, a folder per class, or a manifest; and the audio behind each
-row.
+"""Labelled clips as a DataFrame: the orchestra, a folder per class, or a manifest; and the audio of each row.
 
 A row is one clip: `clip` (its name, unique), where its sound is (`path`, `start` and `duration` in seconds,
 or `codes`), `group` (what must not be split between training and test), any labels, and `problem`: what is
@@ -8,34 +7,15 @@ wrong with it.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .. import paths
+__all__ = ["check", "clips", "own_codes", "read_clip"]
 
-__all__ = ["check", "chords", "clips", "codes_of", "notes", "read_clip"]
-
-KINDS = (
-    "wav",
-    "flac",
-    "mp3",
-    "ogg",
-    "oga",
-    "opus",
-    "aif",
-    "aiff",
-    "au",
-    "caf",
-    "w64",
-    "m4a",
-    "aac",
-    "mp4",
-    "wma",
-)
-SUFFIXES = frozenset(f".{kind}" for kind in KINDS)
+KINDS = "wav flac mp3 ogg oga opus aif aiff au caf w64 m4a aac mp4 wma"
+SUFFIXES = frozenset(f".{kind}" for kind in KINDS.split())
 OWN = ("clip", "path", "codes", "codec", "start", "duration", "problem")
 """Columns that are not labels; `group` is kept beside the labels."""
 SILENCE = 1e-4  # -80 dB of full scale
@@ -63,11 +43,11 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
 
     Returns
     -------
-    pd.DataFrame with columns clip, path or codes, start, duration (s), group, the labels, and `problem` for files: ""
-    or why the file can't be used. `collect` skips those rows and lists them. For the orchestra, codes are uint16 arrays
-    [codebook, frame] and `codec` is the hash of the codec that made them; labels are score, split, paired, lead, style,
-    tempo (bpm), tonic, mode, register, loudness, drums, first_beat (s), chords_program, bass_program, lead_program,
-    caption; the group is the score.
+    pd.DataFrame with columns clip, path or codes, start, duration (s), group, the labels, and `problem` for
+    files: "" or why the file can't be used. `collect` skips those rows and lists them. For the orchestra,
+    codes are uint16 arrays [codebook, frame] and `codec` is the hash of the codec that made them; labels are
+    score, split, paired, lead, style, tempo (bpm), tonic, mode, register, loudness, drums, first_beat (s),
+    chords_program, bass_program, lead_program, caption; the group is the score.
 
     Raises
     ------
@@ -80,10 +60,10 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
         raise ValueError(f"segment={segment} s; give a positive length, or None for whole files")
     if isinstance(source, str) and source == "orchestra":
         if segment or group:
-            raise ValueError(
-                "the orchestra's clips are whole and grouped by score; leave segment and group out"
-            )
-        return _orchestra()
+            raise ValueError("the orchestra's clips are whole and grouped by score: no segment, no group")
+        from ..tiny import orchestra
+
+        return orchestra.table()
     table, root = _listed(source, label)
     if callable(group):
         table["group"] = [str(group(path)) for path in table["path"]]
@@ -91,9 +71,8 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
         if group not in table:
             raise ValueError(f"no column {group!r} to group by; there are {', '.join(map(str, table))}")
         table["group"] = table[group].astype(str)
-    table["group"] = (
-        table["group"].where(table["group"].notna(), table["path"]) if "group" in table else table["path"]
-    )
+    own = table.get("group", table["path"])
+    table["group"] = own.where(own.notna(), table["path"])
     table["clip"] = table["clip"].astype(str) if "clip" in table else table["path"]
     table["problem"], table["seconds"] = zip(*(_header(root / path) for path in table["path"]), strict=True)
     table["path"] = [str(root / path) for path in table["path"]]
@@ -108,8 +87,8 @@ def _listed(source, label: str) -> tuple[pd.DataFrame, Path]:
         source = Path(source).expanduser()
         if not source.exists():
             raise FileNotFoundError(
-                f"no folder or manifest {source}; give 'orchestra', a folder with one folder of audio per class, "
-                "or a .csv or .parquet table with a column 'path'"
+                f"no folder or manifest {source}; give 'orchestra', a folder with one folder of audio per "
+                "class, or a .csv or .parquet table with a column 'path'"
             )
         if source.is_dir():
             files = sorted(p.relative_to(source) for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -123,9 +102,8 @@ def _listed(source, label: str) -> tuple[pd.DataFrame, Path]:
             raise ValueError(f"{source} is neither a folder nor a .csv or .parquet table")
         table, root = read(source), source.parent
     if "path" not in table or table.empty:
-        raise ValueError(
-            f"the manifest needs rows and a column 'path'; it has {', '.join(map(str, table)) or 'nothing'}"
-        )
+        there = ", ".join(map(str, table)) or "nothing"
+        raise ValueError(f"the manifest needs rows and a column 'path'; it has {there}")
     table["path"] = table["path"].astype(str)
     return table.reset_index(drop=True), root
 
@@ -155,9 +133,8 @@ def _cut(table: pd.DataFrame, segment: float | None) -> pd.DataFrame:
         begin = 0.0 if pd.isna(row.get("start")) else float(row["start"])
         length = seconds - begin if pd.isna(row.get("duration")) else float(row["duration"])
         if not row["problem"] and not (begin >= 0 and 0 < length <= seconds - begin + SHORT):
-            row["problem"] = (
-                f"start {begin:g} s and duration {length:g} s lie outside the file's {seconds:.2f} s"
-            )
+            given = f"start {begin:g} s and duration {length:g} s"
+            row["problem"] = f"{given} lie outside the file's {seconds:.2f} s"
         name, pieces = row["clip"], 1
         longer = segment is not None and not row["problem"] and length > segment
         if longer:
@@ -167,10 +144,9 @@ def _cut(table: pd.DataFrame, segment: float | None) -> pd.DataFrame:
             start = begin + i * segment if longer else begin
             own = min(segment, begin + length - start) if longer else length
             clip = f"{name}@{start:g}" if longer else name
-            problem = row["problem"] or (
-                f"the name {clip!r} is taken by an earlier row" if clip in seen else ""
-            )
+            problem = row["problem"]
             if clip in seen:
+                problem = problem or f"the name {clip!r} is taken by an earlier row"
                 seen[clip] += 1
                 clip = f"{clip} ({seen[clip]})"
             seen[clip] = 1
@@ -187,11 +163,13 @@ def read_clip(row) -> tuple[np.ndarray, int]:
 
     Raises
     ------
-    ValueError  saying what is wrong: damaged, truncated, silent, or not finite; codes of a codec that isn't here.
+    ValueError  saying what is wrong: damaged, truncated, silent, not finite; codes of an absent codec.
     """
     codes = held_codes(row)
     if codes is not None:
-        return _decode(np.asarray(codes, dtype="int64"), row.get("codec"))
+        from ..tiny import orchestra
+
+        return orchestra.decode(codes, row.get("codec"))
     import soundfile
 
     try:
@@ -225,112 +203,6 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["clip", "path", "problem"])
 
 
-def _orchestra() -> pd.DataFrame:
-    table = _shipped("orchestra.parquet").rename(columns={"start": "first_beat"})
-    with np.load(_where("orchestra_codes.npz"), allow_pickle=False) as held:
-        codes, codec = held["codes"], held.get("codec")
-    if codec is None or len(codes) != len(table):
-        raise ValueError("orchestra_codes.npz and orchestra.parquet are not of one version; fetch both again")
-    from ..tiny.vocabulary import SECONDS
-
-    own = {
-        "clip": _names(table),
-        "codes": list(codes),
-        "codec": str(codec),
-        "start": 0.0,
-        "duration": SECONDS,
-    }
-    own["group"] = [f"{score:05d}" for score in table["score"]]
-    return pd.DataFrame(own).join(table.drop(columns="clip"))
-
-
-def _names(table: pd.DataFrame) -> list[str]:
-    """What the orchestra's clips are called: score, lead and style, which no two share."""
-    return [f"{r.score:05d}-{r.lead}-{r.style}" for r in table.itertuples()]
-
-
-def notes(source: str = "orchestra") -> pd.DataFrame:
-    """Every note of every clip of the orchestra: the music as it was written.
-
-    Returns
-    -------
-    pd.DataFrame, one row per note: clip, onset and offset (s), pitch (MIDI), velocity, part (lead, chords, bass or
-    drums).
-
-    Raises
-    ------
-    ValueError  for another source: only the orchestra comes with its notes.
-    """
-    return _events("notes", source)
-
-
-def chords(source: str = "orchestra") -> pd.DataFrame:
-    """Every chord of every clip: clip, onset, offset (s), root (pitch class, 0 is C), quality (maj, min7,
-    ...).
-
-    Raises as `notes`.
-    """
-    return _events("chords", source)
-
-
-def _events(kind: str, source: str) -> pd.DataFrame:
-    if source != "orchestra":
-        raise ValueError(f"only the orchestra comes with {kind}; pass tables of your own to frame_labels")
-    table, events = _shipped("orchestra.parquet"), _shipped(f"orchestra_{kind}.parquet")
-    events["clip"] = events["clip"].map(dict(zip(table["clip"], _names(table), strict=True)))
-    return events
-
-
-def _where(name: str) -> Path:
-    path = paths.data() / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there: the orchestra ships with the project's repository under data/; clone that, or "
-            "rebuild it with `make orchestra tiny`"
-        )
-    return path
-
-
-def _shipped(name: str) -> pd.DataFrame:
-    return pd.read_parquet(_where(name))
-
-
-@functools.cache
-def _embedded():
-    """The embedded model's codec, and the hash of what its codes depend on."""
-    from ..model._checkpoints import codec_fingerprint
-    from ..tiny.loading import load_codec
-
-    codec = load_codec()
-    return codec, codec_fingerprint(codec.state_dict())
-
-
-def codec_of(made_by: str | None):
-    """The codec that decodes codes made by `made_by`, which is the embedded one or nobody's; None is taken
-    for it.
-
-    Raises
-    ------
-    ValueError  for codes of another codec, naming both.
-    """
-    codec, own = _embedded()
-    if not pd.isna(made_by) and made_by != own:
-        raise ValueError(
-            f"codes of codec {made_by} can be neither read nor decoded here, where the embedded codec is {own}: fetch "
-            "data/tiny and data/orchestra_codes.npz of one version, or `python -m workshop.tiny.ship` both"
-        )
-    return codec
-
-
-def _decode(codes: np.ndarray, made_by: str | None) -> tuple[np.ndarray, int]:
-    """Audio (channel, sample) of codes of the embedded model's codec, and its rate."""
-    import torch
-
-    codec = codec_of(made_by)
-    with torch.no_grad():
-        return codec.decode(torch.from_numpy(codes)[None])[0].numpy(), int(codec.sample_rate)
-
-
 def problem_of(row) -> str:
     """What is wrong with a row, or ""; also where a table put together from several has NaN."""
     problem = row.get("problem")
@@ -343,11 +215,19 @@ def held_codes(row):
     return None if np.ndim(codes) == 0 else codes
 
 
-def codes_of(row, codec: str):
-    """The codes that the model with codec `codec` (its `checkpoints.codec_fingerprint`) can take as they are.
+def own_codes(row, codec: str):
+    """The codes of a row that the model whose `Model.codec_hash` is `codec` takes as they are.
 
     uint16 or int [codebook, frame]; None where audio must be encoded. Codes that don't say whose they are
     count as the model's own.
     """
     made_by = row.get("codec")
     return held_codes(row) if pd.isna(made_by) or made_by == codec else None
+
+
+def check_codecs(table: pd.DataFrame, codec: str) -> None:
+    """ValueError for codes that are neither of the codec `codec` nor of one that can decode them here."""
+    for made_by in set(table["codec"].dropna()) - {codec} if "codec" in table else ():
+        from ..tiny import orchestra
+
+        orchestra.codec_of(made_by)

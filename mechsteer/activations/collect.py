@@ -1,4 +1,4 @@
-"""Collect a model's activations over labelled clips, pooled while collecting, into a store that survives any kill."""
+"""Collect a model's activations over labelled clips, pooled on the way, into a store that survives kills."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
-from ..model._checkpoints import codec_fingerprint
 from ..model.model import Model, load
-from . import _job as jobs
-from . import clips as datasets
-from ._store import Store, open_activations
+from ._job import Job, check_options, codes_for
+from ._store import Store
+from .clips import OWN, SHORT, check, check_codecs, own_codes
 
-__all__ = ["collect", "open_activations"]
+__all__ = ["codes", "collect"]
+
+RESERVED = {"resid_norm", "layer", "head", "frame", "codebook", "d_model", "d_head"}
 
 
 def collect(
@@ -53,21 +55,22 @@ def collect(
         "mean" over the clip's valid steps (`Model.valid_steps`: padding and the special token are left out),
         "last" of them, or "frames": all, frame t being step t + 1, which has just seen codebook 0 of frame t.
     prompt : None, str or one per clip
-        What the model is told. None, the default, is unconditional: a text could leak the label.
+        What the model is told. None, the default, is unconditional: a text could leak the label. One per clip
+        become the label `prompt`; a column `prompt` of the clips is a label and told to nobody.
     generate : dict, optional
         Options of `Model.generate`: duration (s), seed, guidance, temperature, top_k, steering. Prompt i has
         seed `seed` + i, or the column `seed`. Read are the rows of the conditional half, after steering;
         codes are kept.
     out : path, optional
-        A folder (zarr). None: in memory, for small collections.
+        A folder: arrays in zarr, labels in parquet. None: in memory, for small collections.
     batch_size : int or "auto"
         Clips per forward pass, which changes the numbers by rounding only.
     dtype : "float32" or "float16", of what is stored
     strict : bool
         Read all clips first and raise if any can't be used, before any work.
     engine, workers
-        "ray" spreads blocks of clips over this many actors with a model each (one GPU each where there are
-        any); a worker that dies is replaced. Needs `out`, on a disk that all workers share.
+        "ray" spreads blocks of clips over this many actors with a model each (and a GPU each if any); a
+        worker that dies is replaced. Needs `out`, on a disk that all workers share.
 
     Returns
     -------
@@ -83,44 +86,45 @@ def collect(
     Taught in 01_collect_activations.
     """
     if engine not in ("local", "ray") or (engine == "ray" and out is None):
-        raise ValueError(
-            f"engine={engine!r}, out={out!r}; choose 'local', or 'ray' with a folder that workers share"
-        )
+        choose = "choose 'local', or 'ray' with a folder that workers share"
+        raise ValueError(f"engine={engine!r}, out={out!r}; {choose}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype={dtype!r}; choose float32 or float16")
     source = model if isinstance(model, str | Path) else model.musicgen.name
     model = load(model) if isinstance(model, str | Path) else model
-    sites, layers = jobs.check_options(model, sites, layers, pool, generate)
+    sites, layers = check_options(model, sites, layers, pool, generate)
+    generate = None if generate is None else {"duration": 8.0, "seed": 0} | generate
     table = _prompts(clips, generate) if generate is not None else _clips(clips, model, prompt)
-    if strict and len(bad := datasets.check(table)):
-        raise ValueError(
-            f"{len(bad)} of {len(table)} clips can't be used (strict=True):\n{bad.to_string(index=False)}"
-        )
-    shared = prompt if prompt is None or isinstance(prompt, str) else None
-    options = None if generate is None else {"duration": 8.0, "seed": 0} | generate
-    n_frames = _longest(table, model, options)
-    job = jobs.Job(sites, layers, pool, n_frames, shared, options, dtype, batch_size).fitted(model)
-    layout = job.layout(model, len(table))
-    _room(layout.bytes(), out, pool)
+    if strict and len(bad := check(table)):
+        told = f"{len(bad)} of {len(table)} clips can't be used (strict=True)"
+        raise ValueError(f"{told}:\n{bad.to_string(index=False)}")
+    told = generate is not None or not (prompt is None or isinstance(prompt, str))
+    n_frames, shared = _longest(table, model, generate), None if told else prompt
+    job = Job(sites, layers, pool, n_frames, shared, told, generate, dtype, batch_size).fitted(model)
+    _room(job.clip_bytes * len(table), out, pool)
     began_here = out is not None and not Path(out).exists()
-    store = Store.begin(out, layout, _labels(table, layout), _attrs(job, model, table))
+    store = Store.begin(out, job.arrays, _labels(table, job.arrays), job.attrs(model, table))
     try:
         if engine == "ray":
             from ._ray import run
 
             run(source, model, job, table, store, workers, progress)
         else:
-            _run(model, job, table, store, progress)
+            with store.bar(progress) as bar:
+                for block in store.todo():
+                    rows = table.iloc[store.rows(block)]
+                    store.write(block, *job.run(model, rows))
+                    bar.update(len(rows))
     except Exception:
         if began_here:  # so that the corrected call doesn't meet the options of this one
             store.discard_empty()
         raise
-    acts = open_activations(store.where)
+    acts = store.dataset()
     _report(acts, table)
     return acts
 
 
-def codes(model: Model, clips: pd.DataFrame):
+def codes(model: Model, clips: pd.DataFrame) -> torch.Tensor:
     """The codes of clips of one length, as `model.trace`, `model.nll` or an audio prompt take them.
 
     Parameters
@@ -135,74 +139,55 @@ def codes(model: Model, clips: pd.DataFrame):
 
     Raises
     ------
-    ValueError  when a clip can't be used, or the clips differ in length (cut them with `ms.clips(..., segment=...)`).
+    ValueError  when a clip can't be used, or clips differ in length (`ms.clips(..., segment=...)` cuts them).
     """
-    import torch
-
-    rows = [
-        torch.as_tensor(np.asarray(row, "int64")) for row in jobs.encode(model, _clips(clips, model, None))
-    ]
+    table = _clips(clips, model, None)
+    rows, problems = codes_for(model, table)
+    for clip, problem in zip(table["clip"], problems, strict=True):
+        if problem:
+            raise ValueError(f"{clip}: {problem}")
     lengths = sorted({row.shape[-1] for row in rows})
     if len(lengths) > 1:
-        raise ValueError(
-            f"clips of {lengths[0]} to {lengths[-1]} frames don't fit one array: cut them to one length"
-        )
-    return torch.stack(rows)
-
-
-def _run(model: Model, job: jobs.Job, table: pd.DataFrame, store: Store, progress: bool) -> None:
-    from tqdm.auto import tqdm
-
-    todo = store.todo()
-    left = sum(len(range(*store.rows(i).indices(len(table)))) for i in todo)
-    with tqdm(
-        total=len(table), initial=len(table) - left, unit="clip", delay=2, disable=not progress, leave=False
-    ) as bar:
-        for block in todo:
-            rows = table.iloc[store.rows(block)]
-            store.write(block, *job.run(model, rows))
-            bar.update(len(rows))
+        differ = f"clips of {lengths[0]} to {lengths[-1]} frames don't fit one array"
+        raise ValueError(f"{differ}: cut them to one length")
+    return torch.stack([torch.as_tensor(np.asarray(row, "int64")) for row in rows])
 
 
 def _clips(clips: pd.DataFrame, model: Model, prompt) -> pd.DataFrame:
-    """The table with a prompt per clip if given, and a problem where a clip is too short or too long for the model."""
+    """The table with a prompt per clip if given, and a problem where a clip is too long for the model."""
     known = isinstance(clips, pd.DataFrame) and len(clips) and "clip" in clips
     if not known or not ("codes" in clips or {"path", "start", "duration"} <= set(clips)):
         raise ValueError(
-            "clips must be a DataFrame with rows and columns `clip`, and `codes` or `path`, `start` and `duration`: "
-            "ms.clips makes one of a folder, a manifest or a DataFrame"
+            "clips must be a DataFrame with rows and columns `clip`, and `codes` or `path`, `start` and "
+            "`duration`: ms.clips makes one of a folder, a manifest or a DataFrame"
         )
-    table = clips.reset_index(drop=True).drop(columns="prompt", errors="ignore")
+    table = clips.reset_index(drop=True)
     _unique(table)
     if prompt is not None and not isinstance(prompt, str):
         if len(prompt) != len(table):
             raise ValueError(f"{len(prompt)} prompts for {len(table)} clips; give one for all, or one each")
+        if "prompt" in table:
+            kept = "the name under which the prompts of prompt= would be kept"
+            raise ValueError(f"the clips have a column 'prompt', {kept}: rename or drop the column")
         table["prompt"] = list(prompt)
     problem = table["problem"].fillna("") if "problem" in table else pd.Series("", index=table.index)
     if "duration" in table:
-        too_long = (problem == "") & (table["duration"] > model.max_duration + datasets.SHORT)
-        problem[too_long] = [
-            f"lasts {s:.1f} s, longer than the {model.max_duration:g} s this model was made for: ms.clips(..., segment="
-            f"{model.max_duration:g}) cuts it"
-            for s in table["duration"][too_long]
-        ]
+        most = model.max_duration
+        long = (problem == "") & (table["duration"] > most + SHORT)
+        cut = f"longer than the {most:g} s this model was made for: ms.clips(..., segment={most:g}) cuts it"
+        problem[long] = [f"lasts {s:.1f} s, {cut}" for s in table["duration"][long]]
     return table.assign(problem=problem)
 
 
 def _prompts(prompts, generate: dict) -> pd.DataFrame:
     """Prompts as a table: clip, prompt, seed, group and labels."""
-    table = (
-        prompts.reset_index(drop=True)
-        if isinstance(prompts, pd.DataFrame)
-        else pd.DataFrame({"prompt": prompts})
-    )
+    table = prompts if isinstance(prompts, pd.DataFrame) else pd.DataFrame({"prompt": prompts})
     if "prompt" not in table or table.empty:
-        raise ValueError(
-            "to collect while generating, give a list of prompts or a DataFrame with a column `prompt`"
-        )
-    table = table.drop(columns=["codes", "path", "codec"], errors="ignore")
-    seed = int(generate.get("seed", 0))
-    own = {"clip": [f"{i:05d}" for i in range(len(table))], "seed": seed + np.arange(len(table))}
+        give = "give a list of prompts or a DataFrame with a column `prompt`"
+        raise ValueError(f"to collect while generating, {give}")
+    table = table.reset_index(drop=True).drop(columns=["codes", "path", "codec"], errors="ignore")
+    seeds = int(generate["seed"]) + np.arange(len(table))
+    own = {"clip": [f"{i:05d}" for i in range(len(table))], "seed": seeds}
     table = table.assign(**{k: v for k, v in own.items() if k not in table})
     _unique(table)
     return table if "group" in table else table.assign(group=table["clip"])
@@ -211,23 +196,20 @@ def _prompts(prompts, generate: dict) -> pd.DataFrame:
 def _unique(table: pd.DataFrame) -> None:
     twice = table["clip"][table["clip"].duplicated()].unique()
     if len(twice):
-        raise ValueError(
-            f"{len(twice)} clip names stand for several rows ({', '.join(map(str, twice[:3]))}, ...)"
-        )
+        some = ", ".join(map(str, twice[:3]))
+        raise ValueError(f"{len(twice)} clip names stand for several rows ({some}, ...)")
 
 
 def _longest(table: pd.DataFrame, model: Model, generate: dict | None) -> int:
     """Frames of the longest usable clip."""
     if generate is not None:
         return model.seconds_to_frames(generate["duration"])
-    longest, codec = 1, codec_fingerprint(model.codec.state_dict())
-    for made_by in set(table["codec"].dropna()) - {codec} if "codec" in table else ():
-        datasets.codec_of(made_by)  # an error now rather than one per clip
-    for row in table.to_dict("records"):
-        codes = datasets.codes_of(row, codec)
-        if not row["problem"]:
-            frames = np.ceil(row["duration"] * model.frame_rate - 1e-6) if codes is None else codes.shape[-1]
-            longest = max(longest, int(frames))
+    check_codecs(table, model.codec_hash)  # an error now rather than one per clip
+    longest = 1
+    for row in table[table["problem"] == ""].to_dict("records"):
+        own = own_codes(row, model.codec_hash)
+        frames = np.ceil(row["duration"] * model.frame_rate - 1e-6) if own is None else own.shape[-1]
+        longest = max(longest, int(frames))
     return longest
 
 
@@ -240,46 +222,24 @@ def _room(needed: int, out, pool: str) -> None:
     if pool == "frames":
         print(f"every frame: {needed / 1e9:.2f} GB in {out} ({free / 1e9:.0f} GB free)")
     if needed > 0.95 * free:
-        raise ValueError(
-            f"{needed / 1e9:.1f} GB of activations don't fit into the {free / 1e9:.1f} GB that are free: choose fewer "
-            "layers, sites or clips, dtype='float16', or pool='mean'"
-        )
+        needs = f"{needed / 1e9:.1f} GB of activations don't fit into the {free / 1e9:.1f} GB that are free"
+        raise ValueError(f"{needs}: choose fewer layers, sites or clips, dtype='float16', or pool='mean'")
 
 
-def _labels(table: pd.DataFrame, layout) -> pd.DataFrame:
-    taken = (set(table) - set(datasets.OWN)) & (jobs.RESERVED | set(layout.arrays))
-    if taken:
-        raise ValueError(
-            f"label {', '.join(sorted(taken))}: that name is taken in the Dataset; rename the column"
-        )
-    labels = table.drop(columns=[c for c in datasets.OWN if c in table and c != "clip"])
+def _labels(table: pd.DataFrame, arrays) -> pd.DataFrame:
+    """The columns that become coords on clip; ValueError for a name that something in the Dataset has."""
+    labels = table.drop(columns=[name for name in OWN if name in table and name != "clip"])
+    if taken := sorted(set(labels) & (RESERVED | set(arrays))):
+        raise ValueError(f"label {', '.join(taken)}: that name is taken in the Dataset; rename the column")
     return labels.assign(clip=labels["clip"].astype(str))
-
-
-def _attrs(job: jobs.Job, model: Model, table: pd.DataFrame) -> dict:
-    options = job.options(model, table)
-    return {
-        "model": model.name,
-        "model_hash": model.hash,
-        "site": ", ".join(job.sites),
-        "pool": job.pool,
-        "prompt": options["prompt"] or "unconditional",
-        "data": options["clips"],
-        "seed": job.generate["seed"] if job.generate else "not used: nothing here is random",
-        "frame_rate": model.frame_rate,
-        "versions": jobs.versions(),
-        "options": json.dumps(options, ensure_ascii=False),
-    }
 
 
 def _report(acts: xr.Dataset, table: pd.DataFrame) -> None:
     """One table of what was skipped and of labels with gaps."""
     rows = [row | {"what became of it": "skipped"} for row in json.loads(acts.attrs["skipped"])]
-    for name in (name for name in table if name not in datasets.OWN):
+    for name in (name for name in table if name not in OWN):
         if gaps := int(table[name].isna().sum()):
-            kept = f"{gaps} of {len(table)} clips have no value"
-            rows.append(
-                {"clip": f"label {name!r}", "problem": kept, "what became of it": "kept, without the label"}
-            )
+            told = {"clip": f"label {name!r}", "problem": f"{gaps} of {len(table)} clips have no value"}
+            rows.append(told | {"what became of it": "kept, without the label"})
     if rows:
         print(pd.DataFrame(rows).to_string(index=False, max_colwidth=100))

@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from . import clips as datasets
-
 __all__ = ["NAMES", "frame_labels"]
 
 NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
@@ -33,7 +31,7 @@ def frame_labels(
         `first_beat` (s).
     notes, chords : pd.DataFrame, optional
         Columns clip, onset, offset (s) and pitch (MIDI), optionally part; or root (pitch class). Default: the
-        orchestra's.
+        orchestra's, as `tiny.orchestra` gives them.
     parts : of the notes, those that count.
 
     Returns
@@ -49,18 +47,21 @@ def frame_labels(
     """
     if "frame" not in acts.dims or "frame_rate" not in acts.attrs:
         raise ValueError("these activations have no frames: collect them with pool='frames'")
-    rate, n = float(acts.attrs["frame_rate"]), acts.sizes["frame"]
-    names = acts["clip"].values
-    notes = datasets.notes() if notes is None else notes
-    chords = datasets.chords() if chords is None else chords
+    if notes is None or chords is None:
+        from ..tiny import orchestra
+
+        notes = orchestra.notes() if notes is None else notes
+        chords = orchestra.chords() if chords is None else chords
     if "part" in notes:
         notes = notes[notes["part"].isin(parts)]
-    found = {
-        "sounding": (("clip", "frame", "pitch_class"), spread(notes, notes["pitch"] % 12, names, n, rate))
-    }
+    names, n, rate = acts["clip"].values, acts.sizes["frame"], float(acts.attrs["frame_rate"])
+    sounding = spread(notes, notes["pitch"] % 12, names, n, rate)
     root = spread(chords, chords["root"], names, n, rate)
-    root = np.where(root.any(-1), np.array(NAMES, dtype=object)[root.argmax(-1)], "")
-    found["chord_root"] = ("clip", "frame"), root.astype(str)
+    root = np.where(root.any(-1), np.array(NAMES, dtype=object)[root.argmax(-1)], "").astype(str)
+    found = {
+        "sounding": (("clip", "frame", "pitch_class"), sounding),
+        "chord_root": (("clip", "frame"), root),
+    }
     if {"tempo", "first_beat"} <= set(acts.coords):
         found["beat"] = ("clip", "frame"), beats(acts["tempo"].values, acts["first_beat"].values, n, rate)
     return xr.Dataset(found, coords={"clip": names, "frame": acts["frame"], "pitch_class": list(NAMES)})
@@ -81,9 +82,7 @@ def spread(events: pd.DataFrame, classes: pd.Series, names: np.ndarray, n: int, 
 
 
 def beats(tempo: np.ndarray, first: np.ndarray, n: int, rate: float) -> np.ndarray:
-    """bool [clip, frame]: whether a beat, at first + k * 60 / tempo seconds with k >= 0, falls within the frame."""
+    """bool [clip, frame]: whether a beat, at first + k * 60 / tempo s with k >= 0, falls within the frame."""
     edges = np.arange(n + 1) / rate
-    passed = np.ceil((edges[None] - first[:, None]) * tempo[:, None] / 60 - 1e-9).clip(
-        0
-    )  # beats before each edge
-    return np.diff(passed, axis=1) > 0
+    passed = np.ceil((edges[None] - first[:, None]) * tempo[:, None] / 60 - 1e-9)  # beats before each edge
+    return np.diff(passed.clip(0), axis=1) > 0

@@ -1,5 +1,4 @@
-"""Read activations while the model runs, pooled on the spot: plain hooks, with the numbers that nnsight's
-trace gives.
+"""Read activations while the model runs, pooled on the spot: plain hooks, the numbers of nnsight's trace.
 
 Nothing here grows with the number of clips, and with the number of frames only where frames are asked for.
 """
@@ -8,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from ..model._devices import memory_told
+from ..errors import memory_told
 from ..model.model import Model
-from ..model.sampling import SITE_MODULES
+from ..model.sites import INPUT, hook
 
-__all__ = ["POOLS", "Reader", "auto_batch", "read"]
+__all__ = ["POOLS", "Reader", "auto_batch", "mean_norms", "read"]
 
 POOLS = ("mean", "last", "frames")
 BUDGET = 256e6  # bytes of activations inside a forward pass on the CPU
@@ -32,7 +32,7 @@ class Reader:
     Parameters
     ----------
     model : Model
-    sites : of `resid`, `attn`, `heads`, `cross`, `mlp`; values are float32, after any steering of the same place
+    sites : of `sites.SITES`; values are float32, after any steering of the same place
     layers : 0-based
     n_frames : (row,) frames of each row; steps beyond them are padding and count nowhere
     pool : "mean" over `model.valid_steps`, "last" of them, or "frames": step t + 1 at frame t
@@ -47,13 +47,8 @@ class Reader:
     def __init__(
         self, model: Model, sites, layers, n_frames: Sequence[int], pool: str = "mean", stop: bool = False
     ):
-        self.model, self.sites, self.layers, self.pool, self.stop = (
-            model,
-            tuple(sites),
-            list(layers),
-            pool,
-            stop,
-        )
+        self.model, self.pool, self.stop = model, pool, stop
+        self.sites, self.layers = tuple(sites), list(layers)
         spans = [model.valid_steps(int(n)) for n in n_frames]
         self.first, self.width = spans[0].start, max(span.stop for span in spans)
         valid, last = torch.zeros(2, len(spans), self.width)
@@ -64,50 +59,38 @@ class Reader:
         self.pooled: dict[tuple, torch.Tensor] = {}
         self.norms: dict[tuple, torch.Tensor] = {}
         self.now = self.next = 0
+        self.placed = False
 
     def __enter__(self) -> Reader:
         self.hooks = contextlib.ExitStack()
         self.hooks.callback(self.model.lm.register_forward_pre_hook(self._begin).remove)
-        self.placed = False
         return self
 
     def __exit__(self, *error) -> None:
         self.hooks.close()
 
     def _begin(self, lm, args) -> None:
-        """Count steps; at first, add the reading hooks: after those that steer, so that they see their effect."""
+        """Count steps; at first, add the reading hooks: after those that steer, to see their effect."""
         self.now, self.next = self.next, self.next + args[0].shape[-1]
         if self.placed:
             return
         self.placed = True
-        pre = lm.transformer.register_forward_pre_hook(lambda module, args: self._take(("input",), args[0]))
-        self.hooks.callback(pre.remove)
-        for site in self.sites:
-            for layer in self.layers:
-                self._place(site, layer)
+        embedded = lambda module, args: self._take((INPUT,), args[0])
+        handles = [lm.transformer.register_forward_pre_hook(embedded)]
+        for place in ((site, layer) for site in self.sites for layer in self.layers):
+            handles.append(hook(lm, *place, partial(self._take, place)))
         if self.stop:
-            self.hooks.callback(lm.transformer.layers[max(self.layers)].register_forward_hook(_enough).remove)
-
-    def _place(self, site: str, layer: int) -> None:
-        module, kind = self.model.module_of(site, layer), SITE_MODULES[site][1]
-        if kind == "input":
-            handle = module.register_forward_pre_hook(lambda m, args: self._take((site, layer), args[0]))
-        elif kind == "first":
-            handle = module.register_forward_hook(lambda m, args, out: self._take((site, layer), out[0]))
-        else:
-            handle = module.register_forward_hook(lambda m, args, out: self._take((site, layer), out))
-        self.hooks.callback(handle.remove)
+            handles.append(lm.transformer.layers[max(self.layers)].register_forward_hook(_enough))
+        for handle in handles:
+            self.hooks.callback(handle.remove)
 
     def _take(self, key: tuple, h: torch.Tensor) -> None:
-        """Pool h (row, step, feature), whose first step is sequence step `now`."""
+        """Pool h (row, step, [head,] feature), whose first step is sequence step `now`."""
         R, now = len(self.valid), self.now
         S = min(h.shape[1], self.width - now)
         if S <= 0:
             return
-        h = h[:R, :S].float()
-        if key[0] == "heads":
-            h = h.unflatten(-1, (self.model.n_heads, -1))
-        valid = self.valid[:, now : now + S]
+        h, valid = h[:R, :S].float(), self.valid[:, now : now + S]
         self._add(self.norms, key, torch.einsum("rs,rs...->r...", valid, torch.linalg.vector_norm(h, dim=-1)))
         if self.pool == "frames":
             if key not in self.pooled:
@@ -123,15 +106,13 @@ class Reader:
 
     def result(self) -> dict[str, np.ndarray]:
         """See the class; call it after the forward passes."""
-        frames = self.valid[:, self.first :] == 0  # (row, frame) that are padding
+        padding = self.valid[:, self.first :] == 0  # (row, frame)
         for value in self.pooled.values() if self.pool == "frames" else ():
-            value[frames] = torch.nan
-        found = {"input": self.pooled["input",].cpu().numpy()}
+            value[padding] = torch.nan
+        stack = lambda values, site: torch.stack([values[site, i] for i in self.layers], 1).cpu().numpy()
+        found = {INPUT: self.pooled[INPUT,].cpu().numpy()}
         for site in self.sites:
-            stack = lambda values, site=site: (
-                torch.stack([values[site, i] for i in self.layers], 1).cpu().numpy()
-            )
-            found |= {site: stack(self.pooled), f"{site}_norm": stack(self.norms)}
+            found |= {site: stack(self.pooled, site), f"{site}_norm": stack(self.norms, site)}
         return found
 
 
@@ -144,39 +125,45 @@ def _enough(module, args, out):
 def read(
     model: Model, codes: Sequence, sites=("resid",), layers=None, pool: str = "mean", prompts=None
 ) -> dict:
-    """Teacher-forced activations of clips of any lengths in one forward pass; see `Reader` for what comes
-    back.
+    """Teacher-forced activations of clips of any lengths in one forward pass; `Reader` says what comes back.
 
     Parameters
     ----------
-    codes : one (codebook, frame) per clip; shorter ones are padded at the end, which a causal model never sees.
-    prompts : None (unconditional), one str for all, or one per clip
+    codes : one (codebook, frame) per clip; shorter ones are padded at the end, which a causal model doesn't
+    see prompts : None (unconditional), one str for all, or one per clip
     """
     codes = [torch.as_tensor(np.asarray(c, dtype=np.int64)) for c in codes]
     lengths = [c.shape[-1] for c in codes]
-    batch = torch.stack([torch.nn.functional.pad(c, (0, max(lengths) - c.shape[-1])) for c in codes]).to(
-        model.device
-    )
-    pattern = model.lm.pattern_provider.get_pattern(max(lengths))
-    sequence, _, _ = pattern.build_pattern_sequence(
-        batch, model.lm.special_token_id, keep_only_valid_steps=True
-    )
+    batch = torch.stack([torch.nn.functional.pad(c, (0, max(lengths) - c.shape[-1])) for c in codes])
     layers = range(model.n_layers) if layers is None else layers
     with Reader(model, sites, layers, lengths, pool, stop=True) as reader, contextlib.suppress(_Enough):
-        model.lm(sequence, [], conditions(model, prompts, len(codes)))
+        model.lm(model.sequence(batch), [], model.conditions(prompts, len(codes)))
     return reader.result()
 
 
-def conditions(model: Model, prompts, rows: int) -> dict:
-    """audiocraft's condition tensors for `rows` clips; a prompt that all share is encoded once."""
-    if prompts is not None and not isinstance(prompts, str):
-        return model.conditions(list(prompts))
-    shared = model.conditions([prompts])
-    return {name: tuple(t.expand(rows, *t.shape[1:]) for t in pair) for name, pair in shared.items()}
+def mean_norms(model: Model, codes: Sequence, site: str = "resid", prompts=None) -> np.ndarray:
+    """Mean L2 norm of the activations at every layer: the units of a steering's strength.
+
+    Parameters
+    ----------
+    codes : (clip, codebook, frame), or one (codebook, frame) per clip
+    prompts : None (unconditional), one str for all, or one per clip
+
+    Returns
+    -------
+    np.ndarray, float32 (layer,), for `heads` (layer, head): mean over frames, then over clips.
+    """
+    shared, found = prompts is None or isinstance(prompts, str), []
+    size = auto_batch(model, max(np.shape(c)[-1] for c in codes))
+    for at in range(0, len(codes), size):
+        some = slice(at, at + size)
+        told = prompts if shared else prompts[some]
+        found.append(read(model, codes[some], (site,), prompts=told)[f"{site}_norm"])
+    return np.concatenate(found).mean(0)
 
 
 def auto_batch(model: Model, n_frames: int) -> int:
-    """How many clips of `n_frames` go through the model at once: as many as a fixed memory holds, 64 at most."""
+    """How many clips of `n_frames` go through the model at once: what a fixed memory holds, 64 at most."""
     budget = BUDGET
     if model.device.type == "cuda":
         budget = max(budget, torch.cuda.mem_get_info(model.device)[0] / 4)

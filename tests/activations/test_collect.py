@@ -1,10 +1,13 @@
-"""Activations: equal to nnsight's and to plain hooks, in a store that survives kills, bad files and lost workers."""
+"""Activations: equal to nnsight's and to plain hooks, in a store that survives kills and bad files."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
+import sys
 import time
 from functools import partial
 
@@ -17,10 +20,9 @@ import xarray as xr
 
 import mechsteer as ms
 from mechsteer import paths
-from mechsteer.activations import _job as jobs
-from mechsteer.activations import clips as datasets
-from mechsteer.activations import collect as activations
-from mechsteer.activations.read import auto_batch, read
+from mechsteer.activations import _job, _ray, _store
+from mechsteer.activations.clips import check, read_clip
+from mechsteer.activations.read import auto_batch, mean_norms, read
 
 LENGTHS = (13, 9, 9, 2, 12, 5, 6)
 quietly = partial(ms.collect, progress=False)
@@ -33,7 +35,7 @@ def small_model(meta_folder):
 
 
 def coded(model, lengths=LENGTHS, seed: int = 0) -> pd.DataFrame:
-    """Clips of random codes, of the given numbers of frames, with labels (one of them with gaps) and groups."""
+    """Clips of random codes, of the given numbers of frames, with labels (one has gaps) and groups."""
     rng, n = np.random.default_rng(seed), len(lengths)
     codes = [rng.integers(0, model.lm.card, (model.n_codebooks, k)).astype(np.uint16) for k in lengths]
     return pd.DataFrame(
@@ -50,7 +52,7 @@ def coded(model, lengths=LENGTHS, seed: int = 0) -> pd.DataFrame:
 
 
 def by_hand(model, codes, places) -> dict:
-    """{(site, layer): (step, feature)} of one clip: hooks on audiocraft's own modules and a pass without padding."""
+    """{(site, layer): (step, feature)} of one clip: hooks on audiocraft's own modules, no padding."""
     seen = {}
     with contextlib.ExitStack() as hooks:
         for site, layer in places:
@@ -75,7 +77,7 @@ def by_hand(model, codes, places) -> dict:
             kept = torch.as_tensor(codes[k].astype(np.int64))[: max(codes.shape[1] - delay, 0)]
             sequence[0, k, 1 + delay :] = kept
         with torch.no_grad():
-            model.lm(sequence, [], model.conditions([None]))
+            model.lm(sequence, [], model.conditions(None, 1))
     return seen
 
 
@@ -113,9 +115,6 @@ def test_reading_equals_nnsight_and_the_input_is_the_sum_of_the_embeddings(model
         resid = model.resid[1].save()
     np.testing.assert_allclose(found["resid"][0, 1], resid[0, 1:], atol=1e-4)
     np.testing.assert_allclose(found["heads"][0, 1], heads[0, 1:], atol=1e-4)
-    np.testing.assert_allclose(
-        quietly(model, coded(model, (12,)))["resid_norm"], model.norms(codes), rtol=1e-4
-    )
     last = [codes[0, k, -1 - delay] for k, delay in enumerate(model.lm.pattern_provider.delays)]
     wanted = sum(model.lm.emb[k].weight[code] for k, code in enumerate(last))
     np.testing.assert_allclose(found["input"][0, -1], wanted, atol=1e-5)
@@ -167,6 +166,57 @@ def test_a_prompt_changes_what_is_read_and_is_kept(model):
     assert not np.allclose(own["resid"][2], shared["resid"][2], atol=1e-4)
 
 
+def test_a_column_prompt_is_a_label_like_others_and_told_to_nobody(model, tmp_path):
+    table = coded(model, (8, 9, 8))
+    captioned = table.assign(prompt=["slow jazz", None, "rock"])
+    alone = quietly(model, table, out=tmp_path / "acts")
+    kept = quietly(model, captioned, out=tmp_path / "acts")
+    assert (
+        kept["prompt"].values.tolist() == ["slow jazz", "", "rock"]
+        and kept.attrs["prompt"] == "unconditional"
+    )
+    np.testing.assert_array_equal(kept["resid"], alone["resid"])
+    shared = quietly(model, captioned, prompt="slow jazz")
+    assert shared["prompt"].values.tolist() == ["slow jazz", "", "rock"]
+    np.testing.assert_array_equal(shared["resid"], quietly(model, table, prompt="slow jazz")["resid"])
+    with pytest.raises(ValueError, match="the clips have a column 'prompt'.*rename or drop the column"):
+        quietly(model, captioned, prompt=["a", "b", "c"])
+
+
+def test_mean_norms_are_those_of_a_trace_and_of_a_collection_in_batches_of_any_size(model, monkeypatch):
+    table = coded(model, (12,) * 5)
+    codes = ms.codes(model, table)
+    acts = quietly(model, table, sites=("resid", "heads"))
+    for site, prompts in (
+        ("resid", None),
+        ("heads", None),
+        ("resid", "jazz"),
+        ("resid", "jazz rock slow fast piano".split()),
+    ):
+        seen = []
+        with torch.no_grad(), model.trace(codes, prompts):
+            for layer in range(model.n_layers):
+                h = getattr(model, site)[layer][:, model.valid_steps(12)]
+                seen.append(h.norm(dim=-1).mean((0, 1)).save())
+        monkeypatch.setattr("mechsteer.activations.read.auto_batch", lambda model, n_frames: 2)
+        found = mean_norms(model, codes, site, prompts)
+        np.testing.assert_allclose(found, torch.stack(seen), rtol=1e-4)
+        if prompts is None:
+            np.testing.assert_allclose(found, acts[f"{site}_norm"], rtol=1e-4)
+    with pytest.raises(ValueError, match="site='head' isn't one of"):
+        mean_norms(model, codes, "head")
+
+
+def test_negative_layers_are_refused_by_every_reader(model):
+    codes = ms.codes(model, coded(model, (4,)))
+    with pytest.raises(ValueError, match="has layers 0 to"):
+        quietly(model, coded(model, (4,)), layers=[-1])
+    with pytest.raises(IndexError, match="no layer -1"):
+        read(model, codes, layers=[-1])
+    with pytest.raises(IndexError, match="no layer -1"):
+        read(model, codes, layers=[0, -1])
+
+
 def test_collecting_while_generating_reads_the_conditional_half_after_steering(model):
     prompts = ["jazz piano", "rock guitar", "slow violin"]
     options = {"duration": 12 / model.frame_rate, "seed": 5, "guidance": 2.0}
@@ -203,9 +253,16 @@ def tones(folder, seconds, rate: int = 16_000) -> pd.DataFrame:
 def test_audio_is_encoded_as_the_model_encodes_it(model, tmp_path):
     tones(tmp_path, [0.4, 0.4, 0.6]).to_csv(tmp_path / "m.csv", index=False)
     table = ms.clips(tmp_path / "m.csv")
-    acts = quietly(model, table, layers=[0], pool="frames", out=tmp_path / "acts")
+    encode, called = model.encode, []
+    spy = lambda audio, rate, n: called.append((audio.shape, rate)) or encode(audio, rate, n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "encode", spy)
+        acts = quietly(model, table, layers=[0], pool="frames", out=tmp_path / "acts")
+    assert called == [((2, 1, 6400), 16_000), ((1, 1, 9600), 16_000)], (
+        "as it was read, clips of one shape together"
+    )
     for row in table.to_dict("records"):
-        audio, rate = datasets.read_clip(row)
+        audio, rate = read_clip(row)
         codes = model.encode(audio, rate)[0].numpy()
         found = acts["resid"].sel(clip=row["clip"], layer=0)[: acts["n_frames"].sel(clip=row["clip"]).item()]
         assert len(found) == codes.shape[1]
@@ -254,13 +311,13 @@ def test_another_model_option_or_clip_is_refused_by_name_and_labels_may_change(m
     for options, says in (
         ({"pool": "last"}, "pool: 'mean' there, 'last' here"),
         ({"layers": [0]}, "layers"),
-        ({"sites": ("attn",)}, r"sites: \['resid'\] there, \['attn'\] here"),
-        ({"prompt": "jazz"}, "prompt: None there, 'jazz' here"),
+        ({"sites": ("attn",)}, "site: 'resid' there, 'attn' here"),
+        ({"prompt": "jazz"}, "prompt: 'unconditional' there, 'jazz' here"),
         ({"dtype": "float16"}, "dtype"),
     ):
         with pytest.raises(ValueError, match=says):
             quietly(model, table, out=out, **options)
-    with pytest.raises(ValueError, match="clips: '7 clips"):
+    with pytest.raises(ValueError, match="data: '7 clips"):
         quietly(model, table[:-1], out=out)
     weights, model.hash = model.hash, "another"
     try:
@@ -277,10 +334,84 @@ def test_another_model_option_or_clip_is_refused_by_name_and_labels_may_change(m
         quietly(model, table, out=tmp_path / "else")
 
 
+def test_labels_have_the_same_types_in_memory_and_on_disk(model, tmp_path):
+    given = {
+        "text": ["a", None, "c"],
+        "mixed": ["a", 1, None],
+        "empty": [None] * 3,
+        "flag": [True, False, True],
+        "flag with a gap": [True, None, False],
+        "number": np.array([1, 2, 3], np.int16),
+        "number with a gap": pd.array([1, None, 3], "Int64"),
+        "float": [0.5, np.nan, 1.5],
+        "kind": pd.Categorical(["x", "y", "x"]),
+        "seed": [3, 1, 2],
+    }
+    kinds = {"text": "U", "mixed": "U", "empty": "U", "flag": "b", "flag with a gap": "f", "number": "i"}
+    kinds |= {"number with a gap": "f", "float": "f", "kind": "U", "seed": "i"}
+    table = coded(model, (3, 4, 3)).assign(**given)
+    memory, disk = quietly(model, table), quietly(model, table, out=tmp_path / "acts")
+    assert memory.load().identical(disk.load()) and ms.open_activations(tmp_path / "acts").load().identical(
+        disk
+    )
+    assert {name: disk[name].dtype.kind for name in kinds} == kinds and disk["number"].dtype == np.int16
+    assert disk["mixed"].values.tolist() == ["a", "1", ""] and disk["empty"].values.tolist() == [""] * 3
+    np.testing.assert_array_equal(disk["flag with a gap"], [1, np.nan, 0])
+    np.testing.assert_array_equal(disk["number with a gap"], [1, np.nan, 3])
+    labels = (tmp_path / "acts" / "labels.parquet").stat()
+    again = quietly(model, table, out=tmp_path / "acts")
+    assert (tmp_path / "acts" / "labels.parquet").stat() == labels, "the same labels are left alone"
+    assert again.load().identical(disk)
+    assert quietly(model, table.assign(seed=0), out=tmp_path / "acts")["seed"].values.tolist() == [0, 0, 0]
+
+
+def test_a_kill_at_any_step_of_relabelling_leaves_the_old_labels_or_the_new(small_model, tmp_path):
+    table = coded(small_model)
+    old = quietly(small_model, table, out=tmp_path / "acts").load()
+    table = table.drop(columns="tempo").assign(style="pop", year=1999)
+    torch.set_num_threads(1)  # a forked child can't use its parent's other threads
+    seen = []
+    for step in range(200):
+        shutil.copytree(tmp_path / "acts", out := tmp_path / f"killed-{step}")
+        if (child := os.fork()) == 0:
+            steps = itertools.count()
+
+            def die(event, args, out=str(out), step=step, steps=steps):
+                """Kill this process before its `step`-th access to the store."""
+                touches = event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir")
+                if touches and out in str(args[0]) and next(steps) == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(die)
+            quietly(small_model, table, out=out)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        found = ms.open_activations(out).load()
+        np.testing.assert_array_equal(found["resid"], old["resid"])
+        seen.append("tempo" not in found.coords)
+        assert found.identical(old) or (set(found["style"].values) == {"pop"} and found["year"][0] == 1999)
+        if status == 0:
+            break
+        assert quietly(small_model, table, out=out)["year"][0] == 1999, (
+            "the same call finishes what was begun"
+        )
+    assert status == 0 and seen == sorted(seen) and set(seen) == {False, True}
+
+
+def test_a_store_with_its_labels_inside_is_refused_in_one_sentence(model, tmp_path):
+    table, out = coded(model), tmp_path / "acts"
+    xr.Dataset(coords={"style": ("clip", list(table["style"].fillna("")))}).to_zarr(out, consolidated=False)
+    for read_it in (lambda: ms.open_activations(out), lambda: quietly(model, table, out=out)):
+        with pytest.raises(
+            ValueError, match="older ones kept the labels inside.*collect again, into another"
+        ):
+            read_it()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"sites": ("residual",)}, "choose from resid, attn, heads, cross, mlp"),
+        ({"sites": ("residual",)}, "isn't one of resid, attn, heads, cross, mlp"),
         ({"layers": [99]}, "has layers 0 to"),
         ({"layers": [-1]}, "has layers 0 to"),
         ({"pool": "max"}, "choose from mean, last, frames"),
@@ -312,6 +443,7 @@ def test_one_clear_error_for_clips_that_do_not_fit(model):
     with pytest.raises(ValueError, match="generate has no length"):
         quietly(model, ["x"], generate={"length": 3})
     codes = [c[:2] if i else c[:, :0] for i, c in enumerate(table["codes"])]
+    codes[1] = table["codes"][1].astype(int) - model.lm.card
     told = json.loads(quietly(model, table.assign(codes=codes)).attrs["skipped"])
     assert len(told) == len(table) and all("not of this model's codec" in row["problem"] for row in told)
 
@@ -327,15 +459,15 @@ def test_a_call_that_fails_at_once_leaves_no_store_in_the_way(model, tmp_path):
 
 
 def test_two_processes_may_begin_one_store(model, tmp_path, monkeypatch):
-    table, out, create = coded(model), tmp_path / "acts", ms.store._create
+    table, out, rename = coded(model), tmp_path / "acts", os.rename
 
-    def overtaken(where, *args):
+    def overtaken(partial, path):
         """The other process makes its store while this one is at it."""
-        create(where, *args)
         if not out.exists():
-            create(out, *args)
+            shutil.copytree(partial, out)
+        rename(partial, path)
 
-    monkeypatch.setattr(ms.store, "_create", overtaken)
+    monkeypatch.setattr(os, "rename", overtaken)
     assert (
         quietly(model, table, out=out).load().identical(quietly(model, table, out=tmp_path / "alone").load())
     )
@@ -346,24 +478,24 @@ def test_clips_with_codes_and_files_go_in_one_table(model, tmp_path):
     tones(tmp_path, [0.4]).to_csv(tmp_path / "m.csv", index=False)
     table = pd.concat([coded(model, (9,)), ms.clips(tmp_path / "m.csv")], ignore_index=True)
     acts = quietly(model, table)
-    assert acts["clip"].values.tolist() == ["c0", "0.wav"] and datasets.check(table.iloc[1:]).empty
-    assert acts["n_frames"].values.tolist() == [9, jobs.encode(model, table)[1].shape[-1]]
+    assert acts["clip"].values.tolist() == ["c0", "0.wav"] and check(table.iloc[1:]).empty
+    assert acts["n_frames"].values.tolist() == [9, _job.codes_for(model, table)[0][1].shape[-1]]
 
 
 def test_frames_say_their_size_and_refuse_a_full_disk(model, tmp_path, capsys, monkeypatch):
     table = coded(model)
     acts = quietly(model, table, pool="frames", layers=[1], dtype="float16", out=tmp_path / "acts")
     assert "every frame: 0.00 GB" in capsys.readouterr().out and acts["resid"].dtype == np.float16
-    full = activations.shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(activations.shutil, "disk_usage", lambda folder: full)
+    full = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
     with pytest.raises(ValueError, match="don't fit into the 0.0 GB that are free"):
         quietly(model, table, pool="frames", layers=[1], out=tmp_path / "more")
     assert not (tmp_path / "more").exists()
 
 
 def test_an_unfinished_store_opens_with_a_warning(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "BLOCK", 4)
-    written, write = [], activations.Store.write
+    monkeypatch.setattr(_job, "BLOCK", 4)
+    written, write = [], _store.Store.write
 
     def stop_after_one(store, block, *args):
         if written:
@@ -371,18 +503,18 @@ def test_an_unfinished_store_opens_with_a_warning(model, tmp_path, monkeypatch):
         written.append(block)
         write(store, block, *args)
 
-    monkeypatch.setattr(activations.Store, "write", stop_after_one)
+    monkeypatch.setattr(_store.Store, "write", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         quietly(model, coded(model), out=tmp_path / "acts")
     with pytest.warns(UserWarning, match="4 of 7 clips so far"):
         assert ms.open_activations(tmp_path / "acts").sizes["clip"] == 4
-    with pytest.raises(ValueError, match="no store of activations at"):
+    with pytest.raises(ValueError, match="nowhere is not a store of activations"):
         ms.open_activations(tmp_path / "nowhere")
 
 
 def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_path, monkeypatch):
     model = small_model
-    monkeypatch.setattr(jobs, "BLOCK", 3)
+    monkeypatch.setattr(_job, "BLOCK", 3)
     table = coded(model, [2 + i % 5 for i in range(24)])
     collect = partial(quietly, model, table, sites=("resid", "heads"), batch_size=2)
     torch.set_num_threads(1)  # a forked child can't use its parent's other threads
@@ -398,8 +530,8 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_p
     took = time.monotonic() - began
     whole = ms.open_activations(tmp_path / "whole").load()
     chance, cut_short = random.Random(0), 0
-    blocks = ms.store.Store(tmp_path / "whole").group["done"].size
-    left = lambda out: len(ms.store.Store(out).todo()) if out.exists() else blocks
+    blocks = _store.Store.at(tmp_path / "whole").group["done"].size
+    left = lambda out: len(_store.Store.at(out).todo()) if out.exists() else blocks
     for k in range(20):
         out, enough = tmp_path / f"killed-{k}", chance.randint(1, blocks)
         child = start(out)
@@ -418,15 +550,13 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
 ):
     import ray
 
-    from mechsteer.activations import _ray as ray_engine
-
     model = small_model
-    monkeypatch.setattr(jobs, "BLOCK", 2)
+    monkeypatch.setattr(_job, "BLOCK", 2)
     table = coded(model, [2 + i % 5 for i in range(24)])
     victim = tmp_path / "victim"
 
-    class Mortal(ray_engine.Worker):
-        """The first worker that gets to its second block is killed in it, by a signal, having written nothing of it."""
+    class Mortal(_ray.Worker):
+        """The first worker that gets to its second block is killed in it, having written nothing of it."""
 
         blocks = 0
 
@@ -440,8 +570,8 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
                     pass
             return super().process(block, rows)
 
-    monkeypatch.setattr(ray_engine, "Worker", Mortal)
-    ray_engine.begin(num_cpus=2, num_gpus=0)
+    monkeypatch.setattr(_ray, "Worker", Mortal)
+    _ray.begin(num_cpus=2, num_gpus=0)
     try:
         spread = quietly(model, table, out=tmp_path / "ray", engine="ray", workers=2).load()
     finally:
@@ -456,7 +586,7 @@ if (paths.data() / "orchestra.parquet").exists() and (paths.data() / "tiny" / "c
     def test_the_orchestra_is_read_by_tiny_from_its_codes_and_by_others_from_its_sound(meta_folder):
         table = ms.clips("orchestra").iloc[:3]
         tiny, meta = ms.load("tiny", device="cpu"), ms.load(meta_folder, device="cpu", dtype="float32")
-        codes = jobs.encode(tiny, table, [""] * 3)
+        codes, _ = _job.codes_for(tiny, table)
         assert all(np.array_equal(a, b) for a, b in zip(codes, table["codes"], strict=True))
         acts = quietly(meta, table)
         assert acts["n_frames"].values.tolist() == [round(8 * meta.frame_rate)] * 3

@@ -1,4 +1,4 @@
-"""Labelled clips from folders, manifests and the orchestra, good files and bad; and what sounds in each frame."""
+"""Labelled clips from folders, manifests and the orchestra, good files and bad; and what frames hold."""
 
 import numpy as np
 import pandas as pd
@@ -9,10 +9,11 @@ import xarray as xr
 
 import mechsteer as ms
 from mechsteer import paths
-from mechsteer.activations import _job as jobs
-from mechsteer.activations import clips as datasets
-from mechsteer.activations import frames as truth
-from mechsteer.model._checkpoints import codec_fingerprint
+from mechsteer.activations._job import codes_for
+from mechsteer.activations.clips import check, read_clip
+from mechsteer.activations.frames import beats
+from mechsteer.model._checkpoints import codec_hash
+from mechsteer.tiny import orchestra
 from mechsteer.tiny.loading import load_codec
 from workshop.tiny.ship import ship_orchestra
 
@@ -27,7 +28,7 @@ def tone(seconds: float = 1.0, rate: int = RATE, channels: int = 1) -> np.ndarra
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder per class, with every format, two rates, two channel counts, a name twice and a name in Unicode."""
+    """A folder per class, with every format, two rates, two channel counts, a name twice, one in Unicode."""
     for name, rate, channels in (
         ("jazz/take.wav", 16_000, 1),
         ("jazz/take.flac", 44_100, 2),
@@ -58,7 +59,7 @@ def test_a_folder_per_class(folder):
     assert table["duration"].between(0.99, 1.1).all() and (table["problem"] == "").all()
     assert table["group"].is_unique
     for row in table.to_dict("records"):
-        audio, rate = datasets.read_clip(row)
+        audio, rate = read_clip(row)
         assert audio.dtype == np.float32 and rate == soundfile.info(row["path"]).samplerate
         assert audio.shape == (soundfile.info(row["path"]).channels, round(row["duration"] * rate))
 
@@ -72,7 +73,7 @@ def test_segments_of_a_file_stay_in_one_group_and_cover_it(tmp_path):
     assert list(table["clip"]) == ["long.flac@0", "long.flac@4", "long.flac@8", "short.flac"]
     assert list(table["duration"]) == [4, 4, 2, 2]
     assert list(table["group"]) == ["long.flac"] * 3 + ["short.flac"]
-    parts = [datasets.read_clip(row)[0][0] for row in table.to_dict("records")[:3]]
+    parts = [read_clip(row)[0][0] for row in table.to_dict("records")[:3]]
     np.testing.assert_allclose(np.concatenate(parts), x[:, 0], atol=1e-6)
     assert list(ms.clips(tmp_path / "m.csv", segment=6)["duration"]) == [6, 4, 2], (
         "the rest is over half a segment"
@@ -99,7 +100,7 @@ def test_a_manifest_brings_labels_groups_and_times(folder, kind):
     assert list(table["group"]) == ["a", "b", "b"]
     assert list(table["duration"]) == [0.5, 1.0, 0.5] and list(table["start"]) == [0.25, 0, 0]
     assert table["tempo"].isna().tolist() == [False, True, False]
-    audio, rate = datasets.read_clip(table.iloc[0].to_dict())
+    audio, rate = read_clip(table.iloc[0].to_dict())
     np.testing.assert_allclose(audio[0], tone()[4000:12000, 0], atol=1e-4)
     assert list(ms.clips(path, group=lambda p: p.split("/")[0])["group"]) == ["jazz", "rock", "rock"]
 
@@ -142,13 +143,13 @@ def test_every_bad_file_is_told_and_the_good_ones_are_kept(bad):
     manifest, told = bad
     table = ms.clips(manifest)
     assert len(table) == len(told), "bad files keep their row"
-    problems = datasets.check(table).set_index("clip")["problem"]
+    problems = check(table).set_index("clip")["problem"]
     for name, says in told.items():
         found = problems.get(name, "")
         assert any(word in found for word in says.split("|")) and bool(found) == bool(says), (
             f"{name}: {found!r}"
         )
-    assert datasets.check(table[table["clip"].isin(["fine.wav", "8 bit.wav", "surround.wav"])]).empty
+    assert check(table[table["clip"].isin(["fine.wav", "8 bit.wav", "surround.wav"])]).empty
 
 
 def test_a_file_listed_twice_is_used_once(folder):
@@ -168,7 +169,7 @@ def test_a_part_of_a_three_hour_file_is_read_without_the_rest(tmp_path):
     pd.DataFrame({"path": ["long.wav"]}).to_csv(tmp_path / "m.csv", index=False)
     table = ms.clips(tmp_path / "m.csv", segment=30)
     assert len(table) == 360 and table["group"].nunique() == 1
-    audio, _ = datasets.read_clip(table.iloc[-1].to_dict())
+    audio, _ = read_clip(table.iloc[-1].to_dict())
     assert audio.shape == (1, 30 * 4000)
 
 
@@ -188,6 +189,13 @@ def test_one_clear_error_for_a_source_that_cannot_be_used(tmp_path, source, opti
     (tmp_path / "bare.csv").write_text("name\nx\n")
     with pytest.raises(error, match=says):
         ms.clips(source.format(tmp=tmp_path), **options)
+
+
+def test_outside_a_checkout_the_orchestra_says_to_clone(monkeypatch):
+    monkeypatch.setattr(paths, "_checkout", lambda: None)
+    for wanted in (lambda: ms.clips("orchestra"), orchestra.notes, orchestra.chords):
+        with pytest.raises(FileNotFoundError, match="installed without it: clone the repository"):
+            wanted()
 
 
 def acts_of(clips: list[str], frames: int, rate: float, **coords) -> xr.Dataset:
@@ -238,13 +246,13 @@ def test_beats_are_counted_as_the_composer_counts_them():
         times = np.arange(first, 8.0, 60 / tempo)
         wanted = np.zeros(200, bool)
         wanted[np.floor(times * 25 + 1e-9).astype(int)] = True
-        np.testing.assert_array_equal(truth.beats(np.array([tempo]), np.array([first]), 200, 25.0)[0], wanted)
+        np.testing.assert_array_equal(beats(np.array([tempo]), np.array([first]), 200, 25.0)[0], wanted)
 
 
 if (paths.data() / "orchestra.parquet").exists():
 
     def test_the_orchestra_has_codes_labels_and_truth_that_belong_together():
-        table, notes, chords = ms.clips("orchestra"), ms.notes("orchestra"), datasets.chords("orchestra")
+        table, notes, chords = ms.clips("orchestra"), orchestra.notes(), orchestra.chords()
         assert len(table) >= 2000 and table["clip"].is_unique
         assert {"lead", "style", "drums", "tempo", "tonic", "mode", "split", "score", "group"} <= set(table)
         assert table.groupby("group")["score"].nunique().max() == 1
@@ -261,23 +269,24 @@ if (paths.data() / "orchestra.parquet").exists():
 
     def test_codes_are_known_by_the_codec_that_made_them_and_only_read_or_decoded_as_such(tmp_path):
         own, table = ms.load("tiny", device="cpu"), ms.clips("orchestra").iloc[:2]
-        codec = codec_fingerprint(own.codec.state_dict())
+        codec = own.codec_hash
         assert set(table["codec"]) == {codec}, "the shipped codes are the shipped codec's"
         for part, name in (("decoder", codec), ("encoder", None), ("quantizer", None)):
             with torch.no_grad():
                 parameter = next(t for t in getattr(own.codec, part).state_dict().values() if t.ndim > 1)
                 parameter *= 1.5
-                assert (codec_fingerprint(own.codec.state_dict()) == name) == (part == "decoder"), part
+                assert (codec_hash(own.codec.state_dict()) == name) == (part == "decoder"), part
                 if part == "encoder":  # another codec: what the embedded one decodes is encoded again
-                    again = jobs.encode(own, table)
-                    sound = [datasets.read_clip(row) for row in table.to_dict("records")]
+                    del own.codec_hash  # it is computed once, as nobody changes a codec
+                    again, _ = codes_for(own, table)
+                    sound = [read_clip(row) for row in table.to_dict("records")]
                     wanted = own.encode(np.stack([audio for audio, _ in sound]), sound[0][1])
                     assert all(np.array_equal(a, b) for a, b in zip(again, wanted, strict=True))
                     assert not np.array_equal(again[0], table["codes"].iloc[0])
                 parameter /= 1.5
         foreign = table.assign(codec=["0123456789ab", codec])
         for read in (
-            lambda: datasets.read_clip(foreign.iloc[0]),
+            lambda: read_clip(foreign.iloc[0]),
             lambda: ms.collect(own, foreign, progress=False),
         ):
             with pytest.raises(
@@ -300,5 +309,5 @@ if (paths.data() / "orchestra.parquet").exists():
         (out := tmp_path / "out").mkdir()
         ship_orchestra(tmp_path, work, out)
         with np.load(out / "orchestra_codes.npz", allow_pickle=False) as shipped:
-            assert shipped["codec"] == codec_fingerprint(state)
+            assert shipped["codec"] == codec_hash(state)
             np.testing.assert_array_equal(shipped["codes"], made[[0, 2, 3]])

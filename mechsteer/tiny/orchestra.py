@@ -1,0 +1,110 @@
+"""The embedded model's music as it ships: clips as codes, their labels, notes and chords, and their sound."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pandas as pd
+
+from .. import paths
+from .vocabulary import SECONDS
+
+__all__ = ["chords", "codec_of", "decode", "notes", "table"]
+
+
+def table() -> pd.DataFrame:
+    """Every clip, as `ms.clips("orchestra")` gives it; there stands what its columns mean.
+
+    Raises
+    ------
+    FileNotFoundError  where the data are missing, or the package is installed without them.
+    ValueError  for codes and labels of two versions.
+    """
+    labels = _shipped("orchestra.parquet").rename(columns={"start": "first_beat"})
+    with np.load(_where("orchestra_codes.npz"), allow_pickle=False) as held:
+        codes, codec = held["codes"], held.get("codec")
+    if codec is None or len(codes) != len(labels):
+        raise ValueError("orchestra_codes.npz and orchestra.parquet are not of one version; fetch both again")
+    own = {"clip": _names(labels), "codes": list(codes), "codec": str(codec), "start": 0.0}
+    own |= {"duration": SECONDS, "group": [f"{score:05d}" for score in labels["score"]]}
+    return pd.DataFrame(own).join(labels.drop(columns="clip"))
+
+
+def notes() -> pd.DataFrame:
+    """Every note of every clip: the music as it was written.
+
+    Returns
+    -------
+    pd.DataFrame, one row per note: clip, onset and offset (s), pitch (MIDI), velocity, part (lead, chords,
+    bass or drums).
+    """
+    return _events("notes")
+
+
+def chords() -> pd.DataFrame:
+    """Every chord of every clip: clip, onset, offset (s), root (pitch class, 0 is C), quality (as `maj`)."""
+    return _events("chords")
+
+
+def codec_of(made_by: str | None):
+    """The codec that decodes codes made by `made_by`: the embedded one or nobody's; None is taken for it.
+
+    Raises
+    ------
+    ValueError  for codes of another codec, naming both.
+    """
+    codec, own = _codec()
+    if not pd.isna(made_by) and made_by != own:
+        raise ValueError(
+            f"codes of codec {made_by} can be neither read nor decoded here, where the embedded codec is "
+            f"{own}: fetch data/tiny and data/orchestra_codes.npz of one version, or `python -m "
+            "workshop.tiny.ship` both"
+        )
+    return codec
+
+
+def decode(codes, made_by: str | None = None) -> tuple[np.ndarray, int]:
+    """Audio (channel, sample) of codes (codebook, frame), and its rate in Hz. Raises as `codec_of`."""
+    import torch
+
+    codec = codec_of(made_by)
+    codes = torch.from_numpy(np.asarray(codes, dtype="int64"))
+    with torch.no_grad():
+        return codec.decode(codes[None])[0].numpy(), int(codec.sample_rate)
+
+
+@functools.cache
+def _codec():
+    """The embedded model's codec, and the hash of what its codes depend on."""
+    from ..model._checkpoints import codec_hash
+    from .loading import load_codec
+
+    codec = load_codec()
+    return codec, codec_hash(codec.state_dict())
+
+
+def _names(labels: pd.DataFrame) -> list[str]:
+    """What the clips are called: score, lead and style, which no two share."""
+    return [f"{r.score:05d}-{r.lead}-{r.style}" for r in labels.itertuples()]
+
+
+def _events(kind: str) -> pd.DataFrame:
+    labels, events = _shipped("orchestra.parquet"), _shipped(f"orchestra_{kind}.parquet")
+    events["clip"] = events["clip"].map(dict(zip(labels["clip"], _names(labels), strict=True)))
+    return events
+
+
+def _shipped(name: str) -> pd.DataFrame:
+    return pd.read_parquet(_where(name))
+
+
+def _where(name: str):
+    """The path of a shipped file; FileNotFoundError saying how to get it."""
+    path = paths.data() / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: the orchestra ships with the project's repository under data/; clone "
+            "that, or rebuild it with `make orchestra tiny`"
+        )
+    return path
