@@ -3,8 +3,8 @@
 | folder | what it does | what it gives to notebooks |
 |---|---|---|
 | `model` | load, look inside, generate | `load` `Steering` |
-| `activations` | labelled clips, and what the model makes of them | `clips` `read_clip` `codes` `collect` ... |
-| `directions` | what separates a concept, and what writes it | `find_directions` `accuracy_by_layer` `cosine` ... |
+| `activations` | labelled clips, and what the model makes of them | `clips` `codes` `collect` ... |
+| `directions` | what separates a concept, what writes it | `find_directions` `accuracy_by_layer` ... |
 | `measures` | what changed in the sound | `describe` `hear` `success` `dose_response` `knee` ... |
 | `show` | what a person looks at | `save_figure` `steering_panel` |
 | `listening` | blind tests with people | `ListeningTest` `listeners_needed` |

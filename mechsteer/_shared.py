@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 
 def modules(package: str, names: str) -> tuple[Callable, Callable]:
-    """`__getattr__` and `__dir__` of a package whose modules (names separated by blanks) load on first use."""
+    """`__getattr__` and `__dir__` of a package whose modules, named in one string, load on first use."""
     known = names.split()
 
     def load(name: str):
@@ -25,6 +25,6 @@ def progress(steps: Iterable | None = None, show: bool = True, **options):
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """"Did you mean 'guitar'?" if one of `known` is close to `name`, else `otherwise`."""
+    """ "Did you mean 'guitar'?" if one of `known` is close to `name`, else `otherwise`."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.6)
     return f"Did you mean {close[0]!r}?" if close else otherwise

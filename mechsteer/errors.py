@@ -1,6 +1,10 @@
 """Errors whose message is all there is to say: a notebook shows that sentence, without the way there."""
 
-__all__ = ["MissingWeights", "NoSuchDevice", "Told", "TooLittleMemory"]
+import contextlib
+import re
+from collections.abc import Iterator
+
+__all__ = ["MissingWeights", "NoCheckout", "NoSuchDevice", "Told", "TooLittleMemory"]
 
 
 class Told(Exception):  # noqa: N818  (what it is called depends on what it tells)
@@ -14,9 +18,25 @@ class MissingWeights(Told, FileNotFoundError):
     """A model's files aren't on this machine and can't be had; says where they were looked for."""
 
 
+class NoCheckout(Told, FileNotFoundError):
+    """The package is installed without its repository, which alone holds the embedded model and its music."""
+
+
 class NoSuchDevice(Told, ValueError):
     """The device that was asked for isn't there."""
 
 
 class TooLittleMemory(Told, MemoryError):
     """A model or a batch needs more memory than is free; says how much, and what needs less."""
+
+
+@contextlib.contextmanager
+def memory_told(advice: str) -> Iterator[None]:
+    """Turn PyTorch's page about full memory into TooLittleMemory, which says what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        told = re.search(r"CUDA out of memory|can't allocate memory", str(error))
+        if not told and type(error).__name__ != "OutOfMemoryError":
+            raise
+        raise TooLittleMemory(f"the memory is full: {advice} ({told[0] if told else error})") from error

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from .errors import NoCheckout
+
 __all__ = ["data", "figures", "listening", "project", "replace", "replacing", "runs"]
 
 
@@ -28,13 +30,13 @@ def data() -> Path:
 
     Raises
     ------
-    FileNotFoundError  when the package is installed without a checkout, which alone holds the data.
+    NoCheckout  (a FileNotFoundError) when the package is installed without its repository.
     """
     if (root := _checkout()) is None:
-        raise FileNotFoundError(
-            "the embedded model, its music and the study ship with mechsteer's repository, and this mechsteer is "
-            "installed without it: clone the repository and run `make lab` there. Models of Meta's format and music "
-            "of your own work without"
+        raise NoCheckout(
+            "the embedded model, its music and the study ship with mechsteer's repository, and this mechsteer "
+            "is installed without it: clone the repository and run `make lab` there. Models of Meta's format "
+            "and music of your own work without"
         )
     return root / "data"
 
@@ -50,7 +52,7 @@ def runs() -> Path:
 
 
 def listening() -> Path:
-    """Where listening tests keep stimuli and answers: `data/listening/`; below the runs where those are redirected."""
+    """Where listening tests keep stimuli and answers: `data/listening/`, or below `$MECHSTEER_RUNS`."""
     return (runs() if os.environ.get("MECHSTEER_RUNS") else project() / "data") / "listening"
 
 

@@ -74,15 +74,9 @@ with warnings.catch_warnings(), _imported_later(*_HEAVY):
     warnings.simplefilter("ignore")
     logging.getLogger("torch.distributed.elastic.multiprocessing.redirects").setLevel(logging.ERROR)
     from audiocraft.models import CompressionModel, LMModel, MusicGen, builders
-    from audiocraft.modules import transformer
+    from audiocraft.modules import conditioners, transformer  # noqa: F401
     from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # noqa: F401
-    from audiocraft.modules.conditioners import (  # noqa: F401
-        ConditionFuser,
-        ConditioningAttributes,
-        ConditioningProvider,
-        T5Conditioner,
-        TextConditioner,
-    )
+    from audiocraft.modules.conditioners import ConditioningAttributes, T5Conditioner  # noqa: F401
     from audiocraft.quantization import QuantizedResult, ResidualVectorQuantizer  # noqa: F401
     from omegaconf import OmegaConf
 
@@ -99,7 +93,7 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
     extra = {name: kind for name, kind in listed.items() if kind not in ("t5", "lut")}
     if extra or cfg.fuser.prepend:
         raise ValueError(
-            f"{source} is conditioned on more than text through cross-attention ({extra or 'prepended text'}), "
+            f"{source} hears more than text through cross-attention ({extra or 'prepended text'}), "
             "as melody and style models are, which need demucs; load a text model: facebook/musicgen-small"
         )
     try:
@@ -137,7 +131,7 @@ class CrossAttention(transformer.StreamingMultiheadAttention):
     skip_padding = False
 
     def forward(self, query, key, value, **_):
-        """(row, step, d_model) queries over (row, token, d_model) text; (row, step, d_model), None."""
+        """(row, step, d_model) queries over (row, token, d_model) text."""
         split = lambda x: x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (row, head, place, d_head)
         weight = self.in_proj_weight.chunk(3)
         bias = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
@@ -162,10 +156,7 @@ class CrossAttention(transformer.StreamingMultiheadAttention):
 
 
 class SelfAttention(transformer.StreamingMultiheadAttention):
-    """audiocraft's self-attention, whose rotary positions go on where the cache ends.
-
-    audiocraft 1.3 looks for the cache's length in the wrong dim, and finds the number of heads.
-    """
+    """audiocraft's self-attention with rotary positions that go on where the cache ends, not at n_heads."""
 
     def _apply_rope(self, query, key):
         axis = transformer._get_attention_time_dimension(self.memory_efficient)
@@ -175,10 +166,7 @@ class SelfAttention(transformer.StreamingMultiheadAttention):
 
 
 class Transformer(transformer.StreamingTransformer):
-    """audiocraft's stack of layers, with sinusoidal positions in float32 whatever the model's dtype.
-
-    bfloat16 can't tell step 257 from 258.
-    """
+    """audiocraft's layers, with sinusoidal positions in float32: bfloat16 can't tell step 257 from 258."""
 
     def forward(self, x, *args, **kwargs):
         """(row, step, d_model) to (row, step, d_model)."""

@@ -41,7 +41,7 @@ def locate(source: str | Path, filename: str) -> Path:
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
         raise MissingWeights(
-            f"no model {str(source)!r}: there is no such folder, and a model of the Hugging Face hub is named "
+            f"no model {str(source)!r}: there is no such folder, and models of the Hugging Face hub are named "
             f"like owner/name. {did_you_mean(source, NAMES, 'The embedded model is called tiny.')}"
         )
     from huggingface_hub import constants, hf_hub_download

@@ -1,9 +1,6 @@
 """Which device and dtype a model gets, and whether its memory is there: told before any work is lost."""
 
-import contextlib
-import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,8 +10,10 @@ from ..errors import NoSuchDevice, TooLittleMemory
 SMALL = 100_000_000  # parameters; float32 is fast enough below
 
 
-def check_device(name: str) -> None:
-    """NoSuchDevice, in a sentence, unless PyTorch has this device."""
+def check_device(name: str | None) -> None:
+    """NoSuchDevice, in a sentence, unless PyTorch has this device; None is whatever there is."""
+    if name is None:
+        return
     advice = "leave device out to use what there is, or give device='cpu'"
     kind, _, number = str(name).partition(":")
     found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
@@ -44,31 +43,18 @@ def check_memory(name: str, needed: float) -> None:
         )
 
 
-@contextlib.contextmanager
-def memory_told(advice: str) -> Iterator[None]:
-    """Turn PyTorch's page about full memory into TooLittleMemory, which says what to do."""
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        told = re.search(r"CUDA out of memory|can't allocate memory", str(error))
-        if not (told or isinstance(error, torch.OutOfMemoryError)):
-            raise
-        raise TooLittleMemory(f"the memory is full: {advice} ({told[0] if told else error})") from error
-
-
 def named_dtype(name: torch.dtype | str) -> torch.dtype:
     """The dtype of that name; ValueError, in a sentence, unless it is one that a language model can have."""
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name in known.values():
-        return name
-    if name not in known:
+    known = ("float32", "float16", "bfloat16")
+    if (short := str(name).removeprefix("torch.")) not in known:
         advice = "leave dtype out to use what suits the device"
         raise ValueError(f"dtype={name!r} isn't one of {', '.join(known)}; {advice}")
-    return known[name]
+    return getattr(torch, short)
 
 
-def pick_dtype(device: str, size: int) -> torch.dtype:
-    if size < SMALL or device == "mps":
+def pick_dtype(device: str, lm: torch.nn.Module) -> torch.dtype:
+    """What suits a device and the size of a language model; see `load`."""
+    if sum(p.numel() for p in lm.parameters()) < SMALL or device == "mps":
         return torch.float32
     if device == "cuda":
         return torch.float16
@@ -78,6 +64,7 @@ def pick_dtype(device: str, size: int) -> torch.dtype:
 
 @torch.no_grad()
 def pick_device(lm: torch.nn.Module) -> str:
+    """CUDA, else MPS if it computes `lm` as the CPU does, else the CPU."""
     if torch.cuda.is_available():
         return "cuda"
     if not torch.backends.mps.is_available():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -44,9 +45,7 @@ def apply(h: torch.Tensor, mode: str, gain, amount, vector) -> torch.Tensor:
     projection = (full * vector).sum(-1, keepdim=True)
     if mode == "replace":
         return (full + gain * (amount != 0) * (amount - projection) * vector).to(h.dtype)
-    if mode == "remove":
-        return (full - gain * amount * projection * vector).to(h.dtype)
-    raise ValueError(f"mode={mode!r} isn't one of {', '.join(MODES)}")
+    return (full - gain * amount * projection * vector).to(h.dtype)  # remove
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +100,18 @@ def plan(rows: Sequence[Steering | Steerings | None], n_steps: int, model, halve
     n_steps : int
         Sequence steps in all; step s predicts codebook 0 of frame s.
     model : Model
-        Its n_layers, d_model, n_heads, frame_rate and device are asked for.
+        Its n_layers, d_model, n_heads, frame_rate, device and hash are asked for.
     halves : sequence of str
         The blocks of rows in the batch, in order; audiocraft runs ("cond", "uncond") under guidance.
 
     Raises
     ------
-    ValueError  when a direction's width, heads or layers aren't the model's.
+    ValueError  when a direction's width, heads or layers aren't the model's. Other weights only warn.
     """
+    parts = [part for row in rows if row is not None for part in row.parts]
+    foreign = {str(part.direction.attrs.get("model_hash") or model.hash) for part in parts} - {model.hash}
+    if foreign:
+        warnings.warn(f"a direction found in {', '.join(foreign)} steers model {model.hash}", stacklevel=4)
     schedules: dict[tuple, np.ndarray] = {}
     found: dict = defaultdict(lambda: defaultdict(dict))  # (site, layer) -> (mode, slot) -> batch row -> term
     for index, steering in enumerate(rows):

@@ -37,17 +37,9 @@ class Generation:
 
     def __getitem__(self, index: int | slice) -> "Generation":
         """The chosen clips, as a Generation."""
-        rows = range(len(self))[index]
-        rows = [rows] if isinstance(rows, int) else list(rows)
-        pick = lambda values: [values[i] for i in rows]
-        return dataclasses.replace(
-            self,
-            audio=self.audio[rows],
-            codes=self.codes[rows],
-            prompts=pick(self.prompts),
-            seeds=pick(self.seeds),
-            steering=pick(self.steering),
-        )
+        rows = np.atleast_1d(np.arange(len(self))[index]).tolist()
+        lists = {name: [getattr(self, name)[i] for i in rows] for name in ("prompts", "seeds", "steering")}
+        return dataclasses.replace(self, audio=self.audio[rows], codes=self.codes[rows], **lists)
 
     def __repr__(self) -> str:
         seconds = self.audio.shape[-1] / self.sample_rate

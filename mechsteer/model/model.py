@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from .._shared import progress as progress_bar
+from ..errors import memory_told
 from ..sound import to_clips
 from . import _audiocraft, _checkpoints, _devices
 from ._audiocraft import ConditioningAttributes, MusicGen
@@ -31,8 +32,8 @@ def load(
     Parameters
     ----------
     name : str or Path
-        `"tiny"`, a hub id such as `"facebook/musicgen-small"` (from the local cache when offline), or a folder
-        with `state_dict.bin` and `compression_state_dict.bin`. Text models, mono or stereo; no melody or style.
+        `"tiny"`, a hub id such as `"facebook/musicgen-small"` (from the local cache when offline), or a
+        folder with `state_dict.bin` and `compression_state_dict.bin`. Text models, mono or stereo.
     device : str, optional
         Default: CUDA, else Apple's MPS where it computes what the CPU computes (checked here), else the CPU.
     dtype : torch.dtype or str, optional
@@ -47,18 +48,15 @@ def load(
     ValueError  for an unknown dtype, a file that is damaged or holds code (`weights_only=True`), a model that
         needs more than text, or other modules than audiocraft 1.3 has.
     """
-    if device is not None:
-        _devices.check_device(device)
-    if dtype is not None:
-        dtype = _devices.named_dtype(dtype)
+    _devices.check_device(device)
+    dtype = dtype and _devices.named_dtype(dtype)
     if str(name) == "tiny":
         from ..tiny import loading
 
         musicgen, weights = loading.load(device="cpu", dtype=torch.float32), None
     else:
         musicgen, weights = _audiocraft.build(name)
-    known = Path(name).name if Path(name).is_dir() else str(name)
-    return Model(musicgen, known, weights, device or "auto", dtype or "auto")
+    return Model(musicgen, Path(name).name if Path(name).is_dir() else str(name), weights, device, dtype)
 
 
 class Model:
@@ -94,10 +92,8 @@ class Model:
         self.max_duration = float(musicgen.max_duration)
         for site in SITES:
             setattr(self, site, Site(self, site))
-        size = sum(p.numel() for p in lm.parameters())
-        self.device = torch.device(_devices.pick_device(lm) if device == "auto" else device)
-        picked = _devices.pick_dtype(self.device.type, size) if dtype == "auto" else dtype
-        self.dtype = _devices.named_dtype(picked)
+        self.device = torch.device(device or _devices.pick_device(lm))
+        self.dtype = _devices.named_dtype(dtype or _devices.pick_dtype(self.device.type, lm))
         _audiocraft.move(musicgen, self.device, self.dtype)
         _audiocraft.check_sites(lm, self.conditions(None, 1))
 
@@ -217,20 +213,13 @@ class Model:
         found = []
         for at in range(0, len(codes), batch_size):
             some = slice(at, at + batch_size)
-            with steered(self.lm, self._plan(rows[some], codes.shape[-1] + 1, ("cond",))):
+            with steered(self.lm, plan(rows[some], codes.shape[-1] + 1, self, ("cond",))):
                 conditions = self.conditions(prompts[some], len(codes[some]))
                 out = self.lm.compute_predictions(codes[some], [], conditions)
             loss = F.cross_entropy(out.logits.float().permute(0, 3, 1, 2), codes[some], reduction="none")
             loss = torch.where(out.mask, loss, 0.0)  # (clip, codebook, frame)
             found.append(loss.sum((1, 2)) / out.mask.sum((1, 2)))
         return torch.cat(found).cpu().numpy()
-
-    def _plan(self, rows, n_steps: int, halves: Sequence[str]):
-        parts = [part for row in rows if row is not None for part in row.parts]
-        foreign = {str(part.direction.attrs.get("model_hash") or self.hash) for part in parts} - {self.hash}
-        if foreign:
-            warnings.warn(f"a direction found in {', '.join(foreign)} steers model {self.hash}", stacklevel=4)
-        return plan(rows, n_steps, self, halves)
 
     def generate(
         self,
@@ -255,9 +244,8 @@ class Model:
         duration : float
             Seconds in all, audio prompt included; at most `max_duration`.
         seed : int
-            One int is the first row's and counts up over the *prompts* if they are a list; a single prompt
-            keeps one seed in all rows, which then differ by their steering only. Give a list to choose
-            otherwise.
+            One int is the first row's and counts up over a list of *prompts*; a single prompt keeps one seed in
+            all rows, which then differ by their steering only. Give a list to choose otherwise.
         steering : Steering or None
             The schedule runs on the clip's time, audio prompt included; one that starts after its end warns.
         audio_prompt : codes (clip, codebook, frame), or (audio, sample_rate)
@@ -277,21 +265,16 @@ class Model:
         Notes
         -----
         A row's tokens depend on its prompt, seed and steering, not on the other rows: every row has its own
-        random numbers, and padding of shorter prompts is left out. What remains is rounding, which differs with a
-        matrix product's size: workshop/benchmarks/README.md says how rarely that flips a token.
+        random numbers, and padding of shorter prompts is left out. What remains is rounding, which depends on
+        the batch size: workshop/benchmarks/README.md says how rarely it flips a token.
         """
-        single = prompts is None or isinstance(prompts, str)
         if isinstance(audio_prompt, tuple):
             audio_prompt = self.encode(*audio_prompt)
         audio_prompt = None if audio_prompt is None else self._codes(audio_prompt)
-        lists = {
-            "prompts": [prompts] if single else list(prompts),
-            "seeds": [seed] if isinstance(seed, int | np.integer) else list(seed),
-            "steerings": [steering] if steering is None or hasattr(steering, "parts") else list(steering),
-            "audio prompts": [None] if audio_prompt is None else list(audio_prompt),
-        }
-        n = max(len(values) for values in lists.values())
-        if isinstance(seed, int | np.integer) and not single:
+        lists = {"prompts": _listed(prompts), "seeds": _listed(seed), "steerings": _listed(steering)}
+        lists["audio prompts"] = _listed(audio_prompt)
+        n = max(map(len, lists.values()))
+        if isinstance(seed, int | np.integer) and not (prompts is None or isinstance(prompts, str)):
             lists["seeds"] = [seed + i for i in range(len(lists["prompts"]))]
         prompts, seeds, rows, starts = (_each(values, n, what) for what, values in lists.items())
         n_frames = self.seconds_to_frames(duration)
@@ -302,13 +285,13 @@ class Model:
                 f"({given}) and at most {self.max_duration:g} s, the longest this model was made for"
             )
         parts = [part for row in rows if row is not None for part in row.parts]
-        begin = max((part.start for part in parts), default=0.0)
+        begin, idle = max((part.start for part in parts), default=0.0), []
         if self.seconds_to_frames(begin) >= n_frames:
-            idle = f"a steering from {begin:g} s on does nothing in a clip of {duration:g} s"
-            warnings.warn(idle, stacklevel=2)
+            idle.append(f"a steering from {begin:g} s on does nothing in a clip of {duration:g} s")
         if guidance == 1 and any(part.branch == "uncond" for part in parts):
-            idle = "a steering of branch 'uncond' does nothing at guidance 1: there is no such half"
-            warnings.warn(idle, stacklevel=2)
+            idle.append("a steering of branch 'uncond' does nothing at guidance 1: there is no such half")
+        for said in idle:
+            warnings.warn(said, stacklevel=2)
         settings = dict(duration=duration, guidance=guidance, temperature=temperature, top_k=top_k)
         settings["prompt_frames"] = given
         n_steps = len(self.lm.pattern_provider.get_pattern(n_frames).layout)
@@ -321,14 +304,12 @@ class Model:
         codes, name = torch.cat(codes), f"{self.name} {self.hash}"
         return Generation(self.decode(codes), codes, self.sample_rate, prompts, seeds, rows, name, settings)
 
-    @_devices.memory_told("give a smaller batch_size or a shorter duration")
-    def _batch(
-        self, prompts, rows, start, sampler: Sampler, n_frames: int, n_steps: int, bar
-    ) -> torch.Tensor:
+    @memory_told("give a smaller batch_size or a shorter duration")
+    def _batch(self, prompts, rows, start, sampler: Sampler, n_frames: int, n_steps: int, bar):
         """One batch through audiocraft's own loop; codes (clip, codebook, frame) on the CPU."""
         halved = any(part.branch != "both" for row in rows if row is not None for part in row.parts)
         both = sampler.guidance != 1 and (halved or any(prompt is not None for prompt in prompts))
-        planned = self._plan(rows, n_steps, ("cond", "uncond") if both else ("cond",))
+        planned = plan(rows, n_steps, self, ("cond", "uncond") if both else ("cond",))
         with steered(self.lm, planned), sampled(self.lm, sampler, both):
             codes = self.lm.generate(
                 start,
@@ -342,10 +323,15 @@ class Model:
         return codes.cpu()
 
 
+def _listed(values) -> list:
+    """One for all rows, or one per row, as a list."""
+    single = values is None or isinstance(values, str | int | np.integer) or hasattr(values, "parts")
+    return [values] if single else list(values)
+
+
 def _each(values, n: int, what: str) -> list:
-    """`values`, one for all or one per row, as a list of `n`."""
-    single = values is None or isinstance(values, str) or hasattr(values, "parts")
-    values = [values] if single else list(values)
+    """The same, as a list of `n`."""
+    values = _listed(values)
     if len(values) not in (1, n):
         raise ValueError(f"{len(values)} {what} for {n} rows; give one for all, or one each")
     return values * n if len(values) == 1 else values

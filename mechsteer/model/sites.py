@@ -77,9 +77,6 @@ class Site:
         self.model, self.name = model, check_site(name)
         self.value = SITES[name][1]
 
-    def __len__(self) -> int:
-        return self.model.n_layers
-
     def __getitem__(self, layer: int) -> torch.Tensor:
         envoy = module_of(self.model.nn.transformer.layers, self.name, layer)
         if self.value == "input":

@@ -74,8 +74,8 @@ class Steering(_Combined):
 
     Raises
     ------
-    ValueError  when the direction has no such layer, carries no norm and the mode needs one, was read at another site,
-        has a zero or non-finite vector, or an option isn't one of those above.
+    ValueError  when the direction has no such layer, lacks a norm that the mode needs, was read at another
+        site, is zero or not finite, or an option isn't one of those above.
 
     Notes
     -----

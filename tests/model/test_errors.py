@@ -1,8 +1,11 @@
-"""Mistakes that people make: each is told in one sentence that says what to do, before anything long has begun."""
+"""Mistakes that people make: each is told in one sentence that says what to do, before any long work."""
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +13,6 @@ import torch
 import mechsteer as ms
 from mechsteer import errors, paths
 from mechsteer.model import _checkpoints as checkpoints
-from mechsteer.model import _devices
 
 
 @pytest.mark.parametrize(
@@ -60,16 +62,16 @@ def test_a_model_that_does_not_fit_is_told_before_loading(meta_folder, monkeypat
 def test_a_full_gpu_is_told_with_what_needs_less():
     with (
         pytest.raises(MemoryError, match=r"smaller batch_size \(CUDA out of memory\)"),
-        _devices.memory_told("give a smaller batch_size"),
+        errors.memory_told("give a smaller batch_size"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
 
 def test_a_machine_without_memory_is_told_the_same_and_other_errors_stay():
-    advice = _devices.memory_told("give a shorter duration")
+    advice = errors.memory_told("give a shorter duration")
     with pytest.raises(errors.TooLittleMemory, match=r"shorter duration \(can't allocate memory\)"), advice:
         torch.empty(10**15)
-    with pytest.raises(RuntimeError, match="shapes"), _devices.memory_told(""):
+    with pytest.raises(RuntimeError, match="shapes"), errors.memory_told(""):
         raise RuntimeError("shapes differ")
 
 
@@ -80,7 +82,7 @@ def test_a_slip_of_the_pen_is_told_with_what_there_is(model, tmp_path):
         ms.load("tiny", dtype="flot16")
     with pytest.raises(IndexError, match=f"no layer 99: .* has layers 0 to {model.n_layers - 1}"):
         model.resid[99]
-    with pytest.raises(AttributeError, match="no attribute 'lod'; did you mean 'load'"):
+    with pytest.raises(AttributeError, match="no attribute 'lod'. Did you mean 'load'"):
         ms.lod  # noqa: B018
     with pytest.raises(
         FileNotFoundError, match="no direction at nowhere.safetensors; ms.save_direction writes one"
@@ -89,7 +91,8 @@ def test_a_slip_of_the_pen_is_told_with_what_there_is(model, tmp_path):
 
 
 def test_a_notebook_in_another_folder_finds_the_projects_data(tmp_path):
-    code = "import mechsteer as ms; from mechsteer import paths; print(len(ms.clips('orchestra')) > 0, paths.figures())"
+    code = "import mechsteer as ms; from mechsteer import paths; "
+    code += "print(len(ms.clips('orchestra')) > 0, paths.figures())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -130,6 +133,26 @@ def test_a_kernel_without_the_package_shows_what_to_do():
         line = next(line for line in source.splitlines() if line.startswith("import mechsteer as ms"))
         assert "make lab" in line, path.stem
     code = "import sys; sys.modules['mechsteer'] = None\nfrom IPython import get_ipython\n"
-    script = f"{code}from IPython.core.interactiveshell import InteractiveShell\nInteractiveShell().run_cell({line!r})"
+    script = f"{code}from IPython.core.interactiveshell import InteractiveShell\n"
+    script += f"InteractiveShell().run_cell({line!r})"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "ModuleNotFoundError" in said.stdout + said.stderr and "make lab" in said.stdout + said.stderr
+
+
+def test_a_package_without_its_repository_says_to_clone(tmp_path):
+    """As `pip install` leaves it: the code alone, in a folder without data."""
+    shutil.copytree(Path(ms.__file__).parent, tmp_path / "site" / "mechsteer")
+    code = (
+        "import mechsteer as ms\nfrom mechsteer import paths\nprint(paths.figures(), paths.runs())\n"
+        "for ask in (lambda: ms.load('tiny'), lambda: ms.clips('orchestra')):\n"
+        "    try: ask()\n"
+        "    except FileNotFoundError as error: print(type(error).__name__, error)"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MECHSTEER")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    where, *told = done.stdout.splitlines()
+    assert where == f"{tmp_path / 'figures'} {tmp_path / 'data' / 'runs'}"
+    assert len(told) == 2 and all("NoCheckout" in line and "clone the repository" in line for line in told)

@@ -1,4 +1,4 @@
-"""The model interface on a checkpoint of Meta's format and on the embedded model: load, encode, trace, generate."""
+"""The model interface, on a checkpoint of Meta's format and on the embedded model."""
 
 import subprocess
 import sys

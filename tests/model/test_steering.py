@@ -174,7 +174,7 @@ def test_schedule():
 
 def shape(n_layers: int) -> SimpleNamespace:
     """What `plan` asks of a model."""
-    return SimpleNamespace(n_layers=n_layers, d_model=8, n_heads=2, frame_rate=25.0, device="cpu")
+    return SimpleNamespace(n_layers=n_layers, d_model=8, n_heads=2, frame_rate=25.0, device="cpu", hash="")
 
 
 def test_a_plan_refuses_a_direction_of_another_model():
