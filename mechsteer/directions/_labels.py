@@ -6,37 +6,28 @@ for classes and flags, the number itself for values, NaN where the label is miss
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from . import _solvers as solvers
+from . import _solvers
+from ._solvers import METHODS, Fit, Fitting
 
 MAX_INTEGER_CLASSES = 24
-"""An integer label with at most this many distinct values counts as classes (12 tonics), with more as a value (bpm)."""
+"""Integers with at most this many values are classes (12 tonics), with more they are a value (bpm)."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One label as columns.
-
-    Attributes
-    ----------
-    label : str
-    concepts : tuple of str, length K
-        The classes; the label's own name for a flag or a value; the names along its own dimension for several
-        flags per row (pitch classes).
-    y : float32 [clip, K] or [clip, frame, K]
-    kind : "class" (one of K), "flag" (each true or false) or "value"
-    """
+    """One label as columns."""
 
     label: str
-    concepts: tuple[str, ...]
-    y: np.ndarray
-    kind: str
+    concepts: tuple[str, ...]  # K: the classes; else the label's name, or the names along its own dimension
+    y: np.ndarray  # float32 [clip, K] or [clip, frame, K]
+    kind: str  # "class" (one of K), "flag" (each true or false) or "value"
     is_shuffled: bool = False
 
     def rows(self, frames: int | None) -> np.ndarray:
@@ -51,11 +42,11 @@ class Target:
         return y.reshape(-1, y.shape[-1])
 
 
-def encode(values, label: str, kind: str = "auto", names: tuple[str, ...] | None = None) -> Target:
-    """Turn a label's values, [clip], [clip, frame] or [clip, frame, name], into a `Target`.
+def as_target(values, label: str, kind: str = "auto", names: tuple[str, ...] | None = None) -> Target:
+    """A label's values, [clip], [clip, frame] or [clip, frame, name], as a `Target`.
 
     None, NaN and "" are missing. `kind="auto"`: strings are classes, booleans and 0/1 are flags, floats are
-    values, and integers are classes up to 24 distinct ones; "class" or "value" decides otherwise.
+    values, and integers are classes up to 24 distinct ones; "class", "flag" or "value" decides otherwise.
 
     Raises
     ------
@@ -70,61 +61,43 @@ def encode(values, label: str, kind: str = "auto", names: tuple[str, ...] | None
     if len(distinct) < 2:
         found = f"one value only ({distinct[0]!r})" if len(distinct) else "no value at all"
         raise ValueError(f"label {label!r} has {found} over {len(flat)} rows: a probe needs two or more")
+    boolean = pd.api.types.is_bool_dtype(flat.dtype)
+    numeric = pd.api.types.is_numeric_dtype(flat.dtype) and not boolean
     if kind == "auto":
-        numeric = pd.api.types.is_numeric_dtype(flat.dtype) and not pd.api.types.is_bool_dtype(flat.dtype)
-        if pd.api.types.is_bool_dtype(flat.dtype) or (numeric and set(distinct) <= {0, 1}):
-            kind = "flag"
-        else:
-            kind = (
-                "value"
-                if numeric and (flat.dtype.kind == "f" or len(distinct) > MAX_INTEGER_CLASSES)
-                else "class"
-            )
-    missing = flat.isna().to_numpy()[:, None]
+        many = numeric and (flat.dtype.kind == "f" or len(distinct) > MAX_INTEGER_CLASSES)
+        kind = "flag" if boolean or (numeric and set(distinct) <= {0, 1}) else "value" if many else "class"
+    if kind == "class" and names is not None:
+        raise ValueError(f"label {label!r} has a dimension of its own, so it must hold true/false or numbers")
     if kind == "class":
-        classes = np.sort(distinct.astype(str) if not pd.api.types.is_numeric_dtype(flat.dtype) else distinct)
-        codes = pd.Categorical(flat.astype(str), categories=[str(c) for c in classes]).codes
-        y, concepts = (
-            np.where(codes[:, None] == np.arange(len(classes)), 1.0, -1.0),
-            tuple(str(c) for c in classes),
-        )
+        concepts = tuple(str(c) for c in np.sort(distinct if numeric else distinct.astype(str)))
+        codes = pd.Categorical(flat.astype(str), categories=concepts).codes
+        y = np.where(codes[:, None] == np.arange(len(concepts)), 1.0, -1.0)
     elif kind in ("flag", "value"):
         y, concepts = flat.to_numpy(float, na_value=np.nan)[:, None], (label,)
         y = y if kind == "value" else 2 * y - 1
     else:
-        raise ValueError(
-            f"kind={kind!r} of label {label!r} is not known; use 'auto', 'class', 'flag' or 'value'"
-        )
-    y = np.where(missing, np.nan, y).astype(np.float32)
+        raise ValueError(f"kind={kind!r} of label {label!r} isn't one of auto, class, flag, value")
+    y = np.where(flat.isna().to_numpy()[:, None], np.nan, y).astype(np.float32)
     if names is None:
         return Target(label, concepts, y.reshape(*values.shape, -1), kind)
-    if kind == "class":
-        raise ValueError(f"label {label!r} has a dimension of its own, so it must hold true/false or numbers")
     return Target(label, names, y.reshape(values.shape), kind)
 
 
 def read_target(acts: xr.Dataset, label: str, kind: str = "auto") -> Target:
     """Read a label of `acts`: a coord or variable on clip, (clip, frame) or (clip, frame, name)."""
-    sites = {dim for name in acts.data_vars if "layer" in acts[name].dims for dim in acts[name].dims} - {
-        "clip",
-        "frame",
-    }
-    on_clip = [
-        str(n)
-        for n, a in acts.variables.items()
-        if "clip" in a.dims and n != "clip" and not sites & {*a.dims}
-    ]
-    if label not in on_clip:
-        raise ValueError(
-            f"no label {label!r} on clip; the Dataset has {', '.join(sorted(on_clip)) or 'none'}"
-        )
+    sites = {dim for array in acts.data_vars.values() if "layer" in array.dims for dim in array.dims}
+    sites -= {"clip", "frame"}
+    on_clip = {str(n) for n, a in acts.variables.items() if "clip" in a.dims and not sites & {*a.dims}}
+    if label not in on_clip - {"clip"}:
+        present = ", ".join(sorted(on_clip - {"clip"})) or "none"
+        raise ValueError(f"no label {label!r} on clip; the Dataset has {present}")
     array = acts[label]
     own = [dim for dim in array.dims if dim not in ("clip", "frame")]
     if len(own) > 1:
         raise ValueError(f"label {label!r} has dims {array.dims}; expected clip, frame and at most one more")
-    array = array.transpose("clip", *[dim for dim in ("frame",) if dim in array.dims], *own)
+    array = array.transpose("clip", "frame", *own, missing_dims="ignore")
     names = tuple(str(name) for name in array[own[0]].values) if own else None
-    return encode(array.values, label, kind, names)
+    return as_target(array.values, label, kind, names)
 
 
 def read_groups(acts: xr.Dataset, group: str | None = "group") -> np.ndarray:
@@ -140,8 +113,7 @@ def read_groups(acts: xr.Dataset, group: str | None = "group") -> np.ndarray:
 
 
 def shuffled(target: Target, groups: np.ndarray, seed: int) -> Target:
-    """The same label permuted at the level at which it varies, so that only its link to the activations is
-    cut.
+    """The same label permuted at the level at which it varies, so that only its link to activations is cut.
 
     A label that is constant in every group is permuted across groups. One that varies within groups is
     permuted across clips. One that varies over frames keeps its course in time and moves to another clip as a
@@ -150,20 +122,18 @@ def shuffled(target: Target, groups: np.ndarray, seed: int) -> Target:
     """
     rng, y = np.random.default_rng(seed), target.y.copy()
     known = np.flatnonzero(~np.isnan(y.reshape(len(y), -1)).all(1))
-    if y.ndim == 2:
-        order, first = np.unique(groups[known], return_index=True)
-        of_clip = y[known[first]][np.searchsorted(order, groups[known])]
-        if len(order) < len(known) and np.array_equal(of_clip, y[known]):
-            moved = y[known[first]][rng.permutation(len(order))]
-            y[known] = moved[np.searchsorted(order, groups[known])]
-            return replace(target, y=y, is_shuffled=True)
-    y[known] = y[rng.permutation(known)]
+    order, first, of_clip = np.unique(groups[known], return_index=True, return_inverse=True)
+    per_group = y[known[first]]
+    if y.ndim == 2 and len(order) < len(known) and np.array_equal(per_group[of_clip], y[known]):
+        y[known] = per_group[rng.permutation(len(order))][of_clip]
+    else:
+        y[known] = y[rng.permutation(known)]
     return replace(target, y=y, is_shuffled=True)
 
 
 def fold_of(groups: np.ndarray, folds: int, seed: int, target: Target | None = None) -> np.ndarray:
-    """Fold number of every clip; clips of one group share one. Depends on the labels only if `target`
-    stratifies.
+    """Fold number of every clip; clips of one group share one. Only with a `target` do labels play a part:
+    it is balanced over folds.
 
     Raises
     ------
@@ -174,129 +144,127 @@ def fold_of(groups: np.ndarray, folds: int, seed: int, target: Target | None = N
     n = len(np.unique(groups))
     if folds < 2 or n < folds:
         raise ValueError(f"{folds} folds need at least 2 folds and as many groups, but there are {n} groups")
-    y = np.zeros(len(groups))
-    splitter = GroupKFold(folds, shuffle=True, random_state=seed)
+    splitter, y = GroupKFold(folds, shuffle=True, random_state=seed), np.zeros(len(groups))
     if target is not None:
-        if (
-            target.kind == "value"
-            or target.y.ndim != 2
-            or (target.kind == "flag" and len(target.concepts) > 1)
-        ):
+        splitter, y = StratifiedGroupKFold(folds, shuffle=True, random_state=seed), target.y
+        if target.kind == "value" or y.ndim != 2 or (target.kind == "flag" and y.shape[1] > 1):
             raise ValueError(f"cannot stratify by {target.label!r}: only by classes or one flag per clip")
-        y = np.where(
-            np.isnan(target.y[:, 0]), -1, target.y.argmax(1) if target.kind == "class" else target.y[:, 0] > 0
-        )
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        y = np.where(np.isnan(y[:, 0]), -1, y.argmax(1) if target.kind == "class" else y[:, 0] > 0)
     fold = np.empty(len(groups), int)
     for i, (_, test) in enumerate(splitter.split(groups, y, groups)):
         fold[test] = i
     return fold
 
 
-def site_array(acts: xr.Dataset, site: str) -> xr.DataArray:
-    """The activations of a site; ValueError naming those present if there is no such site."""
+def states(acts: xr.Dataset, site: str, layers=None) -> Iterator[tuple[dict[str, int], np.ndarray]]:
+    """Yield (where, float32 [row, feature]) of a site, one layer in memory at a time.
+
+    `where` is {"layer": i}, with "head" at `heads`, and empty for the input, which has no layer. ValueError
+    for an absent site or layer, naming those present.
+    """
     if site not in acts.data_vars or "clip" not in acts[site].dims:
         raise ValueError(f"no site {site!r}; the Dataset has {', '.join(map(str, acts.data_vars)) or 'none'}")
-    return acts[site]
-
-
-def states(acts: xr.Dataset, site: str, layers=None) -> Iterator[tuple[dict[str, int], np.ndarray]]:
-    """Yield ({"layer": i}, or with "head", and float32 [row, feature]) for a site, one layer in memory at a time."""
-    array = site_array(acts, site)
+    array = acts[site]
     if layers is not None:
-        absent = sorted(set(np.atleast_1d(layers).tolist()) - set(array["layer"].values.tolist()))
-        if absent:
-            raise ValueError(
-                f"no layer {absent}; the Dataset has layers {array['layer'].values.tolist()} (0-based)"
-            )
-        array = array.sel(layer=np.atleast_1d(layers))
-    feature = array.dims[-1]
+        have, layers = array["layer"].values.tolist(), np.atleast_1d(layers).tolist()
+        if absent := sorted(set(layers) - set(have)):
+            raise ValueError(f"no layer {absent}; the Dataset has layers {have} (0-based)")
+        array = array.sel(layer=layers)
     for layer in array["layer"].values if "layer" in array.dims else [None]:
         block = (array if layer is None else array.sel(layer=layer)).load()
+        block = block.transpose("clip", "head", "frame", ..., missing_dims="ignore")
         for head in block["head"].values if "head" in block.dims else [None]:
             part = block if head is None else block.sel(head=head)
-            part = part.transpose("clip", *[dim for dim in ("frame",) if dim in part.dims], feature)
             where = {k: int(v) for k, v in (("layer", layer), ("head", head)) if v is not None}
-            yield where, np.asarray(part.values, np.float32).reshape(-1, part.sizes[feature])
-
-
-def frames_of(acts: xr.Dataset, site: str) -> int | None:
-    """Frames per clip of a site, None if it is pooled."""
-    return acts[site].sizes.get("frame")
+            yield where, np.asarray(part.values, np.float32).reshape(-1, part.shape[-1])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Targets known on the same N rows, as K columns to be fitted together.
+    """Targets known on the same N rows, all values or none, as K columns to be fitted together."""
 
-    Attributes
-    ----------
-    rows : int [N]
-        Index into the activations' rows.
-    groups, fold : int [N]
-    y : float32 [N, K]
-    targets : list of Target; columns : list of slice
-        Which columns of y belong to which target.
-    """
-
-    rows: np.ndarray
-    groups: np.ndarray
-    fold: np.ndarray
-    y: np.ndarray
+    rows: np.ndarray  # int [N], which rows of the activations
+    groups: np.ndarray  # int [N]
+    fold: np.ndarray  # int [N]
+    y: np.ndarray  # float32 [N, K]
     targets: list[Target]
-    columns: list[slice]
+    columns: list[slice]  # which columns of y belong to which target
+    values: bool  # whether the targets are numbers
 
-    def fit(self, x, train, methods, inner_folds, alphas, standardize, seed) -> dict[str, solvers.Fit]:
-        """Fit every method to the rows `train` (a mask or slice of the batch) of activations x [row, feature]."""
+    def fit(self, x, train, methods, fitting: Fitting) -> dict[str, Fit]:
+        """Fit the rows `train` (a mask or slice of the batch) of activations x [row, feature], by all methods
+        that can read the targets."""
         x, y, groups = x[self.rows[train]], self.y[train], self.groups[train]
         if not np.isfinite(x).all():
-            bad = int((~np.isfinite(x)).any(1).sum())
-            raise ValueError(
-                f"{bad} of {len(x)} rows of activations hold NaN or infinite numbers; collect them again or drop them"
-            )
-        values = np.concatenate([np.repeat(t.kind == "value", len(t.concepts)) for t in self.targets])
+            bad = f"{int((~np.isfinite(x)).any(1).sum())} of {len(x)} rows of activations"
+            raise ValueError(f"{bad} hold NaN or infinite numbers; collect them again or drop them")
         blocks = np.concatenate([np.repeat(i, len(t.concepts)) for i, t in enumerate(self.targets)])
-        inner = fold_of(groups, inner_folds, seed)
-        return solvers.fit(x, y, inner, methods, values, blocks, alphas, standardize, seed)
+        methods = [name for name in methods if not (self.values and METHODS[name].classes_only)]
+        inner = fold_of(groups, fitting.folds, fitting.seed)
+        return _solvers.fit(x, y, inner, methods, self.values, blocks, fitting)
 
     def check(self, train: np.ndarray, fold: int) -> None:
         """Raise ValueError if a class of a real (not shuffled) label is absent from the training rows."""
         for target, columns in zip(self.targets, self.columns, strict=True):
             y = self.y[train, columns]
             one_sided = (y > 0).all(0) | (y < 0).all(0)
-            if target.kind != "value" and not target.is_shuffled and one_sided.any():
+            if not self.values and not target.is_shuffled and one_sided.any():
+                rare = f"{target.label!r} = {target.concepts[one_sided.argmax()]!r}"
                 raise ValueError(
-                    f"{target.label!r} = {target.concepts[one_sided.argmax()]!r} doesn't vary in the training part of "
-                    f"fold {fold}: too few groups have it. Use fewer folds, "
-                    f"stratify={target.label!r}, or leave that class out"
+                    f"{rare} doesn't vary in the training part of fold {fold}: too few groups have it. Use "
+                    f"fewer folds, stratify={target.label!r}, or leave that class out"
                 )
 
 
-def batches(targets, groups, fold=None, frames=None, x=None, max_rows=20_000, seed=0) -> list[Batch]:
-    """Put targets with the same gaps into one `Batch`; a label and its shuffled copies always share one.
+def batches(targets, groups, x, frames: int | None, fitting: Fitting, fold=None) -> list[Batch]:
+    """Put targets with the same gaps, values apart, into one `Batch`; a label's shuffled copies are with it.
 
     groups, fold : int [clip]. With `frames` per clip, rows of x that hold NaN (padding) are dropped, and the
     rest is thinned to `max_rows`.
     """
-    usable = np.isfinite(x).all(1) if frames and x is not None else np.ones(len(groups) * (frames or 1), bool)
+    usable = np.isfinite(x).all(1) if frames else np.ones(len(groups), bool)
     known: dict[str, np.ndarray] = {}
     for target in targets:
         known[target.label] = known.get(target.label, usable) & ~np.isnan(target.rows(frames)).any(1)
-    members: dict[bytes, list[Target]] = {}
+    members: dict[tuple, list[Target]] = {}
     for target in targets:
-        members.setdefault(known[target.label].tobytes(), []).append(target)
+        key = known[target.label].tobytes(), target.kind == "value"
+        members.setdefault(key, []).append(target)
     of_row = lambda a: np.repeat(np.zeros_like(groups) if a is None else a, frames or 1)
-    out = []
-    for group in members.values():
+    found = []
+    for (_, values), group in members.items():
         rows = np.flatnonzero(known[group[0].label])
         if not len(rows):
             raise ValueError(f"no row has both activations and a value of {group[0].label!r}")
-        if frames and len(rows) > max_rows:
-            rows = np.sort(np.random.default_rng(seed).choice(rows, max_rows, replace=False))
+        if frames and len(rows) > fitting.max_rows:
+            rng = np.random.default_rng(fitting.seed)
+            rows = np.sort(rng.choice(rows, fitting.max_rows, replace=False))
         parts = [target.rows(frames)[rows] for target in group]
         ends = np.cumsum([part.shape[1] for part in parts])
         columns = [slice(end - part.shape[1], end) for end, part in zip(ends, parts, strict=True)]
-        out.append(
-            Batch(rows, of_row(groups)[rows], of_row(fold)[rows], np.concatenate(parts, 1), group, columns)
-        )
-    return out
+        y = np.concatenate(parts, axis=1)
+        found.append(Batch(rows, of_row(groups)[rows], of_row(fold)[rows], y, group, columns, values))
+    return found
+
+
+def check_methods(methods: Sequence[str], targets: Sequence[Target]) -> list[str]:
+    """The methods that apply to some of the targets; ValueError for an unknown name, or if none is left."""
+    unknown = set(methods) - set(METHODS)
+    if unknown or not methods:
+        raise ValueError(f"unknown method {sorted(unknown)}; choose from {', '.join(METHODS)}")
+    numbers = all(target.kind == "value" for target in targets)
+    left = [name for name in methods if not (numbers and METHODS[name].classes_only)]
+    if not left:
+        wrong = f"{methods[0]} needs classes, and {targets[0].label!r} is a number"
+        raise ValueError(f"{wrong}: use 'mse' or 'diff_of_means', or bin it")
+    return left
+
+
+def fits_by_layer(acts, label, kind, group, methods, site, layers, fitting: Fitting):
+    """Yield (where, x, batch, fits) for every layer (and head) of a site: a label fitted on all its rows."""
+    target, groups, batch = read_target(acts, label, kind), read_groups(acts, group), None
+    methods = check_methods(methods, [target])
+    for where, x in states(acts, site, layers):
+        if batch is None:
+            (batch,) = batches([target], groups, x, acts[site].sizes.get("frame"), fitting)
+        yield where, x, batch, batch.fit(x, slice(None), methods, fitting)

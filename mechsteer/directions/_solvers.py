@@ -1,48 +1,62 @@
-"""Four ways to turn activations and labels into a linear read-out, many columns at a time.
+"""Four ways to turn activations and labels into a linear read-out, many concepts at a time.
 
-All solvers take one `Design` (the training activations, standardised and rotated once) and the targets of any
-number of concepts as columns, and share the work: one eigendecomposition serves every concept, every penalty
-and the logistic preconditioner. Shapes: N rows (clips or frames), D features, R <= D principal axes, K
-concepts, A penalties.
+All share one `Design`, the training activations, standardised and rotated once: one eigendecomposition serves
+every concept, every penalty and the logistic preconditioner. Shapes: N rows (clips or frames), D features,
+R <= D principal axes, K concepts, A penalties.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from .._shared import did_you_mean
 
 ALPHAS = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
 """Penalties tried, strongest first, in units of the mean loss per row on unit-variance features."""
 
 
 @dataclass(frozen=True)
+class Fitting:
+    """How probes are fitted: keywords of every function that fits."""
+
+    alphas: Sequence[float] = ALPHAS  # of which the least held-out loss wins, and the stronger one on a tie
+    folds: int = 3  # inner folds that choose among them
+    standardize: str = "feature"  # or "layer", see `prepare`
+    max_rows: int = 20_000  # frames are thinned to this many
+    seed: int = 0  # of folds, thinning and random directions
+
+    @classmethod
+    def of(cls, function: Callable, **options) -> Fitting:
+        """From what `function` got beside its own arguments; TypeError for a name that neither knows."""
+        own = [field.name for field in dataclasses.fields(cls)]
+        for name in options.keys() - set(own):
+            known = [*inspect.signature(function).parameters, *own]
+            hint = did_you_mean(name, known, f"A fit takes {', '.join(own)}")
+            raise TypeError(f"{function.__name__} has no option {name!r}. {hint}")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
 class Design:
-    """Training activations: centred, scaled to unit variance, rotated to their principal axes.
+    """Training activations: centred, scaled to unit variance, rotated to their principal axes."""
 
-    Attributes
-    ----------
-    z : float32 [N, R]
-        `(x - mean) / scale @ basis`; weighted mean 0.
-    weights : float32 [N]
-        Sum 1. Uniform, or bootstrap counts.
-    mean, scale : float64 [D]
-        Of the training rows only. A constant feature has scale 1 and is 0 in every row, so no probe uses it.
-    basis : float32 [D, R]; spectrum : float32 [R]
-        Eigenvectors and eigenvalues (variances) of the standardised training rows, largest first.
-    """
-
-    z: np.ndarray
-    weights: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
-    basis: np.ndarray
-    spectrum: np.ndarray
+    z: np.ndarray  # float32 [N, R], (x - mean) / scale @ basis; weighted mean 0
+    weights: np.ndarray  # float32 [N], sum 1: uniform, or bootstrap counts
+    mean: np.ndarray  # float64 [D], of the training rows only
+    scale: np.ndarray  # float64 [D]; a constant feature has 1 and is 0 in every row, so no probe uses it
+    basis: (
+        np.ndarray
+    )  # float32 [D, R], eigenvectors of the standardised training rows, largest variance first
+    spectrum: np.ndarray  # float32 [R], those variances
 
     def to_raw(self, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Map weights [A, R, K] and biases [A, K] on `z` to [A, D, K] and [A, K] on the activations themselves."""
+        """Map weights [A, R, K] and biases [A, K] on `z` to [A, D, K] and [A, K] on the activations."""
         raw = (self.basis @ w) / self.scale[:, None]
         return raw, b - self.mean @ raw
 
@@ -73,17 +87,15 @@ def prepare(x: np.ndarray, weights: np.ndarray | None = None, standardize: str =
     if not len(keep):
         raise ValueError("the activations do not vary over the training rows, so no direction can be found")
     basis = basis[:, keep].astype(np.float32)
-    return Design(
-        standard @ basis, weights.astype(np.float32), mean, scale, basis, spectrum[keep].astype(np.float32)
-    )
+    weights, spectrum = weights.astype(np.float32), spectrum[keep].astype(np.float32)
+    return Design(standard @ basis, weights, mean, scale, basis, spectrum)
 
 
 def mse(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0):
-    """Ridge regression of y [N, K] (+-1 for classes, the value itself if `values`), in closed form for all
-    penalties.
+    """Ridge regression of y [N, K] (+-1 for classes, or the value itself), in closed form.
 
-    Minimises mean (y - x.w - b)^2 + alpha |w|^2; each of `alphas` is a number, or one number per column.
-    Returns raw weights [A, D, K] and biases [A, K].
+    Minimises mean (y - x.w - b)^2 + alpha |w|^2 for each of `alphas`, a number or one number per column. Like
+    all methods it returns raw weights [A, D, K] and biases [A, K].
     """
     b = design.weights @ y
     moments = design.z.T @ (design.weights[:, None] * (y - b))
@@ -91,9 +103,7 @@ def mse(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed
     return design.to_raw(w, np.broadcast_to(b, (len(w), y.shape[1])))
 
 
-def logistic(
-    design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0, tol: float = 1e-5
-):
+def logistic(design: Design, y, alphas=ALPHAS, values: bool = False, seed: int = 0, tol: float = 1e-5):
     """One-vs-rest logistic regression of y [N, K] in {-1, +1}, all columns at once.
 
     Minimises mean log(1 + exp(-y (x.w + b))) + alpha/2 |w|^2 for each of `alphas` (a number, or one per
@@ -102,12 +112,8 @@ def logistic(
     principal axes, spectrum times mean p (1 - p), plus alpha: with classes that a plane separates it falls
     far below its bound of spectrum / 4, and who steps or stops by the bound ends far from the optimum, along
     another direction. A column is done when a Newton step with that curvature promises less than `tol` of the
-    objective; RuntimeWarning for what never gets there. Returns raw weights [A, D, K] and biases [A, K].
+    objective; RuntimeWarning for what never gets there.
     """
-    if values:
-        raise ValueError(
-            "logistic needs classes; for a continuous label use 'mse' or 'diff_of_means', or bin the label"
-        )
     n, k = y.shape
     x = np.concatenate([design.z, np.ones((n, 1), np.float32)], axis=1)
     truth = (y > 0).astype(np.float32)
@@ -125,7 +131,11 @@ def logistic(
 
 
 def _minimise(x, truth, weights, w, penalty, spectrum, tol, rounds=100, steps=15):
-    """Rounds of conjugate gradients on the columns of w [R + 1, K] that have not converged yet (see `logistic`)."""
+    """Rounds of conjugate gradients on the columns of w [R + 1, K] that have not converged (see `logistic`).
+
+    scikit-learn takes one column at a time. Never loosen the test of convergence: stopped early, a probe
+    reads as well and points elsewhere.
+    """
     done, live = w.copy(), np.arange(w.shape[1])
     scale = np.append(spectrum, np.float32(1))[:, None]
     for _ in range(rounds):
@@ -133,12 +143,10 @@ def _minimise(x, truth, weights, w, penalty, spectrum, tol, rounds=100, steps=15
         p = _sigmoid(logits)
         curvature = scale * (weights * p * (1 - p)).sum(0) + penalty + 1e-12
         gradient = x.T @ (weights * (p - truth)) + penalty * w
-        value = (weights * (np.logaddexp(0, logits) - truth * logits)).sum(0) + (penalty * np.square(w)).sum(
-            0
-        ) / 2
-        rest = (np.square(gradient) / curvature).sum(
-            0
-        ) > 2 * tol * value + 1e-10  # a column of one class has no optimum
+        value = (weights * (np.logaddexp(0, logits) - truth * logits)).sum(0)
+        value += (penalty * np.square(w)).sum(0) / 2
+        gain = (np.square(gradient) / curvature).sum(0)
+        rest = gain > 2 * tol * value + 1e-10  # a column of one class has no optimum
         done[:, live] = w
         if not rest.any():
             return done
@@ -163,9 +171,8 @@ def _minimise(x, truth, weights, w, penalty, spectrum, tol, rounds=100, steps=15
             step = np.maximum(turn, 0) * step - gradient / curvature
             step = np.where((gradient * step).sum(0) < 0, step, -gradient / curvature)
     done[:, live] = w
-    warnings.warn(
-        f"{len(live)} logistic probes have not converged: their directions may be off", RuntimeWarning, 4
-    )
+    told = f"{len(live)} logistic probes have not converged: their directions may be off"
+    warnings.warn(told, RuntimeWarning, stacklevel=4)
     return done
 
 
@@ -177,8 +184,7 @@ def diff_of_means(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = F
     """Mean of the concept's rows minus mean of the others, in activation space; no penalty, so A = 1.
 
     For values it is the covariance with y (the same direction when y has two values). Score: +1 at the
-    concept's mean and -1 at the others', or for values the regression of y on the projection. Returns raw
-    weights [1, D, K], biases [1, K].
+    concept's mean and -1 at the others', or for values the regression of y on the projection.
     """
     weights = design.weights[:, None]
     if values:
@@ -201,14 +207,13 @@ def _share(weights, mask):
 
 
 def _calibrate(design, directions, y, values):
-    """Turn directions [D, K] towards y, with slope and bias: midpoint rule for classes, regression for values."""
+    """Turn directions [D, K] to y, with slope and bias: midpoint rule for classes, regression for values."""
     projection = design.z @ (design.basis.T @ (directions * design.scale[:, None]))  # around the mean
     weights = design.weights[:, None]
     if values:
         bias = design.weights @ y
-        slope = (weights * projection * (y - bias)).sum(0) / (
-            (weights * np.square(projection)).sum(0) + 1e-30
-        )
+        slope = (weights * projection * (y - bias)).sum(0)
+        slope = slope / ((weights * np.square(projection)).sum(0) + 1e-30)
     else:
         high, low = ((_share(weights, mask) * projection).sum(0) for mask in (y > 0, y < 0))
         gap = np.where(np.abs(high - low) > 1e-30, high - low, 1e-30)
@@ -217,91 +222,76 @@ def _calibrate(design, directions, y, values):
     return raw[None], (bias - design.mean @ raw)[None]
 
 
-METHODS: dict[str, Callable] = {
-    "logistic": logistic,
-    "mse": mse,
-    "diff_of_means": diff_of_means,
-    "random": random_direction,
-}
-PENALISED = ("logistic", "mse")
+def _log_loss(scores, y):
+    return np.logaddexp(0, -y * scores)
 
 
-def loss(method: str, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Mean loss per concept of scores [..., N, K] against y [N, K]: log loss for logistic, squared error otherwise."""
-    with np.errstate(invalid="ignore"):  # NaN where the method has no answer
-        errors = np.logaddexp(0, -y * scores) if method == "logistic" else np.square(y - scores)
-    return errors.mean(axis=-2)
+def _squared_error(scores, y):
+    return np.square(y - scores)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fit, and what sets it apart."""
+
+    name: str
+    solve: Callable  # (design, y [N, K], alphas, values, seed) -> raw weights [A, D, K] and biases [A, K]
+    loss: Callable = _squared_error  # (scores [A, N, K], y) -> [A, N, K]; its mean chooses the penalty
+    penalised: bool = False  # without a penalty to choose, A is 1
+    classes_only: bool = False  # can't read numbers
+
+
+_ALL = (
+    Method("logistic", logistic, _log_loss, penalised=True, classes_only=True),
+    Method("mse", mse, penalised=True),
+    Method("diff_of_means", diff_of_means),
+    Method("random", random_direction),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One method's read-outs of K concepts: score = x @ w + b.
+    """One method's read-outs of K concepts: score = x @ w + b, in activation space."""
 
-    Attributes
-    ----------
-    w : float64 [D, K]; b : float64 [K]
-        In activation space. NaN where the method has no answer (logistic on a value).
-    alpha : float64 [K]
-        The penalty chosen; NaN for methods without one.
-    held_out : float32 [N, K]
-        Scores of the training rows from the inner folds that did not contain them, at the chosen penalty.
-    """
-
-    w: np.ndarray
-    b: np.ndarray
-    alpha: np.ndarray
-    held_out: np.ndarray
+    w: np.ndarray  # float64 [D, K]
+    b: np.ndarray  # float64 [K]
+    alpha: np.ndarray  # float64 [K], the penalty chosen; NaN for methods without one
+    held_out: np.ndarray  # float32 [N, K], scores of rows from the inner folds without them, at that penalty
 
 
-def fit(x, y, inner, methods, values, blocks, alphas=ALPHAS, standardize="feature", seed=0) -> dict[str, Fit]:
+def fit(x, y, inner, methods, values: bool, blocks, fitting: Fitting) -> dict[str, Fit]:
     """Choose the penalty on inner folds, then fit on all rows; for every method and concept at once.
 
     Parameters
     ----------
-    x : float [N, D]; y : float32 [N, K]
-        Targets are -1 or +1, or values where `values` [K] is true.
+    x : float [N, D]; y : float32 [N, K], -1 or +1, or numbers where `values` is true
     inner : int [N]
         Inner fold of every row; rows of one group share one.
     blocks : int [K]
         Columns with the same number (the classes of one label) share one penalty, so that their scores
         compare.
-    alphas : sequence of float
-        Penalties to choose from; the least held-out loss wins, the stronger one on a tie.
     """
-    alphas = sorted(map(float, alphas), reverse=True)
+    alphas = sorted(map(float, fitting.alphas), reverse=True)
     if not alphas or min(alphas) <= 0:
         raise ValueError(f"alphas={alphas} must hold one or more penalties above 0")
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
-    held_out = {method: [] for method in methods}
-    order = np.argsort(inner, kind="stable")
+    (n, k), methods, fits = y.shape, [METHODS[name] for name in methods], {}
+    tried = [np.full(k, alpha) for alpha in alphas]
+    held_out = {m.name: np.empty((len(tried) if m.penalised else 1, n, k), np.float32) for m in methods}
     for fold in np.unique(inner):
         train = inner != fold
-        design = prepare(x[train], standardize=standardize)
+        design = prepare(x[train], standardize=fitting.standardize)
         for method in methods:
-            w, b = solve(method, design, y[train], values, alphas, seed)
-            held_out[method].append((x[~train] @ w.astype(np.float32) + b[:, None]).astype(np.float32))
-    design, back, fits = prepare(x, standardize=standardize), np.argsort(order, kind="stable"), {}
+            w, b = method.solve(design, np.asfortranarray(y[train]), tried, values, fitting.seed)
+            held_out[method.name][:, ~train] = x[~train] @ w.astype(np.float32) + b[:, None]
+    design = prepare(x, standardize=fitting.standardize)
     for method in methods:
-        scores = np.concatenate(held_out[method], axis=1)[:, back]
-        losses = loss(method, scores, y)
+        scores = held_out[method.name]
+        losses = method.loss(scores, y).mean(axis=1)
         losses = np.stack([losses[:, blocks == block].mean(1) for block in blocks], axis=1)
-        best = np.where(np.isnan(losses), np.inf, losses).argmin(0)
-        alpha = np.array(alphas)[best] if method in PENALISED else np.full(len(best), np.nan)
-        w, b = solve(method, design, y, values, [alpha], seed)
-        fits[method] = Fit(w[0], b[0], alpha, scores[best, :, np.arange(len(best))].T)
+        best = losses.argmin(0)
+        alpha = np.array(alphas)[best] if method.penalised else np.full(k, np.nan)
+        w, b = method.solve(design, np.asfortranarray(y), [alpha], values, fitting.seed)
+        fits[method.name] = Fit(w[0], b[0], alpha, scores[best, :, np.arange(k)].T)
     return fits
-
-
-def solve(method, design, y, values, alphas, seed=0):
-    """One method on columns of both kinds; raw weights [A, D, K] and biases [A, K], NaN where it has no answer."""
-    parts = {}
-    for kind in (False, True):
-        columns = np.flatnonzero(values == kind)
-        if len(columns) and not (kind and method == "logistic"):
-            chosen = [np.broadcast_to(alpha, len(values))[columns] for alpha in alphas]
-            parts[kind] = columns, METHODS[method](design, y[:, columns], chosen, kind, seed)
-    a = max((len(b) for _, (_, b) in parts.values()), default=1)
-    w, b = np.full((a, len(design.mean), len(values)), np.nan), np.full((a, len(values)), np.nan)
-    for columns, (part_w, part_b) in parts.values():
-        w[..., columns], b[..., columns] = part_w, part_b
-    return w, b

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from .. import paths
+
 FORMAT = "mechsteer.direction/1"
 
 
@@ -20,39 +22,32 @@ def save_direction(path: str | Path, direction: xr.DataArray) -> Path:
     path : ends in .safetensors
     direction : xr.DataArray
         Dims (layer, d_model) or (layer, head, d_head), or one of its layers: one concept and one method.
-        Coords and attrs go along (norm, slope, bias, score, concept, method; site, model, model_hash, label,
+        Coords and attrs go along (norm, slope, bias, score, concept, finder; site, model, model_hash, label,
         data).
 
     Raises
     ------
-    ValueError  if the path ends otherwise, the direction still has several concepts or methods, isn't finite, or
-    lacks what a user of the file must know: coord `norm` and `layer`, attrs site, model and model_hash.
+    ValueError  if the path ends otherwise, the direction still has several concepts or methods, isn't finite,
+    or lacks what a user of the file must know: coords norm and layer, attrs site, model and model_hash.
     """
     from safetensors.numpy import save_file
 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path.name} must end in .safetensors")
-    extra = [dim for dim in direction.dims[:-1] if dim not in ("layer", "head")]
-    if extra:
-        raise ValueError(
-            f"one direction per file: choose one {' and one '.join(extra)} first, with .sel(...)"
-        )
-    lacking = [n for n in ("norm", "layer") if n not in direction.coords]
-    lacking += [n for n in ("site", "model", "model_hash") if n not in direction.attrs]
-    if lacking:
-        raise ValueError(
-            f"the direction lacks {', '.join(lacking)}: without them nobody can tell where it belongs"
-        )
+    if extra := [dim for dim in direction.dims[:-1] if dim not in ("layer", "head")]:
+        choice = " and one ".join(map(str, extra))
+        raise ValueError(f"one direction per file: choose one {choice} first, with .sel(...)")
+    _check_card(direction, "norm", "layer")
     if not np.isfinite(direction.values).all():
         raise ValueError("the direction holds NaN or infinite numbers")
     card = direction.to_dict(data="list")
     del card["data"]
     known = {**direction.attrs, **{n: c.item() for n, c in direction.coords.items() if c.ndim == 0}}
     shown = {str(k): str(v) for k, v in known.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"direction": np.ascontiguousarray(direction.values, np.float32)}
-    save_file(tensors, path, metadata={**shown, "card": json.dumps(card), "format": FORMAT})
+    with paths.replacing(path) as scratch:
+        save_file(tensors, scratch, metadata={**shown, "card": json.dumps(card), "format": FORMAT})
     return path
 
 
@@ -66,7 +61,8 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
     Raises
     ------
     FileNotFoundError  if it isn't there.
-    ValueError  if the file isn't a direction, or the model has another width, or lacks a layer or head; both are named.
+    ValueError  if the file isn't a direction, or the model has another width, or lacks a layer or head; both
+    are named.
 
     Warns
     -----
@@ -91,25 +87,34 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
 
 
 def check_model(direction: xr.DataArray, model) -> None:
-    """Check that a direction fits `model` (its d_model, n_heads, n_layers and hash); see `load_direction`."""
-    site, found_on = direction.attrs["site"], f"{direction.attrs['model']} ({direction.attrs['model_hash']})"
-    here = f"{model.name} ({model.hash})"
-    width = model.d_model // model.n_heads if site == "heads" else model.d_model
-    last = int(np.max(direction["layer"].values))
-    if direction.shape[-1] != width:
+    """Check that a direction fits `model`: its width, layers, heads and weights; see `load_direction`.
+
+    Raises
+    ------
+    ValueError  also if the direction lacks coord layer or attrs site, model or model_hash.
+    """
+    _check_card(direction, "layer")
+    facts, here = direction.attrs, f"{model.name} ({model.hash})"
+    found_on = f"found on {facts['model']} ({facts['model_hash']})"
+    width = model.d_model // model.n_heads if facts["site"] == "heads" else model.d_model
+    last, heads = int(direction["layer"].max()), direction.sizes.get("head", model.n_heads)
+    for what, fits, limit in (
+        (f"of width {direction.shape[-1]}", direction.shape[-1] == width, f"width {width}"),
+        (f"at layer {last}", last < model.n_layers, f"{model.n_layers} layers"),
+        (f"for {heads} heads", heads == model.n_heads, f"{model.n_heads} heads"),
+    ):
+        if not fits:
+            raise ValueError(f"a direction {what}, {found_on}, can't go on {here}: {limit}")
+    if str(facts["model_hash"]) != str(model.hash):
+        told = f"this direction was {found_on}; {here} has other weights, so it may mean nothing there"
+        warnings.warn(told, stacklevel=3)
+
+
+def _check_card(direction: xr.DataArray, *coords: str) -> None:
+    """ValueError if a direction lacks coords, or the attrs site, model and model_hash."""
+    lacking = [name for name in coords if name not in direction.coords]
+    lacking += [name for name in ("site", "model", "model_hash") if name not in direction.attrs]
+    if lacking:
         raise ValueError(
-            f"a direction of width {direction.shape[-1]}, found on {found_on}, can't go on {here}: width {width}"
-        )
-    if last >= model.n_layers:
-        raise ValueError(
-            f"a direction at layer {last}, found on {found_on}, can't go on {here}: {model.n_layers} layers"
-        )
-    if direction.sizes.get("head", model.n_heads) != model.n_heads:
-        raise ValueError(
-            f"a direction for {direction.sizes['head']} heads, found on {found_on}, can't go on {here}: {model.n_heads}"
-        )
-    if str(direction.attrs["model_hash"]) != str(model.hash):
-        warnings.warn(
-            f"this direction was found on {found_on}; {here} has other weights, so it may mean nothing there",
-            stacklevel=3,
+            f"the direction lacks {', '.join(lacking)}, without which nobody knows where it belongs"
         )

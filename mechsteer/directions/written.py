@@ -18,7 +18,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import xarray as xr
+
+from .. import _shared
+from ..activations.read import mean_norms, read
+from ..model._vectors import as_direction
+from ..model.sites import feature_dims, module_of
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -48,48 +54,38 @@ def caption_contrast(
 
     Returns
     -------
-    xr.DataArray, dims (layer, d_model) or (layer, head, d_head), see the module's docstring. The mean is over clips
-    and valid steps (`Model.valid_steps`), teacher-forced.
+    xr.DataArray, dims (layer, d_model) or (layer, head, d_head), see the module's docstring. The mean is over
+    clips and valid steps (`Model.valid_steps`), teacher-forced; `norm` is that under `source`.
 
     Raises
     ------
     ValueError  if both captions say the same to the model, or their number doesn't match the clips'.
+    IndexError  for a layer that the model doesn't have, and for negative ones.
 
     Source: contrastive activation addition (Rimsky et al. 2023, arXiv 2312.06681), with the music held fixed.
     """
-    import torch
-
-    layers = _layers(model, layers)
-    steps = model.valid_steps(codes.shape[-1])
-    captions = [[c] * len(codes) if isinstance(c, str) else list(c) for c in (target, source)]
-    if any(len(c) != len(codes) for c in captions):
-        raise ValueError(
-            f"{[len(c) for c in captions]} captions for {len(codes)} clips; give one for all, or one each"
-        )
-    sums, norm = [0.0, 0.0], 0.0
-    for at in range(0, len(codes), batch_size):
+    layers, n = _layers(model, site, layers), len(codes)
+    target, source = ([told] * n if isinstance(told, str) else list(told) for told in (target, source))
+    if not len(target) == len(source) == n:
+        given = f"{len(target)} and {len(source)} captions for {n} clips"
+        raise ValueError(f"{given}; give one for all, or one each")
+    difference, norm = 0.0, 0.0
+    for at in range(0, n, batch_size):
         some = slice(at, at + batch_size)
-        for side, prompts in enumerate(captions):
-            read = []
-            with torch.no_grad(), model.trace(codes[some], prompts[some]):
-                for layer in layers:
-                    read.append(getattr(model, site)[layer][:, steps].float().save())
-            states = torch.stack(read)  # layer, clip, step, ...
-            sums[side] = sums[side] + states.mean(2).sum(1)
-            if side:
-                norm = norm + states.norm(dim=-1).mean(2).sum(1)
-    difference = ((sums[0] - sums[1]) / len(codes)).cpu().numpy()
-    if not np.abs(difference).max() > 1e-7 * float(norm.max()) / len(codes):
-        raise ValueError(
-            f"the captions {captions[0][0]!r} and {captions[1][0]!r} mean the same to {model.name}"
+        to, away = (
+            read(model, codes[some], (site,), layers, prompts=told[some]) for told in (target, source)
         )
+        difference = difference + (to[site] - away[site]).sum(0) / n
+        norm = norm + away[f"{site}_norm"].sum(0) / n
+    if not np.abs(difference).max() > 1e-7 * norm.max():
+        raise ValueError(f"the captions {target[0]!r} and {source[0]!r} mean the same to {model.name}")
     facts = {
         "finder": "caption contrast",
         "learnt_from": "captions",
-        "target": captions[0][0],
-        "source": captions[1][0],
+        "target": target[0],
+        "source": source[0],
     }
-    return _direction(model, difference, norm.cpu().numpy() / len(codes), site, layers, len(codes), facts)
+    return _found(model, difference, norm, site, layers, n, facts)
 
 
 def optimised_vector(
@@ -105,8 +101,7 @@ def optimised_vector(
     seed: int = 0,
     progress: bool = True,
 ) -> xr.DataArray:
-    """A vector that makes given music likely under other captions, found by gradient descent through the
-    frozen model.
+    """A vector that makes given music likely under other captions, by gradient descent through the frozen model.
 
     Parameters
     ----------
@@ -124,93 +119,69 @@ def optimised_vector(
 
     Returns
     -------
-    xr.DataArray, dims (layer, d_model) or (layer, head, d_head), see the module's docstring. Attr `nll`: the loss
-    (nats per token) over the first and the last tenth of the steps.
+    xr.DataArray, dims (layer, d_model) or (layer, head, d_head), see the module's docstring. Attr `nll`: the
+    loss (nats per token) over the first and the last tenth of the steps.
 
     Raises
     ------
     ValueError  if prompts don't match the clips, or there are fewer clips than fit one batch.
+    IndexError  as `caption_contrast`.
 
     Source: Subramani et al. 2022, arXiv 2205.05124 (steering vectors by gradient descent), for one vector
     that serves all clips.
     """
-    import torch
-    from tqdm.auto import tqdm
-
-    layers = _layers(model, [model.n_layers // 2] if layers is None else layers)
+    layers = _layers(model, site, [model.n_layers // 2] if layers is None else layers)
     prompts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(codes) or len(codes) < batch_size:
-        raise ValueError(
-            f"{len(codes)} clips, {len(prompts)} prompts; one prompt each, and {batch_size} clips or more"
-        )
+        given = f"{len(codes)} clips, {len(prompts)} prompts"
+        raise ValueError(f"{given}; one prompt each, and {batch_size} clips or more")
     rng = np.random.default_rng(seed)
-    norm = model.norms(codes[:batch_size], site, prompts[:batch_size])[layers]
+    norm = mean_norms(model, codes[:batch_size], site, prompts[:batch_size])[layers]
     scale = torch.as_tensor(norm, dtype=torch.float32, device=model.device)[..., None]
     width = (model.n_heads, model.d_head) if site == "heads" else (model.d_model,)
-    vector = torch.zeros(
-        len(layers), *width, device=model.device, requires_grad=True
-    )  # in multiples of the norm
-    optimiser = torch.optim.Adam([vector], lr=rate / np.sqrt(width[-1]))
+    vector = torch.zeros(len(layers), *width, device=model.device, requires_grad=True)  # in units of `scale`
+    rate = rate / np.sqrt(width[-1])
+    optimiser = torch.optim.Adam([vector], lr=rate)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2 * (1 - step / steps)))
     losses = []
-    for step in tqdm(
-        range(steps), desc="optimising", unit="step", delay=2, disable=not progress, leave=False
-    ):
+    for _ in _shared.progress(range(steps), progress, desc="optimising", unit="step"):
         rows = rng.choice(len(codes), batch_size, replace=False)
         loss = _nll(model, codes[rows], [prompts[i] for i in rows], site, layers, vector * scale)
         losses.append(float(loss.detach()))
         loss = loss + shrink * vector.square().sum()
         optimiser.zero_grad()
         loss.backward()
-        for group in optimiser.param_groups:
-            group["lr"] = (
-                rate / np.sqrt(width[-1]) * min(1.0, 2 * (1 - step / steps))
-            )  # falls over the second half
         optimiser.step()
+        falling.step()
     tenth = max(1, steps // 10)
-    facts = {
-        "finder": "optimised vector",
-        "learnt_from": "audio",
-        "source": prompts[0],
-        "seed": seed,
-        "steps": steps,
-    }
-    facts["nll"] = [float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))]
-    found = (vector.detach() * scale).cpu().numpy()
-    return _direction(model, found, norm, site, layers, len(codes), facts)
+    facts = {"finder": "optimised vector", "learnt_from": "audio", "source": prompts[0], "seed": seed}
+    facts |= {"steps": steps, "nll": [float(np.mean(part)) for part in (losses[:tenth], losses[-tenth:])]}
+    return _found(model, (vector.detach() * scale).cpu().numpy(), norm, site, layers, len(codes), facts)
 
 
 def _nll(model, codes, prompts, site, layers, vectors):
-    """Teacher-forced negative log-likelihood, nats per token, with a vector added at every step of each layer."""
-    from torch.nn.functional import cross_entropy
-
+    """Teacher-forced loss, nats per token, with a vector added at every step of each layer."""
     with model.trace(codes, prompts):
         for i, layer in enumerate(layers):
             getattr(model, site)[layer] = getattr(model, site)[layer] + vectors[i].to(model.dtype)
         logits = model.nn.output.save()
-    return cross_entropy(
-        logits[:, :, :-1].float().permute(0, 3, 1, 2),
-        model.sequence(codes)[..., 1:],
-        ignore_index=model.lm.special_token_id,
-    )
+    truth = model.sequence(codes)[..., 1:]
+    logits = logits[:, :, :-1].float().permute(0, 3, 1, 2)
+    return torch.nn.functional.cross_entropy(logits, truth, ignore_index=model.lm.special_token_id)
 
 
-def _layers(model, layers) -> list[int]:
-    return [range(model.n_layers)[i] for i in (range(model.n_layers) if layers is None else layers)]
+def _layers(model, site, layers) -> list[int]:
+    """The layers, all if None; ValueError for an unknown site, IndexError for a layer that isn't there."""
+    layers = [int(i) for i in np.atleast_1d(range(model.n_layers) if layers is None else layers)]
+    for layer in layers:
+        module_of(model.lm.transformer.layers, site, layer)
+    return layers
 
 
-def _direction(model, vectors, norm, site, layers, n_clips, facts) -> xr.DataArray:
+def _found(model, vectors, norm, site, layers, n_clips, facts) -> xr.DataArray:
     """Vectors (layer, ..., feature) as unit directions with their card."""
-    dims = ("layer", "head", "d_head") if site == "heads" else ("layer", "d_model")
     length = np.linalg.norm(vectors, axis=-1)
-    return xr.DataArray(
-        (vectors / np.where(length > 0, length, 1.0)[..., None]).astype(np.float32),
-        dims=dims,
-        coords={"layer": layers, "norm": (dims[:-1], norm), "found_strength": (dims[:-1], length / norm)},
-        attrs={
-            "site": site,
-            "model": model.name,
-            "model_hash": model.hash,
-            "data": f"{n_clips} clips",
-            **facts,
-        },
-    )
+    units = (vectors / np.where(length > 0, length, 1.0)[..., None]).astype(np.float32)
+    coords = {"found_strength": (("layer", *feature_dims(site)[:-1]), length / norm)}
+    facts = {"model": model.name, "model_hash": model.hash, "data": f"{n_clips} clips", **facts}
+    return as_direction(units, site, layers, norm, coords=coords, **facts)

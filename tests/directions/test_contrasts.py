@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 import mechsteer as ms
+from mechsteer.activations.read import mean_norms
 
 CAPTIONS = ("jazz guitar", "slow piano with drums")
 
@@ -31,7 +32,7 @@ def test_caption_contrast_is_the_difference_of_two_collections(model, site):
     )
     back = ms.caption_contrast(model, codes, *CAPTIONS[::-1], site=site)
     xr.testing.assert_allclose(d, -back.assign_coords(norm=d.norm), atol=1e-3)
-    np.testing.assert_allclose(d.norm, model.norms(codes, site, CAPTIONS[1]), rtol=1e-4)
+    np.testing.assert_allclose(d.norm, mean_norms(model, codes, site, CAPTIONS[1]), rtol=1e-4)
 
 
 def test_captions_that_say_the_same_are_refused(model):
@@ -60,6 +61,17 @@ def test_optimised_vector_makes_its_music_likely_when_it_steers(model, site):
 
 def _length(d):
     return np.sqrt(np.square((d * d.found_strength * d.norm).values).sum(-1))
+
+
+def test_layers_count_from_0_and_negative_ones_are_refused(model):
+    codes = noise(model, 2)
+    for layer in (-1, model.n_layers):
+        with pytest.raises(IndexError, match=f"no layer {layer}: this model has layers 0 to"):
+            ms.caption_contrast(model, codes, *CAPTIONS, layers=[layer])
+        with pytest.raises(IndexError, match=f"no layer {layer}"):
+            ms.optimised_vector(model, codes, "piano", layers=[layer], batch_size=2, steps=1)
+    one = ms.caption_contrast(model, codes, *CAPTIONS, layers=1)
+    assert one.layer.values.tolist() == [1] and one.attrs["model_hash"] == model.hash
 
 
 def test_optimised_vector_wants_a_batch(model):

@@ -1,5 +1,6 @@
 """Directions: geometry against known answers, honest intervals, files that say where they belong."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +8,11 @@ import pytest
 import xarray as xr
 from safetensors.numpy import save_file
 
-from mechsteer.directions import files as directions
-from mechsteer.directions import find as probes
-from mechsteer.directions import geometry
-from mechsteer.directions.geometry import cosine, unit
+from mechsteer.directions import files, geometry
+from mechsteer.directions.find import find_directions
+from mechsteer.directions.geometry import cosine, null_cosine, principal_angles, unit
 
 D = 12
-METHODS = probes.METHODS
 
 
 def noise(*shape, seed=0):
@@ -46,7 +45,7 @@ def acts():
 
 @pytest.fixture(scope="module")
 def found(acts):
-    return probes.find_directions(acts, "style")
+    return find_directions(acts, "style")
 
 
 @pytest.fixture(scope="module")
@@ -80,27 +79,27 @@ def test_cosine_with_a_metric_is_correlation_of_readings_and_cosine_after_whiten
 
 def test_the_null_band_is_what_random_directions_do():
     for d in (4, 64, 1024):
-        low, high = geometry.null_cosine(d)
+        low, high = null_cosine(d)
         inside = np.abs(cosine(noise(4000, d), noise(4000, d, seed=1))) < high
         assert low == -high and abs(inside.mean() - 0.95) < 0.015
-    assert abs(geometry.null_cosine(1024)[1] * np.sqrt(1024) - 1.96) < 0.01
-    np.testing.assert_allclose(geometry.null_cosine_drawn(64), geometry.null_cosine(64), atol=0.03)
-    stretched = geometry.null_cosine_drawn(64, metric=np.diag([1000.0] + [1.0] * 63))
-    assert stretched[1] > 3 * geometry.null_cosine(64)[1]
+    assert abs(null_cosine(1024)[1] * np.sqrt(1024) - 1.96) < 0.01
+    np.testing.assert_allclose(null_cosine(64, metric=np.eye(64)), null_cosine(64), atol=0.03)
+    stretched = null_cosine(64, metric=np.diag([1000.0] + [1.0] * 63))
+    assert stretched[1] > 3 * null_cosine(64)[1]
     with pytest.raises(ValueError, match="1 dimension"):
-        geometry.null_cosine(1)
+        null_cosine(1)
 
 
 def test_principal_angles_of_planes_made_for_it():
     e = np.eye(6)
     turned = np.stack([e[0], np.cos(np.pi / 6) * e[1] + np.sin(np.pi / 6) * e[2]])
     mixed = noise(2, 2) @ e[:2]
-    np.testing.assert_allclose(geometry.principal_angles(mixed, turned), [0, 30], atol=1e-5)
-    np.testing.assert_allclose(geometry.principal_angles(e[:2], e[3:5]), [90, 90])
+    np.testing.assert_allclose(principal_angles(mixed, turned), [0, 30], atol=1e-5)
+    np.testing.assert_allclose(principal_angles(e[:2], e[3:5]), [90, 90])
     dependent = np.stack([e[0], e[1], -e[0] - e[1]])
-    assert len(geometry.principal_angles(dependent, turned)) == 2
+    assert len(principal_angles(dependent, turned)) == 2
     with pytest.raises(ValueError, match="spans 2 dimensions, fewer than rank=3"):
-        geometry.principal_angles(dependent, dependent, rank=3)
+        principal_angles(dependent, dependent, rank=3)
 
 
 def test_gram_schmidt_keeps_the_first_and_clears_the_rest():
@@ -116,34 +115,11 @@ def test_gram_schmidt_keeps_the_first_and_clears_the_rest():
             geometry.gram_schmidt(np.array(hopeless))
 
 
-def test_share_in_top_components():
-    x = noise(3000, D) * np.array([10, 5] + [1] * (D - 2))
-    shares = geometry.share_in_top(np.eye(D)[[0, 1, 5]], x, k=(1, 2, D))
-    np.testing.assert_allclose(shares, [[1, 1, 1], [0, 1, 1], [0, 0, 1]], atol=0.02)
-    with pytest.raises(ValueError, match="must lie in 1..12"):
-        geometry.share_in_top(np.eye(D), x, k=(13,))
-
-
 def test_the_cosine_table(acts, table):
-    columns = [
-        "label",
-        "concept",
-        "layer",
-        "method_a",
-        "method_b",
-        "cosine",
-        "lo",
-        "hi",
-        "null_lo",
-        "null_hi",
-    ]
-    assert list(table.columns) == columns
+    pair = ["label", "concept", "layer", "method_a", "method_b"]
+    assert list(table.columns) == [*pair, "cosine", "lo", "hi", "null_lo", "null_hi"]
     assert len(table) == 3 * 2 * 6  # concepts, layers, pairs with themselves
-    assert (
-        (table.lo <= table.cosine).all()
-        and (table.cosine <= table.hi).all()
-        and table.cosine.between(-1, 1).all()
-    )
+    assert table.cosine.between(table.lo, table.hi).all() and table.cosine.between(-1, 1).all()
     between = table[table.method_a != table.method_b]
     assert between.cosine.min() > 0.8  # isotropic noise: every method looks for the same direction
     assert between.lo.min() > between.null_hi.max()
@@ -210,26 +186,20 @@ def test_a_class_too_rare_for_some_resamples_still_gets_an_interval():
     assert np.isfinite(table[["cosine", "lo", "hi"]]).all(axis=None)
 
 
-def test_tables_of_concepts_layers_spans_and_components(acts, found):
-    concepts = geometry.pairwise_cosines(found, "concept")
-    different = concepts[concepts.concept_a != concepts.concept_b]
-    assert len(concepts) == 3 * 3 * 3 * 2 and abs(different.cosine.mean() + 0.5) < 0.1  # -1 / (3 - 1)
-    layers = geometry.pairwise_cosines(found, "layer")
-    assert {"layer_a", "layer_b", "concept", "method", "cosine", "null_lo", "null_hi"} == set(layers.columns)
-    assert {"method_a", "method_b"} <= set(geometry.pairwise_cosines(found, "method").columns)
-    with pytest.raises(ValueError, match="over='head'.*concept, method, layer"):
-        geometry.pairwise_cosines(found, "head")
-    angles = geometry.span_angles(found)
-    assert len(angles) == 2 * 3 * 2 and (angles.angle < angles.null).all()
-    shares = geometry.top_component_shares(found, acts, k=(2, D))
-    assert list(shares.columns) == ["concept", "method", "layer", "k", "share", "null"]
-    assert np.allclose(shares.share[shares.k == D], 1) and shares.share[shares.k == 2].mean() > 0.5 > 2 / D
+def test_one_vs_rest_directions_lean_apart_and_methods_span_the_same(found):
+    a, b = (found.rename(concept=f"concept_{side}") for side in "ab")
+    between = cosine(a, b).where(a.concept_a != b.concept_b)
+    assert between.dims == ("concept_a", "finder", "layer", "concept_b")
+    assert abs(float(between.mean()) + 0.5) < 0.1  # -1 / (3 - 1)
+    null = np.mean([principal_angles(*noise(2, 2, D, seed=i)) for i in range(20)], axis=0)
+    for layer in (0, 1):
+        logistic, mse = (found.sel(finder=name, layer=layer).values for name in ("logistic", "mse"))
+        assert (principal_angles(logistic, mse, rank=2) < null).all()
 
 
 def model(**changes):
-    return SimpleNamespace(
-        **{"name": "planted", "hash": "0123", "d_model": D, "n_layers": 2, "n_heads": 4} | changes
-    )
+    facts = {"name": "planted", "hash": "0123", "d_model": D, "n_layers": 2, "n_heads": 4}
+    return SimpleNamespace(**facts | changes)
 
 
 def test_a_direction_survives_its_file(found, tmp_path):
@@ -237,51 +207,77 @@ def test_a_direction_survives_its_file(found, tmp_path):
         found.sel(concept="jazz", finder="mse"),
         found.sel(concept="rock", finder="diff_of_means", layer=1),
     ):
-        path = directions.save_direction(tmp_path / "deep" / "one.safetensors", one)
-        xr.testing.assert_identical(directions.load_direction(path, model()), one)
-    assert {"norm", "score", "slope", "bias"} <= set(directions.load_direction(path).coords)
+        path = files.save_direction(tmp_path / "deep" / "one.safetensors", one)
+        xr.testing.assert_identical(files.load_direction(path, model()), one)
+    assert {"norm", "score", "slope", "bias"} <= set(files.load_direction(path).coords)
 
 
 def test_a_file_on_another_model_says_so(found, tmp_path):
-    path = directions.save_direction(tmp_path / "jazz.safetensors", found.sel(concept="jazz", finder="mse"))
+    path = files.save_direction(tmp_path / "jazz.safetensors", found.sel(concept="jazz", finder="mse"))
     with pytest.raises(
         ValueError, match=r"width 12, found on planted \(0123\), can't go on large \(9\): width 20"
     ):
-        directions.load_direction(path, model(name="large", hash="9", d_model=20))
+        files.load_direction(path, model(name="large", hash="9", d_model=20))
     with pytest.raises(ValueError, match="layer 1, found on .*1 layers"):
-        directions.load_direction(path, model(n_layers=1))
+        files.load_direction(path, model(n_layers=1))
     with pytest.warns(UserWarning, match=r"found on planted \(0123\); tuned \(4567\) has other weights"):
-        directions.load_direction(path, model(name="tuned", hash="4567"))
+        files.load_direction(path, model(name="tuned", hash="4567"))
     heads = xr.DataArray(
         noise(2, 4, 3).astype("float32"),
         dims=("layer", "head", "d_head"),
         coords={"layer": [0, 1], "norm": ("layer", [1.0, 2.0])},
         attrs={**found.attrs, "site": "heads"},
     )
-    path = directions.save_direction(tmp_path / "heads.safetensors", heads)
-    directions.load_direction(path, model())
+    path = files.save_direction(tmp_path / "heads.safetensors", heads)
+    files.load_direction(path, model())
     with pytest.raises(ValueError, match="4 heads, found on .*2"):
-        directions.load_direction(path, model(n_heads=2, d_model=6))
+        files.load_direction(path, model(n_heads=2, d_model=6))
+
+
+def test_a_direction_without_its_card_is_refused_not_tripped_over(found):
+    one = found.sel(concept="jazz", finder="mse")
+    bare = one.copy().drop_vars("layer")
+    bare.attrs = {"model": "planted"}
+    with pytest.raises(ValueError, match="lacks layer, site, model_hash, without which"):
+        files.check_model(bare, model())
+    plain = xr.DataArray(noise(2, D), dims=("layer", "d_model"))
+    with pytest.raises(ValueError, match="lacks layer, site, model, model_hash"):
+        files.check_model(plain, model())
+    files.check_model(one, model())
+
+
+def test_a_file_is_written_in_one_step(found, tmp_path, monkeypatch):
+    path = files.save_direction(tmp_path / "one.safetensors", found.sel(concept="jazz", finder="mse"))
+    before = path.read_bytes()
+
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half of it")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        files.save_direction(path, found.sel(concept="rock", finder="mse"))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_files_that_are_no_directions(found, tmp_path):
     one = found.sel(concept="jazz", finder="mse")
     with pytest.raises(ValueError, match=r"must end in .safetensors"):
-        directions.save_direction(tmp_path / "jazz.npy", one)
+        files.save_direction(tmp_path / "jazz.npy", one)
     with pytest.raises(ValueError, match="one concept and one finder"):
-        directions.save_direction(tmp_path / "all.safetensors", found)
+        files.save_direction(tmp_path / "all.safetensors", found)
     bare = one.copy().drop_vars("norm")
     bare.attrs = {k: v for k, v in one.attrs.items() if k != "model_hash"}
     with pytest.raises(ValueError, match="lacks norm, model_hash"):
-        directions.save_direction(tmp_path / "bare.safetensors", bare)
+        files.save_direction(tmp_path / "bare.safetensors", bare)
     with pytest.raises(ValueError, match="NaN"):
-        directions.save_direction(tmp_path / "nan.safetensors", one.copy(data=one.values * np.nan))
+        files.save_direction(tmp_path / "nan.safetensors", one.copy(data=one.values * np.nan))
     save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="isn't a direction"):
-        directions.load_direction(tmp_path / "other.safetensors")
-    path = directions.save_direction(tmp_path / "jazz.safetensors", one)
+        files.load_direction(tmp_path / "other.safetensors")
+    path = files.save_direction(tmp_path / "jazz.safetensors", one)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="isn't a safetensors file, or is cut short"):
-        directions.load_direction(path)
+        files.load_direction(path)
     with pytest.raises(FileNotFoundError):
-        directions.load_direction(tmp_path / "nowhere.safetensors")
+        files.load_direction(tmp_path / "nowhere.safetensors")
