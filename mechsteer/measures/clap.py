@@ -11,8 +11,6 @@ import numpy as np
 
 from ..sound import to_clips
 
-__all__ = ["clap_similarity"]
-
 CLAP = "laion/clap-htsat-unfused"
 
 

@@ -19,8 +19,6 @@ from .judges.hear import JUDGES, hear
 from .loudness import loudness
 from .pitch import chroma_correlation, pitch_agreement
 
-__all__ = ["brightness", "describe", "success"]
-
 
 def describe(
     generation: Generation,

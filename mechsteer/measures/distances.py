@@ -15,8 +15,6 @@ from scipy.spatial.distance import cdist, pdist
 from . import _spectra as spectra
 from .intervals import Interval
 
-__all__ = ["frechet", "kad", "kad_interval", "texture"]
-
 BANDS, GROUPS = 32, 16  # mel bands; neighbouring bands are averaged in pairs for the modulation
 RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.25)  # Hz: the edges of six octaves of modulation
 KAD_SCALE = 100.0
@@ -161,8 +159,9 @@ def _kernels(clips, reference, bandwidth):
     x, y = _two_sets(clips, reference)
     scale = float(np.median(pdist(y))) if bandwidth is None else float(bandwidth)
     if not scale > 0:
-        why = "it must be positive, and is 0 where most reference rows are equal"
-        raise ValueError(f"a bandwidth of {scale:g}: {why}")
+        raise ValueError(
+            f"a bandwidth of {scale:g} isn't positive; it is 0 where most reference rows are equal"
+        )
     within, inside, between = (
         np.exp(-cdist(a, b, "sqeuclidean") / (2 * scale**2)) for a, b in ((x, x), (y, y), (x, y))
     )

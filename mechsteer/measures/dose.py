@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ..model.model import Model
     from ..model.steering import Steering, Steerings
 
-__all__ = ["UNSTEERED", "dose_response", "dose_table", "knee"]
-
 UNSTEERED = "unsteered"
 KEPT = ("lead", "style", "drums", "tempo_class", "mode")  # what both judges hear
 

@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
-__all__ = ["SHARES", "Interval", "mean_interval", "means_by", "need", "share", "wilson"]
-
 SHARES = ("accuracy", "balanced_accuracy", "auc")  # metrics between 0 and 1
 
 
@@ -90,7 +88,7 @@ def mean_interval(
 
 
 def need(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raise ValueError unless a table has rows and these columns; it names what is missing and what is there."""
+    """Raise ValueError unless a table has rows and these columns; names what is missing and what is there."""
     if missing := [column for column in columns if column not in table]:
         there = ", ".join(map(str, table))
         raise ValueError(f"the table lacks the column(s) {', '.join(missing)}; it has {there}")
@@ -111,12 +109,9 @@ def means_by(
 
     Returns
     -------
-    pd.DataFrame, one row per group: the columns `by`, `mean`, `lo`, `hi`, `n`. Where n is 1, the ends are
-    NaN.
+    pd.DataFrame, one row per group: the columns `by`, `mean`, `lo`, `hi`, `n`. Of one value the ends are NaN.
 
-    Raises
-    ------
-    ValueError  for a missing column, or a table without rows.
+    Raises ValueError for a missing column, or a table without rows.
 
     Notes
     -----
@@ -136,17 +131,16 @@ def means_by(
     need(table, [*by, value])
     is_share = table["metric"].isin(SHARES) if value == "score" and "metric" in table else False
     rows = table["rows"].where(table[value].notna()) if "rows" in table else np.nan
-    folds = table.get("fold", 0)
-    columns = table[[*by, value]].assign(is_share=is_share, rows=rows, folds=folds)
+    columns = table[[*by, value]].assign(is_share=is_share, rows=rows, folds=table.get("fold", 0))
     groups = columns.groupby(list(by), observed=True, dropna=False)
     found = groups.agg(
         mean=(value, "mean"), variance=(value, "var"), n=(value, "count"),
-        is_share=("is_share", "all"), rows=("rows", "sum"), folds=("folds", "nunique"),
+        is_share=("is_share", "all"), rows=("rows", "mean"), folds=("folds", "nunique"),
     ).reset_index()  # fmt: skip
     mean, n, t = found["mean"], found["n"], stdtrit((found["n"] - 1).clip(lower=1), 0.5 + level / 2)
     overlap = (1 / (found["folds"] - 1)).where(found["folds"] > 1, 0.0)
     variance = (1 / n + overlap) * found["variance"]
-    known = found["rows"].where(found["rows"] > 0)
+    known = found["rows"] * found["folds"].where(found["folds"] > 1, n)  # a fold's rows count once
     trials = mean * (1 - mean) / variance.where(variance > 0) * (ndtri(0.5 + level / 2) / t) ** 2
     trials = trials.fillna(known.fillna(n)).clip(upper=known.fillna(np.inf)).where(n > 1)
     inside = wilson(mean * trials, trials, level)

@@ -13,8 +13,6 @@ import numpy as np
 
 from ..sound import to_clips
 
-__all__ = ["loudness", "match_loudness", "true_peak"]
-
 BLOCK = 0.4  # s, one gating block
 
 
@@ -77,8 +75,7 @@ def match_loudness(
     levels = [float(loudness(clip, sample_rate)[0]) for clip in clips]
     silent = [str(k) for k, level in enumerate(levels) if np.isnan(level)]
     if silent:
-        told = f"clip {', '.join(silent)} is silent, so its loudness can't be matched"
-        raise ValueError(f"{told}: leave that item out")
+        raise ValueError(f"clip {', '.join(silent)} is silent, so no gain matches it: leave that item out")
     room = [ceiling - true_peak(clip) - (target - level) for clip, level in zip(clips, levels, strict=True)]
     reached = target + min(0.0, *room)
     gains = [10 ** ((reached - level) / 20) for level in levels]

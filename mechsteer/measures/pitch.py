@@ -9,8 +9,6 @@ from scipy import fft
 
 from . import _spectra as spectra
 
-__all__ = ["chroma_correlation", "fundamental", "pitch_agreement"]
-
 LOWEST, HIGHEST = 60.0, 1600.0  # Hz
 VOICED = 0.2  # aperiodicity below which a frame has a pitch
 _WINDOW, _HOP = 1024, 640  # samples: 64 ms every 40 ms

@@ -16,8 +16,6 @@ from ..model.generation import Generation
 from ..model.steering import Steering
 from .player import player
 
-__all__ = ["SteeringPanel", "steering_panel"]
-
 
 def steering_panel(
     model,

@@ -14,8 +14,6 @@ from plotly.subplots import make_subplots
 
 from ..measures.intervals import means_by, need
 
-__all__ = ["COLOURS", "GREY", "cosines_by_layer", "dose_curves", "head_map", "layer_curves"]
-
 # Okabe & Ito 2008: told apart in every common form of colour blindness, and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # As an axis says them, and in the order in which a figure prefers them: values have R² only.
@@ -118,8 +116,7 @@ def head_map(
         hover = f"layer %{{y}}, head %{{x}}: %{{z:.3f}}<extra>{concept}</extra>"
         look = {"coloraxis": "coloraxis", "texttemplate": texts, "hovertemplate": hover}
         fig.add_trace(go.Heatmap(z=grid.to_numpy(), x=grid.columns, y=grid.index, **look), row=row, col=col)
-    scale = {"cmin": low, "cmax": high, "colorscale": "Cividis", "colorbar": {"title": value}}
-    fig.update_layout(coloraxis=scale)
+    fig.update_layout(coloraxis={"cmin": low, "cmax": high, "colorscale": "Cividis", "colorbar_title": value})
     fig.update_yaxes(autorange="reversed", tickformat="d")
     return _axes(fig, places, "head", "layer")
 
@@ -173,10 +170,8 @@ def dose_curves(
     steered = table[table["name"] != "unsteered"]
     controls = list(steered.loc[kind == "control", "name"].unique())
     names = [name for name in steered["name"].unique() if name not in controls]
-    doses = table.groupby("name", sort=False)["strength"]
-    levels = [
-        name for name, given in doses if (given == 0).all()
-    ]  # no strength: the unsteered clips, a prompt
+    by_name = table.groupby("name", sort=False)["strength"]
+    levels = [name for name, strength in by_name if (strength == 0).all()]
     for group, row, col in places:
         here = table[table[panel] == group]
         ends = [min(0.0, here["strength"].min()), here["strength"].max()]
@@ -205,14 +200,13 @@ def _one_of_each(scores: pd.DataFrame, metric: str | None, drawn: set[str]) -> p
     if "metric" in scores:
         have = scores.groupby("concept", observed=True)["metric"].unique()
         chosen = have.map(lambda of: metric or next((name for name in METRICS if name in of), of[0]))
-        if lacking := [
-            f"{concept} ({', '.join(of)})" for concept, of in have.items() if chosen[concept] not in of
-        ]:
+        lacking = [f"{name} ({', '.join(of)})" for name, of in have.items() if chosen[name] not in of]
+        if lacking:
             raise ValueError(f"No rows of metric {metric!r} for {'; '.join(lacking)}.")
         scores = scores[scores["metric"] == scores["concept"].map(chosen)]
-    for column in {"site", "model", "method", "label", "head"} & set(scores) - drawn:
-        inside = scores[scores["layer"].notna()]  # the input stands beside the site that is drawn
-        if (inside.groupby("concept", observed=True)[column].nunique() > 1).any():
+    for column in (c for c in ("site", "model", "method", "label", "head") if c in scores and c not in drawn):
+        rows = scores[scores["layer"].notna()] if column == "site" else scores  # the input has its own place
+        if (rows.groupby("concept", observed=True)[column].nunique() > 1).any():
             advice = f"select one, or pass colour={column!r}" if "head" not in drawn else "select one"
             raise ValueError(f"Several values of {column!r} would be averaged: {advice}.")
     return scores

@@ -19,16 +19,6 @@ import plotly.graph_objects as go
 
 from .. import paths
 
-__all__ = [
-    "chrome",
-    "made_by",
-    "numbers_hash",
-    "read_figure",
-    "save_figure",
-    "stored_figure",
-    "write_picture",
-]
-
 
 def chrome() -> str | None:
     """The Chrome or Chromium that can turn figures into PNG, or None."""
@@ -84,7 +74,6 @@ def save_figure(
     from .. import __version__
 
     folder = Path(folder or paths.figures())
-
     facts = {"mechsteer": __version__, **data.attrs, **provenance}
     line = json.dumps(facts, sort_keys=True, default=lambda v: v.item() if hasattr(v, "item") else str(v))
     table = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
@@ -123,9 +112,7 @@ def write_picture(fig: go.Figure, name: str, folder: Path, page: bool = True) ->
 def stored_figure(name: str, folder: Path | None = None) -> go.Figure:
     """A saved figure, to be drawn again; `layout.meta["numbers"]` is the `numbers_hash` of what it shows.
 
-    Raises
-    ------
-    ValueError  if there is none, or the file holds no figure; says what writes it.
+    Raises ValueError if there is none, or if the file holds something else; it says what writes one.
     """
     path = Path(folder or paths.figures()) / f"{name}.json"
     if not path.is_file():
@@ -133,9 +120,7 @@ def stored_figure(name: str, folder: Path | None = None) -> go.Figure:
     try:
         return go.Figure(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(
-            f"{path.name} holds no figure of Plotly's: {made_by(name)} writes it anew"
-        ) from error
+        raise ValueError(f"{path.name} holds no Plotly figure: {made_by(name)} writes it anew") from error
 
 
 def made_by(name: str) -> str:

@@ -253,7 +253,7 @@ def test_a_saved_figure_can_be_drawn_again(scores, tmp_path, monkeypatch):
         assert len(saving.write_picture(stored, "02_scores", tmp_path)) == 2
     assert saving.stored_figure("02_scores", tmp_path) == stored
     (tmp_path / "02_scores.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="02_scores.json holds no figure.*make notebooks ONLY=02"):
+    with pytest.raises(ValueError, match="02_scores.json holds no Plotly figure.*make notebooks ONLY=02"):
         saving.stored_figure("02_scores", tmp_path)
     for name, command in {
         "03_other": "make notebooks ONLY=03",

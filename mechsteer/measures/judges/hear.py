@@ -23,8 +23,6 @@ from ... import paths
 from .. import _spectra as spectra
 from . import _statistics as statistics
 
-__all__ = ["JUDGES", "embedding", "hear", "tempo_class"]
-
 JUDGES = {"cnn": "judge.safetensors", "features": "ears.safetensors"}  # judge -> its weights in data/tiny
 MODES = ("major", "minor")
 _BATCH = 128.0  # s of audio in memory at once
@@ -162,12 +160,9 @@ def tempo_of(log_probability: np.ndarray, bpm: np.ndarray) -> np.ndarray:
 
 def _table(out, classes, silent):
     columns = {"clip": np.arange(len(silent))}
-    mode = np.exp(out["key"]).sum(2)
-    for attribute, names, p in (
-        ("lead", classes["lead"], np.exp(out["lead"])),
-        ("style", classes["style"], np.exp(out["style"])),
-        ("mode", MODES, mode),
-    ):
+    found = {"lead": np.exp(out["lead"]), "style": np.exp(out["style"]), "mode": np.exp(out["key"]).sum(2)}
+    for attribute, p in found.items():
+        names = MODES if attribute == "mode" else classes[attribute]
         columns[attribute] = np.array(names, dtype=object)[p.argmax(1)]
         columns |= {f"p_{attribute}_{name}": p[:, i] for i, name in enumerate(names)}
     drums = np.exp(out["drums"][:, 1])
