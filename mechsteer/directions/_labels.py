@@ -53,10 +53,7 @@ def as_target(values, label: str, kind: str = "auto", names: tuple[str, ...] | N
     ValueError  for an unknown kind, one class only, a value that never changes, or nothing but gaps.
     """
     values = np.asarray(values)
-    flat = pd.Series(values.ravel())
-    if flat.dtype == object or flat.dtype.kind == "U" or isinstance(flat.dtype, pd.StringDtype):
-        flat = flat.astype(object).where(lambda s: s != "", None)
-    flat = flat.convert_dtypes()
+    flat = pd.Series(values.ravel()).replace("", None).convert_dtypes()
     distinct = flat.dropna().unique()
     if len(distinct) < 2:
         found = f"one value only ({distinct[0]!r})" if len(distinct) else "no value at all"
@@ -198,7 +195,7 @@ class Batch:
         if not np.isfinite(x).all():
             bad = f"{int((~np.isfinite(x)).any(1).sum())} of {len(x)} rows of activations"
             raise ValueError(f"{bad} hold NaN or infinite numbers; collect them again or drop them")
-        blocks = np.concatenate([np.repeat(i, len(t.concepts)) for i, t in enumerate(self.targets)])
+        blocks = np.repeat(np.arange(len(self.targets)), [len(t.concepts) for t in self.targets])
         methods = [name for name in methods if not (self.values and METHODS[name].classes_only)]
         inner = fold_of(groups, fitting.folds, fitting.seed)
         return _solvers.fit(x, y, inner, methods, self.values, blocks, fitting)
@@ -247,23 +244,21 @@ def batches(targets, groups, x, frames: int | None, fitting: Fitting, fold=None)
     return found
 
 
-def check_methods(methods: Sequence[str], targets: Sequence[Target]) -> list[str]:
-    """The methods that apply to some of the targets; ValueError for an unknown name, or if none is left."""
+def check_methods(methods: Sequence[str], targets: Sequence[Target]) -> None:
+    """ValueError for an unknown method, or if none can read any of the targets."""
     unknown = set(methods) - set(METHODS)
     if unknown or not methods:
         raise ValueError(f"unknown method {sorted(unknown)}; choose from {', '.join(METHODS)}")
     numbers = all(target.kind == "value" for target in targets)
-    left = [name for name in methods if not (numbers and METHODS[name].classes_only)]
-    if not left:
+    if numbers and all(METHODS[name].classes_only for name in methods):
         wrong = f"{methods[0]} needs classes, and {targets[0].label!r} is a number"
         raise ValueError(f"{wrong}: use 'mse' or 'diff_of_means', or bin it")
-    return left
 
 
 def fits_by_layer(acts, label, kind, group, methods, site, layers, fitting: Fitting):
     """Yield (where, x, batch, fits) for every layer (and head) of a site: a label fitted on all its rows."""
     target, groups, batch = read_target(acts, label, kind), read_groups(acts, group), None
-    methods = check_methods(methods, [target])
+    check_methods(methods, [target])
     for where, x in states(acts, site, layers):
         if batch is None:
             (batch,) = batches([target], groups, x, acts[site].sizes.get("frame"), fitting)

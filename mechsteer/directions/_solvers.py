@@ -7,11 +7,10 @@ R <= D principal axes, K concepts, A penalties.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -34,7 +33,7 @@ class Fitting:
     @classmethod
     def of(cls, function: Callable, **options) -> Fitting:
         """From what `function` got beside its own arguments; TypeError for a name that neither knows."""
-        own = [field.name for field in dataclasses.fields(cls)]
+        own = [field.name for field in fields(cls)]
         for name in options.keys() - set(own):
             known = [*inspect.signature(function).parameters, *own]
             hint = did_you_mean(name, known, f"A fit takes {', '.join(own)}")
@@ -50,10 +49,8 @@ class Design:
     weights: np.ndarray  # float32 [N], sum 1: uniform, or bootstrap counts
     mean: np.ndarray  # float64 [D], of the training rows only
     scale: np.ndarray  # float64 [D]; a constant feature has 1 and is 0 in every row, so no probe uses it
-    basis: (
-        np.ndarray
-    )  # float32 [D, R], eigenvectors of the standardised training rows, largest variance first
-    spectrum: np.ndarray  # float32 [R], those variances
+    basis: np.ndarray  # float32 [D, R], principal axes of the standardised training rows, largest first
+    spectrum: np.ndarray  # float32 [R], the variances along them
 
     def to_raw(self, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map weights [A, R, K] and biases [A, K] on `z` to [A, D, K] and [A, K] on the activations."""
@@ -222,27 +219,20 @@ def _calibrate(design, directions, y, values):
     return raw[None], (bias - design.mean @ raw)[None]
 
 
-def _log_loss(scores, y):
-    return np.logaddexp(0, -y * scores)
-
-
-def _squared_error(scores, y):
-    return np.square(y - scores)
-
-
 @dataclass(frozen=True)
 class Method:
     """A way to fit, and what sets it apart."""
 
     name: str
     solve: Callable  # (design, y [N, K], alphas, values, seed) -> raw weights [A, D, K] and biases [A, K]
-    loss: Callable = _squared_error  # (scores [A, N, K], y) -> [A, N, K]; its mean chooses the penalty
+    loss: Callable = lambda scores, y: np.square(y - scores)  # [A, N, K]; its mean chooses the penalty
     penalised: bool = False  # without a penalty to choose, A is 1
     classes_only: bool = False  # can't read numbers
 
 
+_LOG_LOSS = lambda scores, y: np.logaddexp(0, -y * scores)
 _ALL = (
-    Method("logistic", logistic, _log_loss, penalised=True, classes_only=True),
+    Method("logistic", logistic, _LOG_LOSS, penalised=True, classes_only=True),
     Method("mse", mse, penalised=True),
     Method("diff_of_means", diff_of_means),
     Method("random", random_direction),
@@ -279,7 +269,7 @@ def fit(x, y, inner, methods, values: bool, blocks, fitting: Fitting) -> dict[st
     (n, k), methods, fits = y.shape, [METHODS[name] for name in methods], {}
     tried = [np.full(k, alpha) for alpha in alphas]
     held_out = {m.name: np.empty((len(tried) if m.penalised else 1, n, k), np.float32) for m in methods}
-    for fold in np.unique(inner):
+    for fold in np.unique(inner):  # the solvers get y column by column, so that they round alike for any rows
         train = inner != fold
         design = prepare(x[train], standardize=fitting.standardize)
         for method in methods:

@@ -1,9 +1,8 @@
 """Linear probes: along which direction is a concept readable?
 
 `find_directions` fits every layer (and head) of a Dataset of activations. For plain arrays there are four
-functions of one signature, `(x, y) -> direction`: `logistic`, `mse`, `diff_of_means`, and `random_direction` as
-a control. A direction is unit, points towards the concept, and lives in activation space: score = slope *
-(x . direction) + bias.
+functions of one signature, `(x, y) -> direction`: `logistic`, `mse`, `diff_of_means`, and as a control
+`random_direction`. A direction is unit, points towards the concept, and lives in activation space.
 """
 
 from __future__ import annotations
@@ -102,36 +101,36 @@ def find_directions(
     fitting
         alphas: penalties to choose from, 10 to 0.0001, in units of the mean loss per row on unit-variance
         features. folds: inner folds that choose, 3. standardize: "feature" for unit variance of each, or
-        "layer" for one scale, so that rotating activations rotates directions. max_rows: frames are thinned to
-        as many, 20,000. seed: of folds, thinning and random directions, 0.
+        "layer" for one scale, so that rotating activations rotates directions. max_rows: frames are thinned
+        to as many, 20,000. seed: of folds, thinning and random directions, 0.
 
     Returns
     -------
     xr.DataArray, dims (concept, finder, layer, d_model) or (concept, finder, layer, head, d_head), unit,
     pointing towards the concept (or larger values). Steering takes one of each: `.sel(concept="guitar",
-    finder="mse")` (finder, because xarray keeps `.sel(method=...)` to itself). Coords: `slope` and `bias` (score
-    = slope * x . direction + bias: log odds for logistic, -1 to +1 for mse and diff_of_means, the label's unit
-    for values; undecided where x . direction = -bias / slope), `alpha`, `score`, the held-out AUC (R2 for
-    values) over the inner folds, and `norm` on layer (and head), the mean L2 norm of the activations, the unit of
-    steering strengths. Attrs: site, model, model_hash, label, kind, data, pool, prompt, seed.
+    finder="mse")` (finder, because xarray keeps `.sel(method=...)` to itself). Coords: `slope` and `bias`
+    (score = slope * x . direction + bias: log odds for logistic, -1 to +1 for mse and diff_of_means, the
+    label's unit for values; undecided where x . direction = -bias / slope), `alpha`, `score` (the held-out
+    AUC, or R2 for values, over the inner folds), and `norm` on layer (and head): the mean L2 norm of the
+    activations, the unit of steering strengths. Attrs: site, model, model_hash, label, kind, data, pool,
+    prompt, seed.
 
     Raises
     ------
-    ValueError  for an absent site, layer or label, naming those present; for non-finite or constant activations,
-    one class only, fewer groups than folds.
+    ValueError  for an absent site, layer or label, naming those present; for non-finite or constant
+    activations, one class only, fewer groups than folds.
     TypeError  for an unknown keyword.
 
     Taught in 03_compare_directions.
     """
-    fitting, found, norms = Fitting.of(find_directions, **fitting), {}, []
+    fitting, found, norms = Fitting.of(find_directions, **fitting), [], []
     for where, x, batch, fits in fits_by_layer(acts, label, kind, group, methods, site, layers, fitting):
-        found[tuple(where.values())] = _numbers(fits.values(), r2 if batch.values else auc, batch.y)
+        found.append(_numbers(fits.values(), r2 if batch.values else auc, batch.y))
         norms.append(_norm(acts, site, where, x))
-    places = {dim: list(dict.fromkeys(at)) for dim, at in zip(where, zip(*found, strict=True), strict=True)}
-    shape, dims = [len(at) for at in places.values()], ("concept", "finder", *places)  # layer, perhaps head
-    arrays = [
-        np.stack(part, axis=2) for part in zip(*found.values(), strict=True)
-    ]  # of concept, finder, place
+    here = acts[site] if layers is None else acts[site].sel(layer=np.atleast_1d(layers))
+    places = {dim: here[dim].values.tolist() for dim in ("layer", "head") if dim in here.dims}
+    shape, dims = [len(at) for at in places.values()], ("concept", "finder", *places)
+    arrays = [np.stack(part, axis=2) for part in zip(*found, strict=True)]  # concept, finder, place, ...
     arrays = [a.reshape(*a.shape[:2], *shape, *a.shape[3:]) for a in arrays]
     per_probe = zip(("slope", "bias", "alpha", "score"), arrays[1:], strict=True)
     target = batch.targets[0]

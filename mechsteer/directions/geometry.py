@@ -1,15 +1,14 @@
 """How alike are the directions that different methods, concepts and layers find, and how sure is that?
 
-A direction is an array whose last dimension is the features (d_model, or d_head for one head); DataArrays in give
-DataArrays out. What chance looks like: two random directions in d dimensions have a cosine of about +-2 / sqrt(d)
-(95 %). Uncertainty comes from resampling groups (scores, tracks), never single clips. Taught in
+A direction is an array whose last dimension is the features (d_model, or d_head for one head); DataArrays in
+give DataArrays out. Uncertainty comes from resampling groups (scores, tracks), never single clips. Taught in
 03_compare_directions.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -63,8 +62,8 @@ def null_cosine(
 ) -> tuple[float, float]:
     """Interval that holds `level` of the cosines of two random directions in d dimensions.
 
-    Exact, as (cosine + 1) / 2 is Beta((d - 1)/2, (d - 1)/2). With a `metric` (see `cosine`), whose few large
-    axes widen the band, from `draws` random pairs.
+    Exact ((cosine + 1) / 2 is Beta((d - 1)/2, (d - 1)/2)), and about +-2 / sqrt(d) for 95 %. With a `metric`
+    (see `cosine`), whose few large axes widen the band, from `draws` random pairs.
     """
     from scipy.stats import beta
 
@@ -98,11 +97,9 @@ def principal_angles(a, b, rank: int | None = None) -> np.ndarray:
 
 
 def gram_schmidt(directions):
-    """Make directions [..., k, d] orthonormal in order: the first stays, each next one loses what those
-    before it hold.
+    """Make directions [..., k, d] orthonormal in order: the first stays, others lose what those before hold.
 
-    Every result keeps a positive cosine with what it came from. Raises ValueError if one lies in the span of
-    those before.
+    All keep a positive cosine with what they came from. ValueError if one lies in the span of those before.
     """
     if isinstance(directions, xr.DataArray):
         return directions.copy(data=gram_schmidt(directions.values).astype(directions.dtype))
@@ -146,14 +143,15 @@ def direction_cosines(
     -------
     pd.DataFrame with columns label, concept, layer, [head,] method_a, method_b, cosine, lo, hi, null_lo,
     null_hi. method_a != method_b: the cosine of the two on all rows; lo, hi from refits on the bootstrap
-    samples at the penalty chosen on all rows (`cosine_interval`). method_a == method_b: how stable a method is
-    with itself, the mean cosine of its directions from two halves of the groups (each has half the data), with
-    the spread over splits. null_lo, null_hi: two random directions. Methods share the same clips, so their
-    cosine can be high where both are unstable: read it beside the halves.
+    samples at the penalty chosen on all rows (`cosine_interval`). method_a == method_b: how stable a method
+    is with itself, the mean cosine of its directions from two halves of the groups (each has half the data),
+    with the spread over splits. null_lo, null_hi: two random directions. Methods share the same clips, so
+    their cosine can be high where both are unstable: read it beside the halves.
 
     Raises
     ------
-    ValueError  for an unknown space or fewer than 4 groups. ValueError, TypeError  as `find_directions`.
+    ValueError  for an unknown space, or fewer than 4 groups.
+    ValueError, TypeError  as `find_directions`.
 
     Taught in 03_compare_directions.
     """
@@ -166,9 +164,10 @@ def direction_cosines(
         metric = None if space == "raw" else covariance(x)
         metric = np.linalg.inv(metric) if space == "whitened" else metric
         null = null_cosine(x.shape[1], level, metric, seed=fitting.seed)
-        rng, groups, scaling = np.random.default_rng(fitting.seed), batch.groups, fitting.standardize
-        booted = _refits(batch, x, penalties, scaling, _resampled(groups, boots, rng))
-        split = _refits(batch, x, penalties, scaling, _halved(groups, halves, rng))
+        booted, split = (
+            _refits(batch, x, penalties, fitting.standardize, samples)
+            for samples in _samples(batch.groups, boots, halves, fitting.seed)
+        )
         for a, b in itertools.combinations_with_replacement(fits, 2):
             if a == b:
                 drawn = cosine(split[a][::2], split[a][1::2], metric)
@@ -205,22 +204,15 @@ def cosine_interval(value: np.ndarray, drawn: np.ndarray, level: float) -> tuple
     return np.tanh(z - reach), np.tanh(z + reach)
 
 
-def _resampled(groups, boots, rng) -> Iterator[np.ndarray]:
-    """Row weights for samples of the groups with replacement."""
+def _samples(groups, boots, halves, seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Weights of rows: for samples of the groups with replacement; for halves of the groups, two by two."""
     names, of_row = np.unique(groups, return_inverse=True)
-    for _ in range(boots):
-        yield np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[of_row]
-
-
-def _halved(groups, halves, rng) -> Iterator[np.ndarray]:
-    """Row weights 0/1 for one half of the groups, then for the other."""
-    names, of_row = np.unique(groups, return_inverse=True)
-    if len(names) < 4:
-        raise ValueError(f"two halves need at least 4 groups, there are {len(names)}")
-    for _ in range(halves):
-        first = (rng.permutation(len(names)) < len(names) // 2)[of_row]
-        yield first.astype(float)
-        yield 1.0 - first
+    rng, n = np.random.default_rng(seed), len(names)
+    if n < 4:
+        raise ValueError(f"two halves need at least 4 groups, there are {n}")
+    drawn = [np.bincount(rng.integers(0, n, n), minlength=n)[of_row] for _ in range(boots)]
+    first = [(rng.permutation(n) < n // 2)[of_row] for _ in range(halves)]
+    return drawn, [half.astype(float) for one in first for half in (one, ~one)]
 
 
 def _refits(batch: Batch, x, penalties, standardize, samples) -> dict[str, np.ndarray]:

@@ -11,17 +11,8 @@ import pandas as pd
 import xarray as xr
 
 from .. import _shared
-from ._labels import (
-    Batch,
-    Target,
-    batches,
-    check_methods,
-    fold_of,
-    read_groups,
-    read_target,
-    shuffled,
-    states,
-)
+from . import _labels
+from ._labels import Batch, Target
 from ._solvers import Fitting
 
 PROBES = ("logistic", "mse", "diff_of_means")  # the methods that are compared unless others are asked for
@@ -81,17 +72,21 @@ def accuracy_by_layer(
     """
     fitting = Fitting.of(accuracy_by_layer, folds=inner_folds, **fitting)
     labels = [labels] if isinstance(labels, str) else list(labels)
-    groups, seed = read_groups(acts, group), fitting.seed
-    targets = [read_target(acts, label, (kinds or {}).get(label, "auto")) for label in labels]
-    methods = check_methods(methods, targets)
-    fold = fold_of(groups, folds, seed, read_target(acts, stratify) if stratify else None)
-    copies = [t if r == 0 else shuffled(t, groups, seed + r) for t in targets for r in range(shuffles + 1)]
+    groups, seed = _labels.read_groups(acts, group), fitting.seed
+    targets = [_labels.read_target(acts, label, (kinds or {}).get(label, "auto")) for label in labels]
+    _labels.check_methods(methods, targets)
+    fold = _labels.fold_of(groups, folds, seed, _labels.read_target(acts, stratify) if stratify else None)
+    copies = [
+        t if r == 0 else _labels.shuffled(t, groups, seed + r) for t in targets for r in range(shuffles + 1)
+    ]
     places = {site: layers} | ({"input": None} if "input" in acts.data_vars else {})
     records = []
     for here, chosen in places.items():
         parts, frames = None, acts[here].sizes.get("frame") if here in acts else None
-        for where, x in _shared.progress(states(acts, here, chosen), progress, desc=f"probes, {here}"):
-            parts = parts or batches(copies, groups, x, frames, fitting, fold)
+        for where, x in _shared.progress(
+            _labels.states(acts, here, chosen), progress, desc=f"probes, {here}"
+        ):
+            parts = parts or _labels.batches(copies, groups, x, frames, fitting, fold)
             for f, batch in itertools.product(range(folds), parts):
                 train = batch.fold != f
                 batch.check(train, f)

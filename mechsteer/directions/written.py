@@ -101,7 +101,7 @@ def optimised_vector(
     seed: int = 0,
     progress: bool = True,
 ) -> xr.DataArray:
-    """A vector that makes given music likely under other captions, by gradient descent through the frozen model.
+    """A vector that makes given music likely under other captions, by descent through the frozen model.
 
     Parameters
     ----------
