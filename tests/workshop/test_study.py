@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 import mechsteer as ms
 from mechsteer import paths
-from workshop.study import run as study
+from workshop.study import figures, run
 from workshop.study.finders import DRAWS, Finder
 
 TABLES = ("doses", "clips")
@@ -30,19 +30,17 @@ def test_an_experiment_brings_its_facts_and_every_clip_a_control_of_its_own(tiny
     steer = [ms.Steering(v, layers=[2], norm=5.0, branch="cond") for v in vectors]
     steerings = {"mse": ("mse", steer[0]), "random": ("random", steer[1:])}
     few = lambda t: (t["lead"] == "guitar") & (t["style"] == "jazz") & (t["tempo"] > 150)
-    question = study.Experiment(
-        "guitar", {"lead": "guitar"}, "jazz", "jazz", steerings, [0.5], few, duration=3.0
-    )
-    table, clips = study.run(question, tiny, n, 0, tmp_path)
+    asked = ("guitar", "dose", "lead", "guitar", "guitar", "jazz", "jazz")
+    question = run.Experiment(*asked, steerings, [0.5], few, duration=3.0)
+    table, clips = run.run_experiment(question, tiny, n, 0, tmp_path)
     assert table["name"].tolist() == ["unsteered", "mse", "random"] and (table["n"] == n).all()
-    assert table["kind"].tolist() == ["control", "read", "control"] and table["layers"].tolist() == [
-        "",
-        "2",
-        "2",
-    ]
+    assert table["kind"].tolist() == ["control", "read", "control"]
+    assert table["layers"].tolist() == ["", "2", "2"]
+    columns = ["experiment", "question", "label", "value", "target", "source"]
+    assert (table[columns] == ["guitar", "dose", "lead", "guitar", "guitar", "jazz"]).all(axis=None)
     of_random = clips[clips["name"] == "random"]
     assert of_random["seed"].tolist() == of_random["clip"].tolist() == list(range(n))
-    again, _ = study.run(dataclasses.replace(question), tiny, n, 0, tmp_path)
+    again, _ = run.run_experiment(dataclasses.replace(question), tiny, n, 0, tmp_path)
     pd.testing.assert_frame_equal(again, table)
     for i in (1, 4):  # clips 1 and 4 have the second and, in turn, the first random direction
         alone = tiny.generate("jazz", 3.0, i, 0.5 * steer[1 + i % 3], progress=False)
@@ -71,13 +69,24 @@ def test_with_all_penalty_both_probes_are_the_difference_of_means(tiny):
     finder = Finder(tiny, scores=8)
     means = finder.probes("lead", "guitar")["diff_of_means"][1]
     found = finder.penalised("lead", "guitar", (1e-4, 1e4))
-    facts = {name: study.reading(given, means) for name, (_, given) in found.items()}
+    facts = {name: run.reading(given, means) for name, (_, given) in found.items()}
     for method in ("logistic", "mse"):
         weak, strong = (facts[f"{method}, penalty {alpha}"] for alpha in ("0.0001", "10000"))
         assert strong["cosine"] > 0.999 and weak["cosine"] < 0.9
         assert (weak["penalty"], strong["penalty"]) == (1e-4, 1e4) and weak["held_out"] > 0.8
-    random = study.first_part(finder.randoms()["random"][1])
-    assert study.reading(random, means) == {}, "no probe, nothing to say of it"
+    random = run.first_part(finder.randoms()["random"][1])
+    assert run.reading(random, means) == {}, "no probe, nothing to say of it"
+
+
+def test_a_name_that_no_experiment_has_is_told_with_those_there_are(monkeypatch):
+    """Nothing is loaded or computed for it."""
+    monkeypatch.setattr(run, "load", None)
+    monkeypatch.setattr(run, "Finder", None)
+    with pytest.raises(ValueError, match="called 'guitra'. Did you mean 'guitar'.* There are 'guitar',"):
+        list(run.questions(None, ["rock", "guitra"]))
+    monkeypatch.setattr("sys.argv", ["run", "--only", "typo"])
+    with pytest.raises(SystemExit, match="called 'typo'. There are 'guitar', 'guitar, by penalty'"):
+        run.main()
 
 
 def test_results_of_other_weights_and_of_an_older_run_give_way(tmp_path):
@@ -91,20 +100,20 @@ def test_results_of_other_weights_and_of_an_older_run_give_way(tmp_path):
         row("drums", "new", 0.3),
         row("drums", "new", 0.4),
     ):
-        study.add(table, path)
+        run.add(table, path)
     kept = pd.read_parquet(path)
     assert kept["experiment"].tolist() == ["guitar", "drums"] and kept["success"].tolist() == [0.2, 0.4]
-    assert not list(tmp_path.glob("*.part"))
+    assert {p.name for p in tmp_path.iterdir()} <= {"doses.parquet", "doses.lock"}
 
 
 def test_every_question_can_be_asked(tiny, tmp_path, monkeypatch):
     """Each experiment's steerings fit the model; one clip of the widest shows that a mixture runs."""
-    monkeypatch.setattr(study, "Finder", lambda model: Finder(model, scores=8))
+    monkeypatch.setattr(run, "Finder", lambda model: Finder(model, scores=8))
     names = ("guitar at the best heads", "fast", "piano to guitar, ways to add")
-    asked = {e.name: e for e in study.questions(tiny, names)}
+    asked = {e.name: e for e in run.questions(tiny, names)}
     assert set(asked) == set(names)
     heads = asked["guitar at the best heads"].steerings
-    each = [study.first_part(given) for _, given in heads.values()]
+    each = [run.first_part(given) for _, given in heads.values()]
     assert all(s.site == "heads" and int((s.direction.weight != 0).sum()) == 8 for s in each)
     songs = ms.clips("orchestra")
     assert (asked["fast"].reference(songs) == (songs["tempo"] >= 140)).all()
@@ -128,12 +137,33 @@ def test_the_shipped_study_says_where_it_comes_from(shipped):
     assert shipped["clips"].groupby(cell).size().to_dict() == doses.set_index(cell)["n"].to_dict()
 
 
+def test_every_experiment_there_is_ships_with_what_it_asks(shipped):
+    rows = shipped["doses"].drop_duplicates("experiment").set_index("experiment")
+    assert set(rows.index) == set(run.known())
+    assert set(rows["question"]) == {"dose", "site", "ways", "penalty", "audio"}
+    assert rows.loc["drums", ["label", "value", "target"]].tolist() == ["drums", "True", "drums"]
+    assert rows.loc["fast", ["label", "value", "target"]].tolist() == ["tempo_class", "fast", "fast"]
+    assert (rows["question"] == "dose").sum() == 9 and (rows["source"] == "unprompted").sum() == 9
+
+
+def test_success_clip_by_clip_is_that_of_the_table_for_every_concept(shipped):
+    """A tempo and drums too, which are no lead and no style."""
+    shares = shipped["doses"].set_index(["name", "experiment", "strength"])["both_success"]
+    for pair in (("logistic", "mse"), ("mse", "diff_of_means")):
+        duels = figures.duels(shipped["doses"], shipped["clips"], *pair)
+        for name in pair:
+            assert duels[name].to_numpy() == pytest.approx(shares[name].reindex(duels.index).to_numpy())
+        apart = duels[f"{pair[0]} only"] - duels[f"{pair[1]} only"]
+        assert (duels[pair[0]] - duels[pair[1]]).to_numpy() == pytest.approx(apart.to_numpy() / 100)
+    assert "fast" in duels.index and duels.loc["fast", "mse"].max() > 0.2
+
+
 def test_a_slice_made_again_lies_within_the_shipped_study(shipped, tiny):
     doses = shipped["doses"]
     assert doses["model_hash"].iloc[0] == tiny.hash, "the study is of other weights: run `make study`"
     rows = doses[(doses["experiment"] == "guitar") & (doses["name"] == "diff_of_means")]
     row = rows.loc[rows["success"].idxmax()]
-    direction = ms.load_direction(study.direction_file("guitar", "diff_of_means"), tiny)
+    direction = ms.load_direction(run.direction_file("guitar", "diff_of_means"), tiny)
     n, strength = 8, float(row["strength"])
     made = tiny.generate(None, 5.0, list(range(n)), strength * ms.Steering(direction), progress=False)
     heard = ms.hear(made.audio, made.sample_rate, "cnn")["lead"]

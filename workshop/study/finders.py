@@ -1,8 +1,7 @@
 """Named steerings for one question: every method's direction, its controls, and every way to add it.
 
 `Finder` reads the activations of training scores once; each of its methods gives a dict {name: (method,
-steering)}, as `study.Experiment` takes them. Controls are many steerings, one for each clip in turn. Used by
-04_steer_and_listen.
+steering)}, as `run.Experiment` takes them. Controls are many steerings, one for each clip in turn.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import xarray as xr
 
 from mechsteer import paths
 from mechsteer.activations.clips import clips
-from mechsteer.activations.collect import codes as codes_of
-from mechsteer.activations.collect import collect
+from mechsteer.activations.collect import codes, collect
 from mechsteer.directions._labels import read_groups, read_target, shuffled
-from mechsteer.directions.files import unit
-from mechsteer.directions.find import METHODS, accuracy_by_layer, find_directions
+from mechsteer.directions.find import find_directions
+from mechsteer.directions.geometry import unit
+from mechsteer.directions.scores import PROBES, accuracy_by_layer
 from mechsteer.directions.written import caption_contrast, optimised_vector
 from mechsteer.model.steering import Steering, top
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from mechsteer.model.model import Model
 
 DRAWS = 100  # random directions, and permutations of the labels: a control is not one draw
-SITES = ("resid", "attn", "heads")
+READ = ("resid", "attn", "heads")  # sites
 
 
 def words(labels: Mapping[str, str]) -> str:
@@ -48,25 +47,25 @@ class Finder:
     Attributes
     ----------
     layer : the middle one, 0-based; where directions are read and added if nothing else is said
+    every : all layers
     clips : the training clips
-    acts : their mean activations at `SITES`, all layers
+    acts : their mean activations at `READ`, all layers
     """
 
     def __init__(self, model: Model, scores: int = 160):
-        self.model, self.layer = model, model.n_layers // 2
+        self.model, self.every = model, list(range(model.n_layers))
+        self.layer = model.n_layers // 2
         table = clips("orchestra")
         table = table[(table["split"] == "train") & table["paired"]]
-        self.clips = table[table["score"].isin(sorted(table["score"].unique())[:scores])].reset_index(
-            drop=True
-        )
-        store = paths.runs() / f"study_{model.name}_{model.hash}_{len(self.clips)}_{len(SITES)}.zarr"
-        self.acts = collect(model, self.clips, sites=SITES, out=store).load()
+        first = sorted(table["score"].unique())[:scores]
+        self.clips = table[table["score"].isin(first)].reset_index(drop=True)
+        store = paths.runs() / f"study_{model.name}_{model.hash}_{len(self.clips)}_{len(READ)}.zarr"
+        self.acts = collect(model, self.clips, sites=READ, out=store).load()
 
     def _among(self, label: str, among: Sequence[str]):
-        kept = (
-            np.isin(self.acts[label].values, list(among)) if among else np.ones(self.acts.sizes["clip"], bool)
-        )
-        return self.acts.isel(clip=np.flatnonzero(kept))
+        if not among:
+            return self.acts
+        return self.acts.isel(clip=np.flatnonzero(np.isin(self.acts[label].values, list(among))))
 
     def probes(
         self, label: str, concept: str, among: Sequence[str] = (), site: str = "resid", layers=None, **options
@@ -74,7 +73,7 @@ class Finder:
         """Every method's direction, and shuffled labels' differences of means; `among` says which classes."""
         acts, layers = self._among(label, among), [self.layer] if layers is None else layers
         kind = "value" if acts[label].dtype.kind == "f" else "auto"
-        methods = [m for m in METHODS if m != "logistic" or kind != "value"]
+        methods = [m for m in PROBES if m != "logistic" or kind != "value"]
         made = find_directions(acts, label, methods, site, layers, kind=kind)
         found = {m: (m, Steering(made.sel(concept=concept, finder=m), **options)) for m in methods}
         return found | self._shuffled(acts, label, concept, kind, site, layers, options)
@@ -120,9 +119,8 @@ class Finder:
     def best_heads(self, label: str, among: Sequence[str] = (), k: int = 8):
         """Weights (layer, head): 1 for the `k` heads whose mean outputs tell classes apart best, else 0."""
         acts = self._among(label, among)
-        table = accuracy_by_layer(
-            acts, label, methods=("diff_of_means",), site="heads", shuffles=0, progress=False
-        )
+        options = dict(site="heads", shuffles=0, progress=False)
+        table = accuracy_by_layer(acts, label, ("diff_of_means",), **options)
         table = table[table["metric"] == "auc"].groupby(["layer", "head"])["score"].mean()
         return top(table.to_xarray(), k)
 
@@ -136,15 +134,14 @@ class Finder:
         """
         prompt, asked = (words({**common, label: value}) for value in (source, target))
         table = self.clips[(self.clips[list(common)] == pd.Series(common)).all(axis=1)]
-        codes = codes_of(self.model, table.sample(min(48, len(table)), random_state=0))
-        contrast = caption_contrast(self.model, codes, asked, prompt, layers=[self.layer])
+        some = codes(self.model, table.sample(min(48, len(table)), random_state=0))
+        contrast = caption_contrast(self.model, some, asked, prompt, layers=[self.layer])
         found = {"caption contrast": ("caption contrast", Steering(contrast, **options))}
         for name, value in (("optimised vector", target), ("optimised to the source", source)):
             rows = table[table[label] == value]
-            codes = codes_of(self.model, rows)[..., : self.model.seconds_to_frames(4.0)]
-            vector = optimised_vector(
-                self.model, codes, prompt, layers=[self.layer], steps=steps, batch_size=min(16, len(codes))
-            )
+            some = codes(self.model, rows)[..., : self.model.seconds_to_frames(4.0)]
+            how = dict(layers=[self.layer], steps=steps, batch_size=min(16, len(some)))
+            vector = optimised_vector(self.model, some, prompt, **how)
             found[name] = (name, Steering(vector, **options))
         return found
 
@@ -155,11 +152,10 @@ class Finder:
         outputs and heads get all of it at every layer. The study's controls are those of the conditional half
         at the middle layer.
         """
-        every, pair = list(range(self.model.n_layers)), (source, target)
-        find = lambda site: find_directions(self._among("lead", pair), "lead", (method,), site, every).sel(
-            concept=target, finder=method
-        )
-        resid, attn, heads = map(find, SITES)
+        every, pair = self.every, (source, target)
+        acts = self._among("lead", pair)
+        found = [find_directions(acts, "lead", (method,), site, every) for site in READ]
+        resid, attn, heads = (made.sel(concept=target, finder=method) for made in found)
         here = Steering(resid, layers=[self.layer], branch="cond")
         spread = dict.fromkeys(every, 1 / len(every))
         styles = find_directions(self.acts, "style", ("logistic",), "resid", [self.layer])
@@ -167,9 +163,8 @@ class Finder:
         basis = np.linalg.qr(read.T)[0]
         middle = resid.sel(layer=[self.layer])
         clean = middle.copy(data=unit(middle.values - middle.values @ basis @ basis.T))
-        away = find_directions(self.acts, "lead", (method,), "resid", [self.layer]).sel(
-            concept=source, finder=method
-        )
+        away = find_directions(self.acts, "lead", (method,), "resid", [self.layer])
+        away = away.sel(concept=source, finder=method)
         found = {
             "conditional half": here,
             "unconditional half": dataclasses.replace(here, branch="uncond"),

@@ -27,21 +27,22 @@ import pandas as pd
 from filelock import FileLock
 
 from mechsteer import paths
+from mechsteer._shared import did_you_mean
 from mechsteer.activations.clips import clips, read_clip
-from mechsteer.activations.collect import codes as codes_of
+from mechsteer.activations.collect import codes
 from mechsteer.directions.files import save_direction
-from mechsteer.measures import distances
+from mechsteer.measures.distances import texture
 from mechsteer.measures.dose import UNSTEERED, dose_response, dose_table
-from mechsteer.measures.judges import hear as hearing
+from mechsteer.measures.judges.hear import tempo_class
 from mechsteer.model.model import load
 from mechsteer.model.steering import Steering
 
+from . import COMMAND
 from .finders import Finder, words
 
 if TYPE_CHECKING:
     from mechsteer.model.model import Model
 
-COMMAND = "python -m workshop.study.run"
 FACTS = {  # method -> what it was learnt from, and whether it was chosen for what it reads or writes
     "logistic": ("audio", "read"),
     "mse": ("audio", "read"),
@@ -64,14 +65,11 @@ TRANSFERS = (  # what changes, from what, to what, and what is to stay
 STAYS = ("lead", "style", "drums", "tempo_class")
 PENALTIES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 SIGNED = (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4)
+HEARD = ("lead", "style", "drums", "tempo", "tempo_class", "mode")
 CLIPS = (
-    ["name", "strength", "clip", "seed", "prompt"]
-    + [
-        f"{judge}_{what}"
-        for judge in ("cnn", "features")
-        for what in ("lead", "style", "drums", "tempo", "mode")
-    ]
-    + ["twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted", "brightness", "loudness"]
+    *("name", "strength", "clip", "seed", "prompt"),
+    *(f"{judge}_{what}" for judge in ("cnn", "features") for what in HEARD),
+    *("twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted", "brightness", "loudness"),
 )
 DIGITS = {  # of what is kept clip by clip; the table of cells is made before rounding
     **dict.fromkeys(("cnn_tempo", "features_tempo", "loudness"), 1),
@@ -84,15 +82,29 @@ BEGINNING = 3.0  # s of a real clip before steering sets in, where music goes on
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One question: the concept that counts as success, who is asked, and the steerings to try.
+    """One question: what counts as success, who is asked, and the steerings to try.
 
-    `steerings`: name -> (method, Steering), or (method, several) for the clips in turn; `prompts`: in turn
-    over the clips; `reference`: rows of the orchestra that are real music of the concept; `asked`: a prompt
-    that asks for the concept outright, to see how far words get.
+    Attributes
+    ----------
+    name : unique
+    question : "dose" (in the residual stream), "site" (elsewhere), "ways" (to add one direction), "penalty"
+        (of the probe) or "audio" (real music goes on): by it the figures choose their rows.
+    label, value : what a judge must hear: `value` in its column `label`, such as "lead" and "guitar".
+    target : what that is called: "guitar", "drums"
+    source : "unprompted", or the prompt that doesn't ask for the target
+    prompts : in turn over the clips
+    steerings : name -> (method, Steering), or (method, several) for the clips in turn
+    strengths : multiples of the mean activation norm
+    reference : rows of the orchestra -> which are real music of the target
+    asked : a prompt that asks for the target outright, to see how far words get
+    audio_prompt, duration, start : as in `dose_response`
     """
 
     name: str
-    concept: Mapping[str, Any]
+    question: str
+    label: str
+    value: Any
+    target: str
     source: str
     prompts: str | None | Sequence[str | None]
     steerings: Mapping[str, tuple[str, Steering | Sequence[Steering]]]
@@ -104,30 +116,28 @@ class Experiment:
     start: float = 0.0
 
 
-def run(
+def run_experiment(
     experiment: Experiment, model: Model, n: int, seed: int, folder: Path | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All cells of an experiment: `dose.dose_table` and what each cell was; and its clips (`CLIPS`)."""
-    common = dict(
-        duration=experiment.duration, start=experiment.start, audio_prompt=experiment.audio_prompt, out=folder
-    )
-    ask = lambda steerings, prompts: dose_response(
-        model, steerings, prompts, experiment.strengths, n, seed, **common
-    )
+    fields = ("duration", "start", "audio_prompt")
+    how = {name: getattr(experiment, name) for name in fields} | {"out": folder}
+    ask = lambda given, prompts: dose_response(model, given, prompts, experiment.strengths, n, seed, **how)
     frames = [ask({name: given for name, (_, given) in experiment.steerings.items()}, experiment.prompts)]
     if experiment.asked:
-        frame = ask({}, experiment.asked).assign(name="prompt alone")  # its twins have another prompt
-        frames.append(
-            frame.assign(**dict.fromkeys(("twin_chroma", "twin_melody", "twin_divergence"), np.nan))
-        )
+        frame = ask({}, experiment.asked).assign(name="prompt alone")
+        twins = ("twin_chroma", "twin_melody", "twin_divergence")  # they have another prompt
+        frames.append(frame.assign(**dict.fromkeys(twins, np.nan)))
     frame = pd.concat(frames, ignore_index=True)
     method = {name: method for name, (method, _) in experiment.steerings.items()}
     method |= {UNSTEERED: UNSTEERED, "prompt alone": "prompt alone"}
-    table = dose_table(frame, experiment.concept, STAYS, reference=real_texture(experiment.reference))
+    concept, real = {experiment.label: experiment.value}, real_texture(experiment.reference)
+    table = dose_table(frame, concept, STAYS, reference=real)
+    common = {name: getattr(experiment, name) for name in ("question", "label", "value", "target", "source")}
+    common = {"experiment": experiment.name} | common | {"value": str(experiment.value)}
     steered = {name: first_part(given) for name, (_, given) in experiment.steerings.items()}
     facts = [
-        {"experiment": experiment.name, "concept": "+".join(map(str, experiment.concept.values()))}
-        | {"source": experiment.source, "method": method[name]}
+        {**common, "method": method[name]}
         | dict(zip(("learnt_from", "kind"), FACTS[method[name]], strict=True))
         | {"site": getattr(steered.get(name), "site", ""), "branch": getattr(steered.get(name), "branch", "")}
         | {"layers": " ".join(map(str, getattr(steered.get(name), "layers", ())))}
@@ -145,26 +155,16 @@ def first_part(given: Steering | Sequence[Steering]) -> Steering:
 
 def reading(part: Steering | None, means: Steering | None) -> dict[str, float]:
     """Of a one-layer probe: `penalty`, `held_out` AUC (R2 for numbers), `cosine` with difference of means."""
-    if (
-        part is None
-        or means is None
-        or part.direction.shape != means.direction.shape
-        or part.layers != means.layers
-    ):
+    if part is None or means is None or part.layers != means.layers:
         return {}
-    made = part.direction.squeeze()
-    if made.ndim != 1 or "alpha" not in made.coords:
+    made, plain = part.direction.squeeze(), means.direction.squeeze()
+    if made.shape != plain.shape or made.ndim != 1 or "alpha" not in made.coords:
         return {}
-    return {
-        "penalty": float(made["alpha"]),
-        "held_out": float(made["score"]),
-        "cosine": float(made.values @ means.direction.squeeze().values),
-    }
+    told = {"penalty": made["alpha"], "held_out": made["score"], "cosine": made.values @ plain.values}
+    return {name: float(value) for name, value in told.items()}
 
 
-def real_texture(
-    chosen: Callable[[pd.DataFrame], pd.Series], most: int = 200, seconds: float = 5.0
-) -> np.ndarray:
+def real_texture(chosen: Callable[[pd.DataFrame], Any], most: int = 200, seconds: float = 5.0) -> np.ndarray:
     """`distances.texture` of real clips, as the codec renders them; no direction learnt from their scores."""
     table = clips("orchestra")
     table = table[(table["split"] == "test") & chosen(table)]
@@ -172,14 +172,35 @@ def real_texture(
     found = []
     for row in table.to_dict("records"):
         audio, rate = read_clip(row)
-        found.append(distances.texture(audio[:, : round(seconds * rate)], rate)[0])
+        found.append(texture(audio[:, : round(seconds * rate)], rate)[0])
     return np.stack(found)
 
 
 def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
-    """The study's experiments, their directions found on the way; `only` names some of them."""
-    finder = Finder(model)
-    wanted = lambda name: not only or name in only
+    """The study's experiments, their directions found on the way; `only` names some of them.
+
+    Raises
+    ------
+    ValueError  for a name that none has; lists the names.
+    """
+    wanted = known(only)
+    yield from experiments(Finder(model), lambda name: name in wanted)
+
+
+def known(only: Sequence[str] = ()) -> list[str]:
+    """The names of the experiments in `only`, or all there are; raises as `questions` does."""
+    every: list[str] = []
+    list(experiments(None, every.append))  # which wants none of them, so nothing is computed
+    for name in only:
+        if name not in every:
+            told = [f"No experiment is called {name!r}.", did_you_mean(name, every)]
+            told.append(f"There are {', '.join(map(repr, every))}")
+            raise ValueError(" ".join(filter(None, told)))
+    return list(only) or every
+
+
+def experiments(finder: Finder | None, wanted: Callable[[str], bool]) -> Iterator[Experiment]:
+    """Every experiment that is `wanted`, which is asked before anything is computed."""
     yield from unprompted(finder, wanted)
     for transfer in TRANSFERS:
         yield from transferred(finder, wanted, *transfer)
@@ -187,48 +208,45 @@ def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
 
 def unprompted(finder: Finder, wanted: Callable[[str], bool]) -> Iterator[Experiment]:
     """A concept brought into, or taken out of, music that no prompt asks for, at each site."""
-    every = list(range(finder.model.n_layers))
     few, head = (0.05, 0.1, 0.2, 0.4), (0.1, 0.2, 0.4, 0.8)
     for name, label, value, strengths in (
         ("guitar", "lead", "guitar", few),
         ("rock", "style", "rock", few),
         ("drums", "drums", True, SIGNED),
-        ("fast", "tempo", "fast", SIGNED),
+        ("fast", "tempo_class", "fast", SIGNED),
     ):
-        heard = "tempo_class" if label == "tempo" else label
-        concept = "tempo" if label == "tempo" else name
-        kind = lambda t, label=label: (
-            hearing.tempo_class(t["tempo"].to_numpy()) if label == "tempo" else t[label]
-        )
-        real = lambda t, kind=kind, value=value: kind(t) == value
-        common = ({heard: value}, "unprompted", None)
+        read, concept = ("tempo", "tempo") if name == "fast" else (label, name)  # probes read the bpm
+        real = lambda t, label=label, value=value: real_label(t, label) == value
+        common = (label, value, name, "unprompted", None)
         if wanted(name):
-            yield Experiment(name, *common, finder.probes(label, concept) | finder.randoms(), strengths, real)
+            made = finder.probes(read, concept) | finder.randoms()
+            yield Experiment(name, "dose", *common, made, strengths, real)
         if name in ("guitar", "rock") and wanted(here := f"{name}, by penalty"):
-            made = (
-                finder.probes(label, concept) | finder.penalised(label, concept, PENALTIES) | finder.randoms()
-            )
-            yield Experiment(here, *common, made, (0.2, 0.4), real)
+            made = finder.probes(read, concept) | finder.penalised(read, concept, PENALTIES)
+            yield Experiment(here, "penalty", *common, made | finder.randoms(), (0.2, 0.4), real)
         if name in ("guitar", "rock") and wanted(here := f"{name} at attention outputs"):
-            where = dict(site="attn", layers=every)
-            yield Experiment(
-                here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), few, real
-            )
+            where = dict(site="attn", layers=finder.every)
+            made = finder.probes(read, concept, **where) | finder.randoms(**where)
+            yield Experiment(here, "site", *common, made, few, real)
         if name == "guitar" and wanted(here := "guitar at the best heads"):
-            where = dict(site="heads", layers=every, weights=finder.best_heads(label))
-            yield Experiment(
-                here, *common, finder.probes(label, concept, **where) | finder.randoms(**where), head, real
-            )
+            where = dict(site="heads", layers=finder.every, weights=finder.best_heads(read))
+            made = finder.probes(read, concept, **where) | finder.randoms(**where)
+            yield Experiment(here, "site", *common, made, head, real)
+
+
+def real_label(table: pd.DataFrame, label: str) -> Any:
+    """A label of real clips, named as judges name what they hear."""
+    return tempo_class(table["tempo"].to_numpy()) if label == "tempo_class" else table[label]
 
 
 def transferred(
     finder: Finder, wanted: Callable[[str], bool], label: str, source: str, target: str, stays: dict
-):
+) -> Iterator[Experiment]:
     """From a prompt to what it doesn't ask for; for the first pair every way to add, too, and from audio."""
-    prompt, asked, model = words({**stays, label: source}), words({**stays, label: target}), finder.model
-    (kept, same), name = *stays.items(), f"{source} to {target}"
+    prompt, asked = words({**stays, label: source}), words({**stays, label: target})
+    ((kept, same),), name = stays.items(), f"{source} to {target}"
     real = lambda t: (t[kept] == same) & (t[label] == target)
-    common, doses = ({label: target}, prompt, prompt), (0.2, 0.4)
+    common, doses = (label, target, target, prompt, prompt), (0.2, 0.4)
 
     def candidates(**when):
         when = {"branch": "cond", **when}
@@ -236,30 +254,20 @@ def transferred(
         return found | finder.writers(label, source, target, stays, **when) | finder.randoms(**when)
 
     if wanted(name):
-        yield Experiment(name, *common, candidates(), doses, real, asked)
+        yield Experiment(name, "dose", *common, candidates(), doses, real, asked)
     if (label, source, target, stays) != TRANSFERS[0]:
         return
     if wanted(here := f"{name}, ways to add"):
-        controls = finder.probes(label, target, (source, target), branch="cond") | finder.randoms(
-            branch="cond"
-        )
-        controls = {name: made for name, made in controls.items() if made[0] in ("random", "shuffled labels")}
-        yield Experiment(here, *common, finder.ways(source, target) | controls, doses, real)
+        read = finder.probes(label, target, (source, target), branch="cond")
+        controls = {"shuffled labels": read["shuffled labels"]} | finder.randoms(branch="cond")
+        yield Experiment(here, "ways", *common, finder.ways(source, target) | controls, doses, real)
     if wanted(here := f"{name}, from audio"):
         table = clips("orchestra")
         table = table[(table["split"] == "test") & (table[kept] == same) & (table[label] == source)]
-        beginning = codes_of(model, table)[..., : model.seconds_to_frames(BEGINNING)]
-        yield Experiment(
-            here,
-            *common,
-            candidates(start=BEGINNING),
-            doses,
-            real,
-            asked,
-            beginning,
-            BEGINNING + 4.0,
-            BEGINNING,
-        )
+        beginning = codes(finder.model, table)[..., : finder.model.seconds_to_frames(BEGINNING)]
+        late = {"audio_prompt": beginning, "duration": BEGINNING + 4.0, "start": BEGINNING}
+        made = candidates(start=BEGINNING)
+        yield Experiment(here, "audio", *common, made, doses, real, asked, **late)
 
 
 def main():
@@ -274,6 +282,10 @@ def main():
     args = parser.parse_args()
     if args.n < 2:
         raise SystemExit("--n: an interval needs two clips a cell or more")
+    try:
+        known(args.only)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     model, folder = load(args.model), args.out
     facts = {"seed": args.seed, "model": model.name, "model_hash": model.hash}
     facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
@@ -282,15 +294,12 @@ def main():
             direction = first_part(steering).direction
             if experiment.name in KEPT and direction.attrs.get("model_hash"):
                 save_direction(direction_file(experiment.name, name, folder), direction.drop_vars("weight"))
-        table, frame = run(experiment, model, args.n, args.seed, paths.runs() / "study")
+        table, frame = run_experiment(experiment, model, args.n, args.seed, paths.runs() / "study")
         add(table.assign(**facts, date=datetime.date.today().isoformat()), folder / "doses.parquet")
         heard = frame.assign(model_hash=model.hash).round(DIGITS).astype(dict.fromkeys(DIGITS, "float32"))
         add(heard, folder / "clips.parquet")
-        print(
-            table[
-                ["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]
-            ].to_string()
-        )
+        told = ["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]
+        print(table[told].to_string())
 
 
 def add(table: pd.DataFrame, path: Path):
@@ -302,12 +311,11 @@ def add(table: pd.DataFrame, path: Path):
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
             old = pd.read_parquet(path)
-            theirs = (old["model_hash"] == table["model_hash"].iloc[0]) & ~old["experiment"].isin(
-                table["experiment"]
-            )
-            table = pd.concat([old[theirs], table], ignore_index=True)
-        table.to_parquet(path.with_suffix(".part"), compression="zstd", compression_level=19, index=False)
-        path.with_suffix(".part").replace(path)
+            same = old["model_hash"] == table["model_hash"].iloc[0]
+            others = same & ~old["experiment"].isin(table["experiment"])
+            table = pd.concat([old[others], table], ignore_index=True)
+        with paths.replacing(path) as scratch:
+            table.to_parquet(scratch, compression="zstd", compression_level=19, index=False)
 
 
 def direction_file(experiment: str, name: str, folder: Path | None = None) -> Path:

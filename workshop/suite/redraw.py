@@ -1,10 +1,10 @@
 """Draw the stored figures again, in the present style, without a model: `python -m workshop.suite.redraw`.
 
-A figure is stored as its numbers (csv), a page that holds all that is drawn (html) and a picture (png). The
-figures of the shipped study are drawn from its table in data/study; of the others page and picture are
-written anew from the page. Said of each: whether its numbers are those of the last commit, whether the page
-was drawn from these very numbers, and whether they belong to the present weights. Where one doesn't hold, the
-line names the notebook that computes it anew.
+A figure is stored as its numbers (csv), as Plotly's JSON, as a page (html) and a picture (png). The figures
+of the shipped study are drawn from its table in data/study; of the others page and picture are written anew
+from the JSON. Said of each: whether its numbers are those of the last commit, whether it was drawn from these
+very numbers, and whether they belong to the present weights. Where one doesn't hold, the line names the
+notebook that computes it anew.
 """
 
 import argparse
@@ -19,31 +19,10 @@ import plotly.graph_objects as go
 from mechsteer import paths
 from mechsteer.show import saving
 
-from ..study import figures as study_figures
+from ..study.figures import DRAWN, facts, shipped
 from . import changes
 
-__all__ = ["committed", "main", "page_changed", "read_page", "redraw", "redraw_study", "weights_changed"]
-
-
-def read_page(path: Path) -> go.Figure:
-    """The figure in a page that `save_figure` wrote.
-
-    Raises
-    ------
-    ValueError  if the page holds none.
-    """
-    _, call, rest = path.read_text(encoding="utf-8").partition("Plotly.newPlot(")
-    parts, decoder = [], json.JSONDecoder()
-    try:
-        while call and len(parts) < 3:  # the page element's name, the data, the layout
-            value, end = decoder.raw_decode(rest.lstrip(" \n,"))
-            parts.append(value)
-            rest = rest.lstrip(" \n,")[end:]
-    except json.JSONDecodeError:
-        parts = []
-    if len(parts) < 3:
-        raise ValueError(f"{path.name} holds no figure that ms.save_figure wrote")
-    return go.Figure(parts[1], parts[2])
+__all__ = ["committed", "figure_changed", "main", "redraw", "redraw_study", "weights_changed"]
 
 
 def redraw(name: str, folder: Path) -> str:
@@ -51,29 +30,26 @@ def redraw(name: str, folder: Path) -> str:
 
     Raises
     ------
-    ValueError  when there is no page to draw from; names the notebook whose run writes it.
+    ValueError  when there is nothing to draw from; names the notebook whose run writes it.
     """
-    page, png = folder / f"{name}.html", folder / f"{name}.png"
-    if not page.is_file():
-        raise ValueError(f"no {page.name} to draw from: {_command(name)} writes it")
+    png, stored = folder / f"{name}.png", saving.stored_figure(name, folder)
     before = png.read_bytes() if png.is_file() else None
-    stored = read_page(page)
     fig = go.Figure(stored).update_layout(template="mechsteer")
-    restyled = json.loads(fig.to_json()) != json.loads(
-        stored.to_json()
-    )  # the order of keys is nobody's business
-    written = saving.write_picture(fig, name, folder, page=restyled)
-    if png not in written:
-        return "not written"
-    return "same" if png.read_bytes() == before else "redrawn"
+    # compared as objects: the order of keys is nobody's business
+    restyled = json.loads(fig.to_json()) != json.loads(stored.to_json())
+    page = restyled or not (folder / f"{name}.html").is_file()
+    return _told(png, before, saving.write_picture(fig, name, folder, page=page))
 
 
 def redraw_study(name: str, folder: Path) -> str:
     """Draw a figure of the shipped study anew from its table; says of the picture what `redraw` says."""
-    png, study = folder / f"{name}.png", study_figures.shipped()
+    png, study = folder / f"{name}.png", shipped()
     before = png.read_bytes() if png.is_file() else None
-    fig, table = study_figures.DRAWN[name](study)
-    written = saving.save_figure(fig, table, name, folder, **study_figures.facts(study))
+    fig, table = DRAWN[name](study)
+    return _told(png, before, saving.save_figure(fig, table, name, folder, **facts(study)))
+
+
+def _told(png: Path, before: bytes | None, written: list[Path]) -> str:
     if png not in written:
         return "not written"
     return "same" if png.read_bytes() == before else "redrawn"
@@ -82,9 +58,8 @@ def redraw_study(name: str, folder: Path) -> str:
 def committed(name: str, folder: Path) -> str | None:
     """A figure's csv as of the last commit; None if it is not in there, or there is no git."""
     try:
-        done = subprocess.run(
-            ["git", "show", f"HEAD:./{name}.csv"], cwd=folder, capture_output=True, check=False
-        )
+        show = ["git", "show", f"HEAD:./{name}.csv"]
+        done = subprocess.run(show, cwd=folder, capture_output=True, check=False)
     except FileNotFoundError:
         return None
     return done.stdout.decode() if done.returncode == 0 else None
@@ -97,24 +72,17 @@ def weights_changed(name: str, folder: Path) -> str:
     now = json.loads(card.read_text(encoding="utf-8"))["model_hash"] if card.is_file() else made
     if made in ("", "none", now) or len(made.split()) > 1:  # two words: another model
         return ""
-    return f"from other weights of tiny ({made}; now {now}): {_command(name)} makes it anew"
+    return f"from other weights of tiny ({made}; now {now}): {saving.made_by(name)} makes it anew"
 
 
-def page_changed(name: str, folder: Path) -> str:
+def figure_changed(name: str, folder: Path) -> str:
     """If a figure was drawn from other numbers than those in its csv: that, and what to run; else ""."""
-    stamp = (read_page(folder / f"{name}.html").layout.meta or {}).get("numbers")
+    stamp = (saving.stored_figure(name, folder).layout.meta or {}).get("numbers")
     _, _, table = (folder / f"{name}.csv").read_text(encoding="utf-8").partition("\n")
-    if stamp == saving.fingerprint(table):
+    if stamp == saving.numbers_hash(table):
         return ""
-    return (
-        f"{'drawn from other numbers' if stamp else 'the page names no numbers'}: {_command(name)} makes it "
-        "anew"
-    )
-
-
-def _command(name: str) -> str:
-    number = name.split("_")[0]
-    return f"make notebooks ONLY={number}" if number.isdigit() else "python -m workshop.tiny.card --figures"
+    told = "drawn from other numbers" if stamp else "the figure names no numbers"
+    return f"{told}: {saving.made_by(name)} makes it anew"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,12 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"No such figure; {folder} has {', '.join(every) or 'none'}.\n")
     right = True
     for name in names:
-        drawn = redraw_study(name, folder) if name in study_figures.DRAWN else None
+        drawn = redraw_study(name, folder) if name in DRAWN else None
         now, before = (folder / f"{name}.csv").read_text(encoding="utf-8"), committed(name, folder)
         numbers = "new" if before is None else changes.difference(before, now)
         try:
             told = [f"picture {drawn or redraw(name, folder)}"]
-            stale = [check(name, folder) for check in (page_changed, weights_changed)]
+            stale = [check(name, folder) for check in (figure_changed, weights_changed)]
         except ValueError as error:
             told, stale = [], [str(error)]
         stale = list(filter(None, stale))
