@@ -47,10 +47,7 @@ def as_target(values, label: str, kind: str = "auto", names: tuple[str, ...] | N
 
     None, NaN and "" are missing. `kind="auto"`: strings are classes, booleans and 0/1 are flags, floats are
     values, and integers are classes up to 24 distinct ones; "class", "flag" or "value" decides otherwise.
-
-    Raises
-    ------
-    ValueError  for an unknown kind, one class only, a value that never changes, or nothing but gaps.
+    ValueError for an unknown kind, one class only, a value that never changes, or nothing but gaps.
     """
     values = np.asarray(values)
     flat = pd.Series(values.ravel()).replace("", None).convert_dtypes()
@@ -85,14 +82,14 @@ def read_target(acts: xr.Dataset, label: str, kind: str = "auto") -> Target:
     sites = {dim for array in acts.data_vars.values() if "layer" in array.dims for dim in array.dims}
     sites -= {"clip", "frame"}
     on_clip = {str(n) for n, a in acts.variables.items() if "clip" in a.dims and not sites & {*a.dims}}
-    if label not in on_clip - {"clip"}:
-        present = ", ".join(sorted(on_clip - {"clip"})) or "none"
+    on_clip -= {"clip"}
+    if label not in on_clip:
+        present = ", ".join(sorted(on_clip)) or "none"
         raise ValueError(f"no label {label!r} on clip; the Dataset has {present}")
-    array = acts[label]
+    array = acts[label].transpose("clip", "frame", ..., missing_dims="ignore")
     own = [dim for dim in array.dims if dim not in ("clip", "frame")]
     if len(own) > 1:
         raise ValueError(f"label {label!r} has dims {array.dims}; expected clip, frame and at most one more")
-    array = array.transpose("clip", "frame", *own, missing_dims="ignore")
     names = tuple(str(name) for name in array[own[0]].values) if own else None
     return as_target(array.values, label, kind, names)
 
@@ -112,10 +109,9 @@ def read_groups(acts: xr.Dataset, group: str | None = "group") -> np.ndarray:
 def shuffled(target: Target, groups: np.ndarray, seed: int) -> Target:
     """The same label permuted at the level at which it varies, so that only its link to activations is cut.
 
-    A label that is constant in every group is permuted across groups. One that varies within groups is
-    permuted across clips. One that varies over frames keeps its course in time and moves to another clip as a
-    whole, so the control still knows what the frame number alone tells. Gaps of clip labels stay where they
-    are.
+    A label that is constant in every group is permuted across groups, one that varies within groups across
+    clips. One that varies over frames keeps its course in time and moves to another clip as a whole, so the
+    control still knows what the frame number alone tells. Gaps of clip labels stay where they are.
     """
     rng, y = np.random.default_rng(seed), target.y.copy()
     known = np.flatnonzero(~np.isnan(y.reshape(len(y), -1)).all(1))
@@ -129,12 +125,9 @@ def shuffled(target: Target, groups: np.ndarray, seed: int) -> Target:
 
 
 def fold_of(groups: np.ndarray, folds: int, seed: int, target: Target | None = None) -> np.ndarray:
-    """Fold number of every clip; clips of one group share one. Only with a `target` do labels play a part:
-    it is balanced over folds.
+    """Fold number of every clip; clips of one group share one. A `target` is balanced over folds.
 
-    Raises
-    ------
-    ValueError  for fewer groups than folds, or a `target` that isn't classes or one flag per clip.
+    ValueError for fewer groups than folds, or a `target` that isn't classes or one flag per clip.
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 

@@ -256,11 +256,9 @@ def fit(x, y, inner, methods, values: bool, blocks, fitting: Fitting) -> dict[st
     Parameters
     ----------
     x : float [N, D]; y : float32 [N, K], -1 or +1, or numbers where `values` is true
-    inner : int [N]
-        Inner fold of every row; rows of one group share one.
+    inner : int [N], inner fold of every row; rows of one group share one
     blocks : int [K]
-        Columns with the same number (the classes of one label) share one penalty, so that their scores
-        compare.
+        Columns with one number (the classes of a label) share one penalty, so that their scores compare.
     """
     alphas = sorted(map(float, fitting.alphas), reverse=True)
     if not alphas or min(alphas) <= 0:

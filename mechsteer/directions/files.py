@@ -20,10 +20,8 @@ def save_direction(path: str | Path, direction: xr.DataArray) -> Path:
     Parameters
     ----------
     path : ends in .safetensors
-    direction : xr.DataArray
-        Dims (layer, d_model) or (layer, head, d_head), or one of its layers: one concept and one method.
-        Coords and attrs go along (norm, slope, bias, score, concept, finder; site, model, model_hash, label,
-        data).
+    direction : xr.DataArray, (layer, d_model) or (layer, head, d_head), or one of its layers
+        One concept and one method. Coords and attrs go along (norm, slope, bias, ...; site, model, ...).
 
     Raises
     ------
@@ -52,17 +50,12 @@ def save_direction(path: str | Path, direction: xr.DataArray) -> Path:
 
 
 def load_direction(path: str | Path, model=None) -> xr.DataArray:
-    """Read a direction written by `save_direction`; with `model`, check that it belongs there.
-
-    Returns
-    -------
-    xr.DataArray with the dims, coords (slope, bias, norm, score, ...) and attrs that it was saved with.
+    """Read a direction written by `save_direction`, with the dims, coords and attrs that it had.
 
     Raises
     ------
     FileNotFoundError  if it isn't there.
-    ValueError  if the file isn't a direction, or the model has another width, or lacks a layer or head; both
-    are named.
+    ValueError  if it isn't a direction, or `model`, if given, has another width, or no such layer or head.
 
     Warns
     -----
@@ -87,11 +80,9 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
 
 
 def check_model(direction: xr.DataArray, model) -> None:
-    """Check that a direction fits `model`: its width, layers, heads and weights; see `load_direction`.
+    """Check that a direction fits `model`: width, layers, heads and weights, as `load_direction` does.
 
-    Raises
-    ------
-    ValueError  also if the direction lacks coord layer or attrs site, model or model_hash.
+    ValueError, too, if the direction lacks coord layer or attrs site, model or model_hash.
     """
     _check_card(direction, "layer")
     facts, here = direction.attrs, f"{model.name} ({model.hash})"

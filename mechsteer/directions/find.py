@@ -23,18 +23,15 @@ def fit_direction(x, y, method: str = "logistic", groups=None, kind: str = "auto
 
     Parameters
     ----------
-    x : float [n, d_model]
-        Activations, one row per clip or frame.
+    x : float [n, d_model], activations, one row per clip or frame
     y : [n]
-        Classes (one direction each, against the rest), true/false, or numbers; rows with None or NaN are
-        dropped.
+        Classes (one direction each, against the rest), true/false, or numbers; None and NaN drop their rows.
     method : "logistic", "mse", "diff_of_means" or "random"
     groups : [n], optional
         Rows of one group stay together while the penalty is chosen; by default every row is its own group.
     kind : "auto", "class", "flag" or "value"
         Strings are classes, booleans and 0/1 flags, floats values, integers classes if at most 24 differ.
-    fitting
-        alphas, folds, standardize, seed: see `find_directions`.
+    fitting : alphas, folds, standardize, seed, see `find_directions`
 
     Returns
     -------
@@ -91,10 +88,8 @@ def find_directions(
     ----------
     acts : xr.Dataset
         `site` with dims (clip, layer, d_model), or with frame before d_model, or (clip, layer, head, d_head).
-    label : str
-        A label on clip, (clip, frame) or (clip, frame, name). Rows without it are dropped.
-    methods : of "logistic", "mse", "diff_of_means", "random"
-        logistic is left out for numbers.
+    label : str, on clip, (clip, frame) or (clip, frame, name); rows without it are dropped
+    methods : of "logistic" (left out for numbers), "mse", "diff_of_means", "random"
     group : str or None
         Coordinate whose clips stay together while the penalty is chosen; None makes each clip its own group.
     kind : see `fit_direction`
@@ -171,16 +166,12 @@ def apply_direction(direction: xr.DataArray, acts: xr.Dataset) -> xr.DataArray:
     Parameters
     ----------
     direction : xr.DataArray, ([concept, finder, layer, head,] d_model), as `find_directions` gives it
-    acts : xr.Dataset
-        Activations at the same site, dims (clip, [frame,] layer, [head,] d_model); a selection will do.
+    acts : xr.Dataset, (clip, [frame,] layer, [head,] d_model) at the direction's site; a selection will do
 
     Returns
     -------
-    xr.DataArray, the dims of both without d_model; units as in `find_directions`.
-
-    Raises
-    ------
-    ValueError  if the direction has no slope and bias (a sum of directions has none), or `acts` not its site.
+    xr.DataArray, the dims of both without d_model; units as in `find_directions`. ValueError if the direction
+    has no slope and bias, or `acts` not its site.
     """
     site = direction.attrs.get("site")
     if site is None or not {"slope", "bias"} <= set(direction.coords):

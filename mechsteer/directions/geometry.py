@@ -80,9 +80,8 @@ def null_cosine(
 def principal_angles(a, b, rank: int | None = None) -> np.ndarray:
     """Principal angles in degrees, smallest first, between the spans of a [k, d] and b [m, d].
 
-    `rank` keeps that many main axes of each span. The k one-vs-rest directions of k classes span k - 1
-    dimensions (or nearly; the class scores of `mse` add to a constant), so pass rank=k - 1 there. Source:
-    Bjoerck & Golub 1973.
+    `rank` keeps that many main axes of each span: k - 1 for one-vs-rest directions of k classes, which span
+    hardly more (the class scores of `mse` add to a constant). Source: Bjoerck & Golub 1973.
     """
     from scipy.linalg import subspace_angles
 
@@ -134,10 +133,8 @@ def direction_cosines(
     space : "raw", "read" or "whitened"
         Plain cosine; correlation of what the two read from the data; cosine as steps in whitened space. See
         `cosine`. The covariance is that of all rows of the layer.
-    boots, halves : int
-        Bootstrap samples of groups, and random splits of the groups into two halves.
-    level : float
-        Of the intervals and of the null band.
+    boots, halves : bootstrap samples of groups, and random splits of the groups into two halves
+    level : of the intervals and of the null band
 
     Returns
     -------

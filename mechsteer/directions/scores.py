@@ -45,15 +45,11 @@ def accuracy_by_layer(
         See `find_directions`. If `acts` has a variable `input` (clip, [frame,] feature), as collected
         activations do, it is scored beside the layers: is the concept in the model, or already in its input?
     labels : str or list of str
-        Discrete labels give one row set per class against the rest and one with concept "all" (the
-        best-scoring class).
+        Classes give rows for each against the rest, and for concept "all" (the best-scoring class).
     shuffles : int
-        Shuffled copies of each label, permuted at the level at which it varies: group, clip, or course in
-        time.
-    kinds : dict
-        Label -> "class", "flag" or "value", where the automatic choice (`fit_direction`) is wrong.
-    fitting
-        alphas, standardize, max_rows, seed: see `find_directions`.
+        Shuffled copies of each label, permuted at the level at which it varies (group, clip, course in time).
+    kinds : dict, label -> "class", "flag" or "value", where the automatic choice (`fit_direction`) is wrong
+    fitting : alphas, standardize, max_rows, seed, see `find_directions`
 
     Returns
     -------
@@ -67,8 +63,7 @@ def accuracy_by_layer(
     ------
     ValueError, TypeError  as `find_directions`, and if a class is absent from a training part.
 
-    Source: Alain & Bengio 2017, sec. 3; control labels after Hewitt & Liang 2019. Taught in
-    02_probe_every_layer.
+    Source: Alain & Bengio 2017, sec. 3; control labels, Hewitt & Liang 2019. Taught in 02_probe_every_layer.
     """
     fitting = Fitting.of(accuracy_by_layer, folds=inner_folds, **fitting)
     labels = [labels] if isinstance(labels, str) else list(labels)
@@ -149,10 +144,7 @@ def _recall(right, truth) -> np.ndarray:
 
 
 def auc(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve per column (Mann-Whitney, ties count half); NaN where y has one side only.
-
-    All columns at once: scikit-learn's takes one, and there are thousands.
-    """
+    """Area under the ROC curve per column (Mann-Whitney, ties count half); NaN where y has one side only."""
     from scipy.stats import rankdata
 
     ranks, truth = rankdata(scores, axis=0), y > 0

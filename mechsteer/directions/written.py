@@ -1,15 +1,13 @@
 """Directions found by what they *write*: what a caption changes, and a vector that makes given music likely.
 
-Probes look for what can be *read* from activations. A direction that reads a concept perfectly may move
-nothing when it is added, so here are two finders that ask the model itself. Both look at the conditional half
-of guidance, and work best when added there: `Steering(direction, branch="cond")`.
+A direction that *reads* a concept perfectly may move nothing when it is added, so here are two finders that
+ask the model itself. Both look at the conditional half of guidance, and work best when added there:
+`Steering(direction, branch="cond")`.
 
 The result is of the same kind as a probe's: dims (layer, d_model), or (layer, head, d_head) for the site
 heads; unit vectors (zero where captions can't reach, as in the heads of layer 0), with coords `norm`, the
-mean activation norm, and `found_strength`, how long the vector was when found, in multiples of that norm. For
-one layer `Steering(d, strength=float(d.found_strength))` adds what was found, as found.
-
-Taught in 04_steer_and_listen.
+mean activation norm, and `found_strength`, how long the vector was when found, in multiples of that norm: for
+one layer `Steering(d, strength=float(d.found_strength))` adds what was found. Taught in 04_steer_and_listen.
 """
 
 from __future__ import annotations
