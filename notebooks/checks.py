@@ -16,25 +16,13 @@ import pandas as pd
 import xarray as xr
 
 __all__ = [
-    "band_width",
-    "chance_of",
-    "draw_listeners",
-    "follows",
-    "grouped_split",
-    "half_as_wide",
-    "honest_score",
-    "mean_over_clip",
-    "paired_error",
-    "pattern",
-    "predict",
-    "push",
-    "safe_start",
-    "song_of",
-    "step_of",
-    "strength_to_use",
-    "surprise",
-    "within_groups",
-    "without",
+    *("safe_start", "push", "follows"),  # 00
+    *("mean_over_clip", "step_of", "within_groups"),  # 01
+    *("predict", "grouped_split", "honest_score"),  # 02
+    *("band_width", "pattern", "without"),  # 03
+    "strength_to_use",  # 04
+    *("surprise", "draw_listeners", "chance_of"),  # 05
+    *("song_of", "paired_error", "half_as_wide"),  # 06
 ]
 
 EMPTY = "nothing came back. Replace the ... by your code, and return the result"
@@ -190,8 +178,7 @@ def predict(answer: Callable) -> Iterator[str]:
     got = np.asarray(got)
     if got.shape != truth.shape:
         yield (
-            f"for 200 rows the result should have shape (200,), not {got.shape}: one dot product per row of "
-            "x"
+            f"for 200 rows the result should have shape (200,), not {got.shape}: one dot product per row of x"
         )
     if got.dtype != bool:
         yield (
@@ -235,8 +222,7 @@ def grouped_split(answer: Callable) -> Iterator[str]:
         yield "seeds 0 and 1 give the same split: make a generator from the seed"
     if (got != np.asarray(answer(groups, 0.25, 0))).any():
         yield (
-            "the same seed gives another split each time: make a generator from the seed, inside the "
-            "function"
+            "the same seed gives another split each time: make a generator from the seed, inside the function"
         )
 
 

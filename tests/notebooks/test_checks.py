@@ -3,6 +3,7 @@
 import checks
 import numpy as np
 import pytest
+from scipy.stats import binom, binomtest
 
 unit = lambda v: v / np.linalg.norm(v)
 
@@ -32,6 +33,16 @@ def usable(table, limit):
     return rows.loc[rows["success"].idxmax(), "strength"] if len(rows) else 0.0
 
 
+def draw(table, rng):
+    rows = table.groupby("listener").indices
+    names = table["listener"].unique()
+    return table.iloc[np.concatenate([rows[name] for name in rng.choice(names, len(names))])]
+
+
+def two_sided(k, n):
+    return binomtest(k, n).pvalue
+
+
 RIGHT = {
     "strength_to_use": usable,
     "push": lambda h, d, norm, s: h + s * norm * unit(d),
@@ -46,6 +57,9 @@ RIGHT = {
     "within_groups": lambda x, groups: x - np.array([x[groups == g].mean(0) for g in groups]),
     "pattern": lambda w, x: unit(np.cov(x.T) @ w),
     "without": lambda a, b: unit(a - (a @ b) * b),
+    "surprise": two_sided,
+    "draw_listeners": draw,
+    "chance_of": lambda a, b: 1 / (1 + np.exp(b - a)),
 }
 WRONG = [
     ("push", lambda h, d, norm, s: h + s * norm * d, "forget to normalise"),
@@ -99,6 +113,18 @@ WRONG = [
     ("without", lambda a, b: a, "nothing along b should be left"),
     ("without", lambda a, b: a - (a @ b) * b, "scale it to 1 again"),
     ("without", lambda a, b: -unit(a - (a @ b) * b), "the sign turned?"),
+    ("surprise", lambda k, n: two_sided(k, n) / 2, "this is one-sided"),
+    ("surprise", lambda k, n: 2 * binom.sf(k - 1, n, 0.5), "are equally surprising"),
+    ("surprise", lambda k, n: 2 * binom.sf(max(k, n - k) - 1, n, 0.5), "a p value of 1.18"),
+    ("surprise", lambda k, n: 0.5, "15 of 20 should give 0.0414"),
+    ("draw_listeners", lambda t, rng: t.head(4), "so 24 rows, not 4"),
+    ("draw_listeners", lambda t, rng: t.sample(len(t), replace=True, random_state=rng), "single answers"),
+    ("draw_listeners", lambda t, rng: t, "every listener came exactly once"),
+    ("draw_listeners", lambda t, rng: draw(t, np.random.default_rng(0)), "every draw is the same"),
+    ("chance_of", lambda a, b: 0.6, "should give one half, not 0.60"),
+    ("chance_of", lambda a, b: 1 / (1 + np.exp(a - b)), "the sign of the difference"),
+    ("chance_of", lambda a, b: 0.5 + max(a - b, 0) / 10, "should add up to 1"),
+    ("chance_of", lambda a, b: 0.5 + (a - b) / 10, "a difference of 1 should give 0.731, not 0.600"),
 ]
 
 

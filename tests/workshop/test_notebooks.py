@@ -67,10 +67,10 @@ def test_a_run_is_stored_without_its_noise_and_the_same_twice(tmp_path):
         NOISY,
         "import sys; assert sys.executable\nsys.flags.optimize",
     )
-    notebooks.run(path)
+    notebooks.run_notebook(path)
     first = path.read_bytes()
     assert notebooks.problems(path) == []
-    notebooks.run(path)
+    notebooks.run_notebook(path)
     assert path.read_bytes() == first
     book = nbformat.read(path, 4)
     shown = texts(book)
@@ -105,7 +105,7 @@ def test_a_failing_run_leaves_the_stored_copy_and_shows_where(tmp_path):
     with pytest.raises(
         notebooks.NotebookError, match="01_fail: cell 3 failed with ZeroDivisionError.*half-run copy"
     ) as told:
-        notebooks.run(path, failed=tmp_path / "build")
+        notebooks.run_notebook(path, failed=tmp_path / "build")
     assert "1 / 0" in str(told.value) and "\x1b" not in str(told.value)
     assert path.read_bytes() == before
     assert "so far" in texts(nbformat.read(tmp_path / "build/01_fail.ipynb", 4))
@@ -114,7 +114,7 @@ def test_a_failing_run_leaves_the_stored_copy_and_shows_where(tmp_path):
 def test_an_error_that_says_all_is_told_in_its_one_sentence(tmp_path):
     path = write(tmp_path / "notebooks/01_load.ipynb", "import mechsteer as ms\nms.load('tinny')")
     with pytest.raises(notebooks.NotebookError) as told:
-        notebooks.run(path, failed=tmp_path / "build")
+        notebooks.run_notebook(path, failed=tmp_path / "build")
     assert str(told.value).startswith("01_load stopped. no model 'tinny'") and "\n" not in str(told.value)
     assert not (tmp_path / "build").exists()
 
@@ -122,7 +122,7 @@ def test_an_error_that_says_all_is_told_in_its_one_sentence(tmp_path):
 def test_a_run_past_its_limit_is_stopped(tmp_path):
     path = write(tmp_path / "notebooks/01_sleep.ipynb", "import time\ntime.sleep(1)", "time.sleep(600)")
     with pytest.raises(notebooks.NotebookError, match="ran longer than 3 s"):
-        notebooks.run(path, limit=3)
+        notebooks.run_notebook(path, limit=3)
 
 
 def test_too_large_a_copy_is_refused_and_the_cell_named(tmp_path):
@@ -131,7 +131,7 @@ def test_too_large_a_copy_is_refused_and_the_cell_named(tmp_path):
     )
     before = path.read_bytes()
     with pytest.raises(notebooks.NotebookError, match="1.1 MB, over the limit of 1 MB.*# the heavy one"):
-        notebooks.run(path)
+        notebooks.run_notebook(path)
     assert path.read_bytes() == before
 
 
@@ -199,7 +199,7 @@ def test_links_and_contents_are_generated(tmp_path):
 
 def test_a_new_notebook_changes_its_neighbours_links_and_nothing_else(tmp_path):
     first = write(tmp_path / "notebooks/01_a.ipynb", "print(N)", name="A?")
-    notebooks.run(first)
+    notebooks.run_notebook(first)
     second = write(tmp_path / "notebooks/02_b.ipynb", name="B?")
     assert notebooks.problems(first) == ["its links to the other notebooks are out of date"]
     assert notebooks.relink([first, second]) == [first, second]
@@ -215,7 +215,7 @@ def test_a_notebook_opens_with_the_answer_that_its_run_gave(tmp_path):
         new_code_cell("Markdown(f'{N} is even')", **tagged),
     )
     path = write(tmp_path / "notebooks/01_answer.ipynb", place, "from IPython.display import Markdown", told)
-    notebooks.run(path)
+    notebooks.run_notebook(path)
     book = nbformat.read(path, 4)
     assert book.cells[2].source == "2 is even"
     book.cells[-2].outputs = []
@@ -235,7 +235,7 @@ def test_stored_copies_that_are_stale_or_broken_are_told(tmp_path):
     path = write(
         tmp_path / "notebooks/01_link.ipynb", "N + 1", new_markdown_cell("[gone](nowhere.ipynb#part)")
     )
-    notebooks.run(path)
+    notebooks.run_notebook(path)
     assert notebooks.problems(path) == ["its link to nowhere.ipynb leads nowhere"]
     book = nbformat.read(path, 4)
     book.cells[2].source = "N + 2"

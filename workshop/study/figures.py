@@ -173,9 +173,9 @@ def by_penalty(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     ends = ends.groupby("method")
     said = ["; ".join(f"{name} {a:.2f} to {b:.2f}" for (_, name), a, b in of.itertuples()) for _, of in ends]
     said = ", ".join(f"{method} ({of})" for method, of in zip(ends.groups, said, strict=True))
-    small = f"success at strength {min(heard):g}, weakest to strongest penalty; {of_study(study)}"
+    small = f"success at strength {min(heard):g}, from the weakest to the strongest penalty"
     fig.update_layout(legend={"orientation": "h", "y": -0.08, "title": ""})
-    return _titled(fig, f"What a probe's penalty writes: {said}", small), rows
+    return _titled(fig, f"What a probe's penalty writes: {said}", f"{small}; {of_study(study)}"), rows
 
 
 def duels(study: pd.DataFrame, clips: pd.DataFrame, a: str = "logistic", b: str = "mse") -> pd.DataFrame:

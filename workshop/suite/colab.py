@@ -71,15 +71,10 @@ def main() -> int:
     )
     rest, alone = requirements(project, lock)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for command in (
-        [*pip, *rest],
-        [*pip, "--no-deps", *alone],
-    ):  # in this order pip has no page of pins to tell
+    for command in ([*pip, *rest], [*pip, "--no-deps", *alone]):  # in this order pip has no pins to tell of
         if subprocess.run(command).returncode:
-            print(
-                "pip could not install this (see above); is the session connected to the internet?",
-                file=sys.stderr,
-            )
+            told = "pip could not install this (see above); is the session connected to the internet?"
+            print(told, file=sys.stderr)
             return 1
     link(package, Path(sysconfig.get_paths()["purelib"]))
     print("Ready. Should Colab ask for it, restart the session, then run on from `%cd`.")

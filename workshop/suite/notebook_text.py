@@ -9,7 +9,9 @@ from pathlib import Path
 
 import nbformat
 
-__all__ = ["answer", "contents", "cost", "navigation", "normalise", "readme", "table", "title"]
+from mechsteer import paths
+
+__all__ = ["answer", "contents", "contents_table", "cost", "navigation", "normalise", "readme", "title"]
 
 _BAR = re.compile(r"\d+%\|.*\||\d+(it|\w+)? \[\d\d:\d\d")  # a tqdm bar, with or without a total
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
@@ -25,13 +27,9 @@ def normalise(book: nbformat.NotebookNode, root: Path) -> nbformat.NotebookNode:
     tagged `solution` are folded.
     """
     kept = {key: book.metadata[key] for key in ("mechsteer",) if key in book.metadata}
-    book.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-            **kept,
-        }
-    )
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    facts = {"kernelspec": kernel, "language_info": {"name": "python"}, **kept}
+    book.metadata = nbformat.from_dict(facts)
     for cell in book.cells:
         for key in ("papermill", "execution", "ExecuteTime", "collapsed"):
             cell.metadata.pop(key, None)
@@ -54,9 +52,8 @@ def _outputs(outputs: Sequence[nbformat.NotebookNode], root: Path) -> list[nbfor
                 kept.append(output)
             continue
         if _WIDGET in output.get("data", {}):
-            if _BAR.search(output.data.get("text/plain", "")) or "FloatProgress" in output.data.get(
-                "text/plain", ""
-            ):
+            said = output.data.get("text/plain", "")
+            if _BAR.search(said) or "FloatProgress" in said:
                 continue
             del output.data[_WIDGET]
             output.data["text/plain"] = _STILL
@@ -78,12 +75,8 @@ def _without_bars(text: str) -> str:
 
 
 def _plain(text: str, root: Path) -> str:
-    return (
-        _ADDRESS.sub("", text)
-        .replace(f"{root}/", "")
-        .replace(str(root), ".")
-        .replace(str(Path.home()) + "/", "~/")
-    )
+    text = _ADDRESS.sub("", text).replace(f"{root}/", "").replace(str(root), ".")
+    return text.replace(f"{Path.home()}/", "~/")
 
 
 def title(book: nbformat.NotebookNode) -> str:
@@ -116,11 +109,8 @@ def answer(book: nbformat.NotebookNode) -> None:
     So a notebook opens with its answer, in this run's numbers. Nothing happens where either cell is absent.
     """
     told, place = _tagged(book, "answer", "code"), _tagged(book, "answer")
-    shown = [
-        o.data["text/markdown"]
-        for o in (told or {}).get("outputs", [])
-        if "text/markdown" in o.get("data", {})
-    ]
+    outputs = (told or {}).get("outputs", [])
+    shown = [o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
     if shown and place is not None:
         place.source = shown[-1]
 
@@ -147,10 +137,10 @@ def contents(book: nbformat.NotebookNode, shelf: Sequence[Path]) -> None:
     """Write the table of all notebooks and their costs into the cell tagged `contents`, if there is one."""
     cell = _tagged(book, "contents")
     if cell is not None:
-        cell.source = table(shelf)
+        cell.source = contents_table(shelf)
 
 
-def table(shelf: Sequence[Path], folder: str = "") -> str:
+def contents_table(shelf: Sequence[Path], folder: str = "") -> str:
     """Number, title and cost of every notebook as a Markdown table; links go to `folder`."""
     rows = ["| | notebook | cost |", "|---|---|---|"]
     for path in shelf:
@@ -165,4 +155,4 @@ def readme(path: Path, shelf: Sequence[Path]) -> None:
     before, mark, rest = text.partition("<!-- notebooks -->\n")
     old, end, after = rest.partition("<!-- /notebooks -->")
     if mark and end:
-        path.write_text(f"{before}{mark}{table(shelf, 'notebooks/')}\n{end}{after}", encoding="utf-8")
+        paths.replace(path, f"{before}{mark}{contents_table(shelf, 'notebooks/')}\n{end}{after}")

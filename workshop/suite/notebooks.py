@@ -35,7 +35,7 @@ __all__ = [
     "parameters_of",
     "problems",
     "relink",
-    "run",
+    "run_notebook",
     "source_hash",
 ]
 
@@ -61,9 +61,8 @@ def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
         stem = Path(name).name.removesuffix(".ipynb")
         fits = [path for path in every if path.stem == stem or path.stem.split("_")[0] == stem]
         if not fits:
-            raise NotebookError(
-                f"No notebook is called {name!r}; there are {', '.join(p.stem for p in every) or 'none'}."
-            )
+            there = ", ".join(p.stem for p in every) or "none"
+            raise NotebookError(f"No notebook is called {name!r}; there are {there}.")
         chosen.update(fits)
     return [path for path in every if not names or path in chosen]
 
@@ -126,9 +125,8 @@ def execute(
     declared = parameters_of(path)
     unknown = sorted(set(parameters or {}) - set(declared))
     if unknown:
-        raise NotebookError(
-            f"{path.stem} has no parameter {', '.join(unknown)}; it has {', '.join(declared) or 'none'}."
-        )
+        there = ", ".join(declared) or "none"
+        raise NotebookError(f"{path.stem} has no parameter {', '.join(unknown)}; it has {there}.")
     environment = {
         "MECHSTEER_FIGURES": str((figures or paths.figures()).resolve()),
         "MECHSTEER_RUNS": str((runs or paths.runs()).resolve()),
@@ -151,9 +149,8 @@ def execute(
                 store_widget_state=False,
             )
         except CellTimeoutError as error:
-            raise NotebookError(
-                f"{path.stem} ran longer than {limit:.0f} s (--limit); it was stopped."
-            ) from error
+            told = f"{path.stem} ran longer than {limit:.0f} s (--limit); it was stopped."
+            raise NotebookError(told) from error
         except DeadKernelError as error:
             raise NotebookError(f"{path.stem}: its kernel died, most likely for want of memory.") from error
         except papermill.PapermillExecutionError as error:
@@ -164,9 +161,8 @@ def execute(
                 failed.mkdir(parents=True, exist_ok=True)
                 where = f" The half-run copy is {(failed / path.name).resolve()}."
                 (failed / path.name).write_bytes(copy.read_bytes())
-            trace = re.sub(
-                r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)
-            )  # no colours: this may go to a log
+            # no colours: this may go to a log
+            trace = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
             raise NotebookError(
                 f"{path.stem}: cell {error.exec_count} failed with {error.ename}: "
                 f"{error.evalue}{where}\n{trace}"
@@ -179,7 +175,7 @@ def _chrome() -> bool:
     return chrome() is not None
 
 
-def run(
+def run_notebook(
     path: Path,
     parameters: Mapping[str, object] | None = None,
     out: Path | None = None,
@@ -233,7 +229,7 @@ def source_hash(book: nbformat.NotebookNode) -> str:
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with a stored notebook, one sentence each; empty when `run` could have written it."""
+    """What is wrong with a stored notebook, a sentence each; empty when `run_notebook` could have made it."""
     book = nbformat.read(path, as_version=4)
     texts, found = [cell.source for cell in book.cells], []
     if path.stat().st_size > MAX_BYTES:
@@ -247,14 +243,10 @@ def problems(path: Path) -> list[str]:
         found.append("its code has changed since its outputs were stored")
     if str(paths.project()) + os.sep in path.read_text(encoding="utf-8"):
         found.append("it holds an absolute path of this machine")
-    for target in re.findall(
-        r"\]\(([^)#\s]+)[^)]*\)", "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
-    ):
-        if (
-            "://" not in target
-            and not target.startswith(("data:", "mailto:"))
-            and not (path.parent / target).exists()
-        ):
+    prose = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
+        outside = "://" in target or target.startswith(("data:", "mailto:"))
+        if not outside and not (path.parent / target).exists():
             found.append(f"its link to {target} leads nowhere")
     try:
         shelf = find(folder=path.parent)
@@ -269,19 +261,13 @@ def problems(path: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0 when every notebook ran (or, with --check, is in order), else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m workshop.suite.notebooks", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("names", nargs="*", help="which notebooks (01, 02_probe_every_layer); default all")
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="a hub id or a folder of Meta's format; default tiny"
-    )
-    parser.add_argument(
-        "--limit", type=float, default=1800, help="seconds allowed to each notebook; default 1800"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="run nothing: say whether the stored copies are in order"
-    )
+    about, says = __doc__.splitlines()[0], "run nothing: say whether the stored copies are in order"
+    parser = argparse.ArgumentParser(prog="python -m workshop.suite.notebooks", description=about)
+    add = parser.add_argument
+    add("names", nargs="*", help="which notebooks (01, 02_probe_every_layer); default all")
+    add("--model", default=DEFAULT_MODEL, help="a hub id or a folder of Meta's format; default tiny")
+    add("--limit", type=float, default=1800, help="seconds allowed to each notebook; default 1800")
+    add("--check", action="store_true", help=says)
     given = parser.parse_args(arguments)
     try:
         books = find(given.names)
@@ -327,7 +313,7 @@ def _run_one(book: Path, model: str, limit: float) -> tuple[float, str, dict[str
             note = "  (takes no MODEL)"
     folder = options.get("figures", paths.figures())
     before = changes.snapshot(folder)
-    run(book, parameters, limit=limit, **options)
+    run_notebook(book, parameters, limit=limit, **options)
     drawn = changes.changes(before, changes.snapshot(folder))
     own = {name: change for name, change in drawn.items() if name.startswith(f"{book.name[:2]}_")}
     return time.monotonic() - began, note, own
