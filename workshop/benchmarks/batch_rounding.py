@@ -1,6 +1,6 @@
 """How often rounding alone makes a clip differ between being generated alone and in a batch.
 
-    python benchmarks/batch_rounding.py [--clips 16] [--frames 200]
+    python workshop/benchmarks/batch_rounding.py [--clips 16] [--frames 200]
 
 A row's tokens depend on its prompt, seed and steering; but matrix products of another size may round
 differently, and a choice between two nearly equal tokens can then fall the other way. Random weights at the

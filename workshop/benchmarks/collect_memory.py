@@ -1,7 +1,7 @@
 """How much memory does `collect` need beyond the loaded model: many clips, long ones, every frame, audio?
 
-    python benchmarks/collect_memory.py [--shape small|tiny] [--arms 2000x0.04 6x8 frames audio:4x10]
-    [--threads 1]
+    python workshop/benchmarks/collect_memory.py [--shape small|tiny] [--threads 1]
+        [--arms 2000x0.04 6x8 frames audio:4x10]
 
 `NxS` reads N clips of S seconds at every layer. What is held at a time is one batch, of as many steps as fit
 a budget, and one block of results; so if neither many clips nor long ones cost more, many long ones don't.
@@ -28,7 +28,7 @@ import zarr  # noqa: F401
 from steering_speed import SHAPES, musicgen
 
 import mechsteer as ms
-from mechsteer.activations import collect as activations
+from mechsteer.activations.collect import collect
 from mechsteer.model.model import Model
 
 ARMS = ("64x0.04", "2000x0.04", "6x8", "1x30", "frames", "audio:4x10", "audio:2x30")
@@ -38,9 +38,8 @@ ENCODEC = {"n_filters": 64, "dimension": 128, "lstm": 2}  # of facebook/encodec_
 def small() -> Model:
     """A Model in musicgen-small's shape, with a codec in EnCodec's; random weights."""
     torch.manual_seed(0)
-    return Model(
-        musicgen(*SHAPES["musicgen-small"][:4], "cpu", ENCODEC), "random musicgen-small", dtype="float32"
-    )
+    made = musicgen(*SHAPES["musicgen-small"][:4], "cpu", ENCODEC)
+    return Model(made, "random musicgen-small", dtype="float32")
 
 
 def coded(model: Model, n: int, seconds: float) -> pd.DataFrame:
@@ -64,7 +63,7 @@ def megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def measure(model: Model, arm: str, answer) -> None:
+def measure_arm(model: Model, arm: str, answer) -> None:
     """Collect one arm and send (clips, MB at the start, MB at the highest, s of processor time)."""
     with tempfile.TemporaryDirectory() as scratch:
         options = {"out": Path(scratch, "acts.zarr"), "progress": False}
@@ -79,7 +78,7 @@ def measure(model: Model, arm: str, answer) -> None:
             else:
                 clips = coded(model, int(n), seconds)
         before, began = megabytes(), time.process_time()
-        acts = activations.collect(model, clips, **options)
+        acts = collect(model, clips, **options)
         answer.send((acts.sizes["clip"], before, megabytes(), time.process_time() - began))
 
 
@@ -98,7 +97,7 @@ def main() -> None:
     fork = multiprocessing.get_context("fork")
     for arm in given.arms:
         here, there = fork.Pipe(duplex=False)
-        child = fork.Process(target=measure, args=(model, arm, there))
+        child = fork.Process(target=measure_arm, args=(model, arm, there))
         child.start()
         there.close()
         n, before, highest, seconds = here.recv()

@@ -1,10 +1,10 @@
 """Does collecting cost more than running the model? Clips per second of `collect` against a forward pass.
 
-    python benchmarks/collect_speed.py [--shape tiny|small] [--clips 64] [--seconds 8] [--rounds 3] [--threads
-    1]
+    python workshop/benchmarks/collect_speed.py [--shape tiny|small] [--clips 64] [--seconds 8] [--rounds 3]
+        [--threads 1]
 
 Four routes on the same codes and batches, in turn, `--rounds` times; the median of each: audiocraft's forward
-pass and nothing else; `reading.read` of every layer; `collect` into a store on disk; nnsight's trace with
+pass and nothing else; `read.read` of every layer; `collect` into a store on disk; nnsight's trace with
 pooled saves of every layer. Then the size of the store. `small` is random weights in musicgen-small's shape
 (24 layers of 1,024, 50 frames a second). On a CPU it counts processor time, which other work on the machine
 doesn't change. Aim: collect at least 0.8 of bare. Memory: `collect_memory.py`.
@@ -22,7 +22,7 @@ import torch
 from steering_speed import SHAPES, musicgen
 
 import mechsteer as ms
-from mechsteer.activations.read import auto_batch, conditions, read
+from mechsteer.activations.read import auto_batch, read
 from mechsteer.model.model import Model
 
 
@@ -55,12 +55,8 @@ def main() -> None:
 
         def bare():
             for batch in batches:
-                pattern = model.lm.pattern_provider.get_pattern(frames)
-                tokens = torch.as_tensor(batch, device=model.device)
-                sequence, _, _ = pattern.build_pattern_sequence(
-                    tokens, model.lm.special_token_id, keep_only_valid_steps=True
-                )
-                model.lm(sequence, [], conditions(model, None, len(batch))).float().sum().item()
+                sequence = model.sequence(torch.as_tensor(batch))
+                model.lm(sequence, [], model.conditions(None, len(batch))).float().sum().item()
 
         def reading():
             for batch in batches:

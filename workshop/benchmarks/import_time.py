@@ -1,6 +1,6 @@
 """How long the first line of a notebook takes, in fresh interpreters; best of several.
 
-python benchmarks/import_time.py [--rounds 3]
+python workshop/benchmarks/import_time.py [--rounds 3]
 """
 
 import argparse
@@ -20,7 +20,7 @@ LINES = {
     "nothing": "",
     "import mechsteer": "import mechsteer",
     "import torch": "import torch",
-    "mechsteer's model (torch and audiocraft)": "import mechsteer.model",
+    "mechsteer's model (torch and audiocraft)": "import mechsteer.model.model",
     "audiocraft as it comes": WHOLE,
 }
 

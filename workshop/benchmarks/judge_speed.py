@@ -1,6 +1,6 @@
 """How many times faster than real time the judges and the pitch measures are, on one core and as installed.
 
-python benchmarks/judge_speed.py [--clips 32] [--seconds 8]
+python workshop/benchmarks/judge_speed.py [--clips 32] [--seconds 8]
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 import mechsteer as ms
+from mechsteer.measures.pitch import chroma_correlation, pitch_agreement
 
 RATE = 16_000
 
@@ -28,8 +29,8 @@ def main():
     jobs = {
         "hear, cnn": lambda: ms.hear(audio, RATE, "cnn"),
         "hear, features": lambda: ms.hear(audio, RATE, "features"),
-        "chroma_correlation": lambda: ms.chroma_correlation(audio, audio[::-1], RATE),
-        "pitch_agreement": lambda: ms.pitch_agreement(audio, audio[::-1], RATE),
+        "chroma_correlation": lambda: chroma_correlation(audio, audio[::-1], RATE),
+        "pitch_agreement": lambda: pitch_agreement(audio, audio[::-1], RATE),
     }
     print(f"{options.clips} clips of {options.seconds:g} s; real time / time taken (wall clock, processor)")
     for name, job in jobs.items():

@@ -1,6 +1,6 @@
 """Probes by closed form and conjugate gradients against gradient descent, same data, same folds.
 
-    python benchmarks/probe_speed.py [--clips 3000 --layers 6 --width 256 --folds 5]
+    python workshop/benchmarks/probe_speed.py [--clips 3000 --layers 6 --width 256 --folds 5]
 
 Gradient descent as in the seed paper's code (arXiv 2506.10225): a linear layer without bias on L2-normalised
 activations, Adam at 5e-3, batches of 1,024, 250 epochs, cross-entropy or squared error on the one-hot
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from mechsteer.directions import _labels as targets
-from mechsteer.directions import find as probes
+from mechsteer.directions._labels import fold_of, read_groups, read_target, states
+from mechsteer.directions.scores import PROBES, accuracy_by_layer
 
 CLASSES = {
     "lead": 6,
@@ -73,10 +73,10 @@ def descend(x: torch.Tensor, y: torch.Tensor, k: int, squared: bool, epochs: int
 def by_gradient_descent(acts: xr.Dataset, fold: np.ndarray, epochs: int) -> dict[str, list[float]]:
     """Test accuracies of every label, layer and fold, by loss."""
     hits = {"logistic": [], "mse": []}
-    for _, x in targets.states(acts, "resid"):
+    for _, x in states(acts, "resid"):
         x = torch.nn.functional.normalize(torch.from_numpy(x))
         for label, k in CLASSES.items():
-            y = torch.from_numpy(targets.read_target(acts, label, "class").y.argmax(1))
+            y = torch.from_numpy(read_target(acts, label, "class").y.argmax(1))
             for f in np.unique(fold):
                 train = torch.from_numpy(fold != f)
                 for method, found in hits.items():
@@ -90,19 +90,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, value in {
-        "clips": 3000,
-        "layers": 6,
-        "width": 256,
-        "folds": 5,
-        "epochs": 250,
-        "seed": 0,
-    }.items():
+    sizes = {"clips": 3000, "layers": 6, "width": 256, "folds": 5, "epochs": 250, "seed": 0}
+    for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     acts = orchestra_like(args.clips, args.layers, args.width, args.seed)
-    fold = targets.fold_of(targets.read_groups(acts), args.folds, args.seed)
+    fold = fold_of(read_groups(acts), args.folds, args.seed)
     options = {"folds": args.folds, "seed": args.seed, "progress": False}
     rows, clock = [], lambda: np.array([time.perf_counter(), time.process_time()])
 
@@ -110,25 +104,21 @@ def main() -> None:
     hits = by_gradient_descent(acts, fold, args.epochs)
     rows.append((f"Adam, {args.epochs} epochs", clock() - start, {m: np.mean(h) for m, h in hits.items()}))
     for name, methods, shuffles in (
-        ("probes.py, same two methods", ["logistic", "mse"], 0),
-        ("probes.py, three methods + shuffled controls", probes.METHODS, 1),
+        ("ours, same two methods", ["logistic", "mse"], 0),
+        ("ours, three methods + shuffled controls", PROBES, 1),
     ):
         start = clock()
-        table = probes.accuracy_by_layer(acts, list(CLASSES), methods, shuffles=shuffles, **options)
+        table = accuracy_by_layer(acts, list(CLASSES), methods, shuffles=shuffles, **options)
         seconds = clock() - start
         every = table[(table.concept == "all") & (table.metric == "accuracy")]
         rows.append((name, seconds, every.groupby("method").score.mean().to_dict()))
 
-    print(
-        f"{args.clips} clips, {args.layers} layers, width {args.width}, {args.folds} folds, {len(CLASSES)} "
-        "labels",
-        end=", ",
-    )
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads\n")
+    print(f"{args.clips} clips, {args.layers} layers, width {args.width}, {args.folds} folds", end=", ")
+    print(f"{len(CLASSES)} labels, {os.cpu_count()} cores, {torch.get_num_threads()} threads\n")
     print("| | seconds | of CPU | times faster (CPU) | accuracy logistic | mse | diff_of_means |")
     print("|---|---|---|---|---|---|---|")
     for name, (wall, cpu), accuracy in rows:
-        shown = " | ".join(f"{accuracy[m]:.3f}" if m in accuracy else "-" for m in probes.METHODS)
+        shown = " | ".join(f"{accuracy[m]:.3f}" if m in accuracy else "-" for m in PROBES)
         print(f"| {name} | {wall:.1f} | {cpu:.1f} | {rows[0][1][1] / cpu:.1f} | {shown} |")
 
 

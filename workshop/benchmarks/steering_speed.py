@@ -1,7 +1,7 @@
 """Steered generation against audiocraft's own unsteered one: same weights, length and batch, side by side.
 
-    python benchmarks/steering_speed.py [--shapes tiny musicgen-small] [--rounds 5] [--device cpu] [--dtype
-    float32]
+    python workshop/benchmarks/steering_speed.py [--shapes tiny musicgen-small] [--rounds 5] [--device cpu]
+        [--dtype float32]
 
 Weights are random (speed doesn't depend on them). Arms run in turn, several rounds, and the ratio is taken
 within each round, so that whatever else the machine does falls on all arms alike. Times include encoding the
@@ -17,13 +17,11 @@ import numpy as np
 import torch
 
 from mechsteer.model._audiocraft import (
-    ConditionFuser,
-    ConditioningProvider,
     DelayedPatternProvider,
     LMModel,
     MusicGen,
     ResidualVectorQuantizer,
-    TextConditioner,
+    conditioners,
     transformer,
 )
 from mechsteer.model.model import Model
@@ -37,7 +35,7 @@ SHAPES = {
 }
 
 
-class Words(TextConditioner):
+class Words(conditioners.TextConditioner):
     """Twelve tokens of text per prompt, the length of a short caption."""
 
     def __init__(self, dim: int):
@@ -70,11 +68,12 @@ def musicgen(
         sample_rate=32000,
         channels=1,
     )
+    fused = {"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}
     with torch.device(device):
         lm = LMModel(
             DelayedPatternProvider(4),
-            ConditioningProvider({"description": Words(dim)}),
-            ConditionFuser({"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}),
+            conditioners.ConditioningProvider({"description": Words(dim)}),
+            conditioners.ConditionFuser(fused),
             n_q=4,
             card=card,
             dim=dim,
@@ -95,16 +94,18 @@ def musicgen(
 
 @contextlib.contextmanager
 def audiocrafts_own(model: Model):
-    """The language model as audiocraft ships it, without this package's cross-attention."""
-    layers = [layer.cross_attention for layer in model.lm.transformer.layers]
-    ours = layers[0].__class__
-    for attention in layers:
-        attention.__class__ = transformer.StreamingMultiheadAttention
+    """The language model as audiocraft ships it, without this package's attention and positions."""
+    stack = model.lm.transformer
+    attention = [part for layer in stack.layers for part in (layer.self_attn, layer.cross_attention)]
+    ours = {module: module.__class__ for module in (stack, *attention)}
+    stack.__class__ = transformer.StreamingTransformer
+    for module in attention:
+        module.__class__ = transformer.StreamingMultiheadAttention
     try:
         yield
     finally:
-        for attention in layers:
-            attention.__class__ = ours
+        for module, kind in ours.items():
+            module.__class__ = kind
 
 
 def arms(model: Model, batch: int, frames: int) -> dict:

@@ -1,6 +1,7 @@
 """A sweep of steerings in one call against one call per setting: the same clips, measured the same way.
 
-    python benchmarks/sweep_speed.py [--settings 30] [--clips 1] [--seconds 3] [--rounds 1] [--cpu-time]
+    python workshop/benchmarks/sweep_speed.py [--settings 30] [--clips 1] [--seconds 3] [--rounds 1]
+        [--cpu-time]
 
 A student who tries 5 methods at 6 strengths by hand calls `generate` 30 times. `generate` and `dose_response`
 put all settings into the rows of few batches. Arms run in turn and the ratio is taken within each round.
@@ -54,9 +55,7 @@ def main():
             codes.append(np.asarray(arm()))
             times.append(clock() - begun)
         ratios.append(times[0] / times[1])
-        print(
-            f"one call each {times[0]:.1f} s, one in all {times[1]:.1f} s: {ratios[-1]:.1f} times as fast"
-        )
+        print(f"one call each {times[0]:.1f} s, one in all {times[1]:.1f} s: {ratios[-1]:.1f} times as fast")
         print(f"clips that are the same: {(codes[0] == codes[1]).all(axis=(1, 2)).mean():.2f}")
     print(f"median {statistics.median(ratios):.1f}")
 
