@@ -69,4 +69,5 @@ def _read(path: Path):
             "`make tiny` train it anew, in about four hours on two cores"
         )
     with safe_open(path, "pt") as file:
-        return {k: file.get_tensor(k).float() for k in file.keys()}, json.loads(file.metadata()["config"])  # noqa: SIM118
+        weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118
+        return weights, json.loads(file.metadata()["config"])

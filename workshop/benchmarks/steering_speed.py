@@ -21,6 +21,7 @@ from mechsteer.model._audiocraft import (
     LMModel,
     MusicGen,
     ResidualVectorQuantizer,
+    builders,
     conditioners,
     transformer,
 )
@@ -54,13 +55,10 @@ def musicgen(
     dim: int, layers: int, heads: int, card: int, device: str, codec: dict | None = None
 ) -> MusicGen:
     """audiocraft's classes, MusicGen's settings, random weights; the codec is very small but for `codec`."""
-    import audiocraft
-    from audiocraft.models import EncodecModel
-
     sizes = {"n_filters": 4, "n_residual_layers": 1, "dimension": 32, "ratios": [8, 5, 4, 4]} | (codec or {})
-    modules = audiocraft.modules
+    modules = builders.audiocraft.modules
     quantizer = ResidualVectorQuantizer(dimension=sizes["dimension"], bins=card, n_q=4, kmeans_init=False)
-    compression = EncodecModel(
+    compression = builders.EncodecModel(
         modules.SEANetEncoder(**sizes),
         modules.SEANetDecoder(**sizes),
         quantizer,
