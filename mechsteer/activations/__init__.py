@@ -1,8 +1,7 @@
 """Labelled clips, and what the model makes of them.
 
 `clips` finds and reads labelled sound; `collect` reads activations of all of it into one Dataset; `read` is
-the reading itself, of one batch; `frames` says what sounds in each frame. Behind them: `_job`, `_store`,
-`_ray`.
+the reading itself, of one batch; `frames` says what sounds in each frame.
 """
 
 from .._shared import modules

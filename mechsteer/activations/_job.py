@@ -14,13 +14,12 @@ from math import prod
 
 import numpy as np
 import pandas as pd
-import torch
 
 from .. import __version__
 from ..model._vectors import digest
 from ..model.model import Model
 from ..model.sites import INPUT, SITES, check_site
-from ._store import Arrays, empty
+from ._store import Arrays
 from .clips import held_codes, own_codes, problem_of, read_clip
 from .read import POOLS, Reader, auto_batch, read
 
@@ -55,23 +54,23 @@ class Job:
         """With the arrays that it fills, and blocks small enough to be held in memory."""
         frames = {"frame": self.n_frames} if self.pool == "frames" else {}
         layers, wide, heads = {"layer": len(self.layers)}, {"d_model": model.d_model}, {"head": model.n_heads}
-        arrays: Arrays = {INPUT: (frames | wide, self.dtype)}
+        arrays: Arrays = {INPUT: (frames | wide, self.dtype, np.nan)}
         for site in self.sites:
             own = heads | {"d_head": model.d_head} if site == "heads" else wide
-            arrays[site] = layers | frames | own, self.dtype
-            arrays[f"{site}_norm"] = layers | (heads if site == "heads" else {}), "float32"
-        arrays["n_frames"] = {}, "int32"
+            arrays[site] = layers | frames | own, self.dtype, np.nan
+            arrays[f"{site}_norm"] = layers | (heads if site == "heads" else {}), "float32", np.nan
+        arrays["n_frames"] = {}, "int32", 0
         if self.generate is not None:
-            arrays["codes"] = {"codebook": model.n_codebooks, "frame": self.n_frames}, "uint16"
-        each = sum(prod(dims.values()) * np.dtype(dtype).itemsize for dims, dtype in arrays.values())
+            arrays["codes"] = {"codebook": model.n_codebooks, "frame": self.n_frames}, "uint16", 0
+        each = sum(prod(dims.values()) * np.dtype(dtype).itemsize for dims, dtype, _ in arrays.values())
         block = int(np.clip(BLOCK_BYTES // each, 1, BLOCK))
         return dataclasses.replace(self, arrays=arrays, clip_bytes=each, block=block)
 
     def attrs(self, model: Model, table: pd.DataFrame) -> dict:
         """What a store says of itself: everything that decides the numbers, as JSON values."""
-        generate, made = self.generate, "no: the clips are read"
-        if generate is not None:
-            made = json.dumps(generate | {"steering": _named(generate.get("steering"))}, ensure_ascii=False)
+        generate = dict(self.generate or {})
+        if steering := generate.get("steering"):
+            generate["steering"] = f"{steering!r} {digest(steering)}"
         versions = {name: version(name) for name in ("torch", "audiocraft", "transformers")}
         return {
             "model": model.name,
@@ -81,9 +80,9 @@ class Job:
             "layers": list(self.layers),
             "pool": self.pool,
             "prompt": "one per clip" if self.told else self.prompt or "unconditional",
-            "generate": made,
-            "data": f"{len(table)} clips {clips_hash(table, self.told, seeds=generate is not None)}",
-            "seed": generate["seed"] if generate else "not used: nothing here is random",
+            "generate": json.dumps(generate, ensure_ascii=False),
+            "data": f"{len(table)} clips {clips_hash(table, self.told, seeds=bool(generate))}",
+            "seed": generate.get("seed", "not used: nothing here is random"),
             "dtype": self.dtype,
             "block": self.block,
             "frame_rate": model.frame_rate,
@@ -92,13 +91,10 @@ class Job:
 
     def run(self, model: Model, rows: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
         """Arrays of a block of clips, and what is wrong with each clip ("" if nothing); bad rows are NaN."""
-        out, problems = empty(self.arrays, len(rows)), [""] * len(rows)
-        if self.generate is not None:
-            parts = self._generated(model, rows)
-        else:
-            codes, problems = codes_for(model, rows)
-            parts = self._read(model, rows, codes)
-        for places, lengths, found in parts:
+        n, problems = len(rows), [""] * len(rows)
+        out = {k: np.full((n, *dims.values()), blank, t) for k, (dims, t, blank) in self.arrays.items()}
+        each = self._generated(model, rows) if self.generate else self._read(model, rows, problems)
+        for places, lengths, found in each:
             out["n_frames"][places] = lengths
             for name, values in found.items():
                 out[name][(places, *map(slice, values.shape[1:]))] = values  # frames beyond these stay NaN
@@ -107,8 +103,9 @@ class Job:
     def _batch(self, model: Model, n_frames: int) -> int:
         return auto_batch(model, n_frames) if self.batch_size == "auto" else int(self.batch_size)
 
-    def _read(self, model: Model, rows: pd.DataFrame, codes: list) -> Iterator[tuple]:
-        """Teacher-forced, batches of similar lengths."""
+    def _read(self, model: Model, rows: pd.DataFrame, problems: list[str]) -> Iterator[tuple]:
+        """Teacher-forced, batches of similar lengths; fills in what is wrong with clips."""
+        codes, problems[:] = codes_for(model, rows)
         good = sorted((i for i, c in enumerate(codes) if c is not None), key=lambda i: codes[i].shape[-1])
         while good:
             size = self._batch(model, codes[good[-1]].shape[-1])
@@ -124,30 +121,19 @@ class Job:
         options = self.generate | {"batch_size": size, "progress": False}
         for at in range(0, len(rows), size):
             some = rows.iloc[at : at + size]
-            options["seed"], lengths = some["seed"].tolist(), [self.n_frames] * len(some)
+            lengths, seeds = [self.n_frames] * len(some), some["seed"].tolist()
             with Reader(model, self.sites, self.layers, lengths, self.pool) as reader:
-                made = model.generate(_texts(some["prompt"]), **options)
-            places = list(range(at, at + len(some)))
-            yield places, lengths, reader.result() | {"codes": made.codes.numpy()}
+                made = model.generate(_texts(some["prompt"]), **options | {"seed": seeds})
+            yield slice(at, at + size), lengths, reader.result() | {"codes": made.codes.numpy()}
 
 
 def _texts(column: pd.Series) -> list[str | None]:
     return [None if pd.isna(text) else text for text in column]
 
 
-def _named(steering) -> str | None:
-    """What tells one steering from another: how it prints, and its directions' numbers."""
-    if steering is None:
-        return None
-    if not hasattr(steering, "parts"):
-        raise ValueError("generate takes one steering for all prompts; collect once per steering otherwise")
-    return f"{steering!r} {digest(steering)}"
-
-
 def codes_for(model: Model, rows: pd.DataFrame) -> tuple[list, list[str]]:
     """Codes (codebook, frame) of every row of `ms.clips`, None where there are none; and why, else ""."""
-    codes: dict[int, torch.Tensor | np.ndarray] = {}
-    problems: dict[int, str] = {}
+    codes, problems = {}, {}  # by row
     waiting: dict[tuple, dict[int, np.ndarray]] = {}  # (shape, Hz) -> row -> audio
 
     def encode(alike: tuple) -> None:
@@ -178,8 +164,8 @@ def codes_for(model: Model, rows: pd.DataFrame) -> tuple[list, list[str]]:
     for alike in list(waiting):
         encode(alike)
     for i, one in codes.items():
-        filled = one.ndim == 2 and len(one) == model.n_codebooks and one.shape[1] > 0
-        if not (filled and one.min() >= 0 and one.max() < model.lm.card):
+        fits = one.ndim == 2 and len(one) == model.n_codebooks and one.shape[1] > 0
+        if not (fits and one.min() >= 0 and one.max() < model.lm.card):
             problems[i] = f"codes {tuple(one.shape)} are not of this model's codec"
     every = range(len(rows))
     return [None if i in problems else codes[i] for i in every], [problems.get(i, "") for i in every]
@@ -189,15 +175,17 @@ def check_options(model: Model, sites, layers, pool, generate) -> tuple[tuple[st
     """Sites and layers in order; ValueError for anything that isn't there."""
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if not sites:
-        raise ValueError(f"no sites to read; choose from {', '.join(SITES)}")
+        raise ValueError(f"no sites; choose from {', '.join(SITES)}")
     if pool not in POOLS:
         raise ValueError(f"pool={pool!r}; choose from {', '.join(POOLS)}")
     if pool == "frames" and layers is None:
-        every = "pool='frames' keeps every frame of every clip"
-        raise ValueError(f"{every}: name the layers, for instance layers=[3]")
+        raise ValueError("pool='frames' keeps every frame of every clip: name the layers, as layers=[3]")
     layers = range(model.n_layers) if layers is None else np.atleast_1d(layers).tolist()
     if not layers or not all(isinstance(i, int) and 0 <= i < model.n_layers for i in layers):
         raise ValueError(f"layers={list(layers)}; this model has layers 0 to {model.n_layers - 1}")
+    steering = (generate or {}).get("steering")
+    if steering is not None and not hasattr(steering, "parts"):
+        raise ValueError("generate takes one steering for all prompts; collect once per steering otherwise")
     if unknown := set(generate or {}) - set(GENERATE):
         raise ValueError(f"generate has no {', '.join(sorted(unknown))}; it takes {', '.join(GENERATE)}")
     return tuple(dict.fromkeys(map(check_site, sites))), tuple(sorted(set(layers)))

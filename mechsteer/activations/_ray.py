@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..model.model import load
+from ..model.model import Model, load
 from ._job import Job
 from ._store import Store
-
-__all__ = ["run"]
 
 ATTEMPTS = 3  # at a block whose worker dies; then the block is taken to be what kills it
 
@@ -33,71 +31,54 @@ class Worker:
         return len(rows)
 
 
-def begin(tries: int = 4, **options) -> None:
+def begin(**options) -> None:
     """`ray.init`, again where a busy machine doesn't get Ray's processes up in the 30 s they are given."""
     import ray
 
-    for left in range(tries - 1, -1, -1):
+    for last in (False, False, False, True):
         try:
             ray.init(log_to_driver=False, logging_level="error", include_dashboard=False, **options)
             return
         except Exception as error:
             ray.shutdown()
-            if left == 0 or "timed out during startup" not in str(error):
+            if last or "timed out during startup" not in str(error):
                 raise
 
 
-def run(source, model, job: Job, table: pd.DataFrame, store: Store, workers: int, show: bool) -> None:
-    """Collect all blocks that aren't done with `workers` actors; one that dies is replaced.
+def run(model: Model, job: Job, table: pd.DataFrame, store: Store, workers: int, show: bool) -> None:
+    """Collect all blocks that aren't done with `workers` actors; Ray replaces one that dies.
 
     Raises
     ------
     ImportError  if Ray isn't installed.
-    RuntimeError  if workers died `ATTEMPTS` times over one block. Errors that a worker raises are raised
-    here.
+    RuntimeError  if workers died `ATTEMPTS` times over one block. What a worker raises is raised here.
     """
     try:
         import ray
+        from ray.util import ActorPool
     except ImportError as error:
         raise ImportError("engine='ray' needs Ray: `uv sync --extra ray`, or pip install ray") from error
-    began_here = not ray.is_initialized()
-    if began_here:
+    if began_here := not ray.is_initialized():
         begin()
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    actor = ray.remote(num_gpus=gpus)(Worker)
+    gpus, source = int(ray.cluster_resources().get("GPU", 0) > 0), model.musicgen.name
     if Path(source).is_dir():
         source = str(Path(source).resolve())  # a worker may start in another folder
     where, dtype = str(store.where.resolve()), str(model.dtype).removeprefix("torch.")
-    start = lambda: actor.remote(source, dtype, model.hash, where, job, None if gpus else model.device.type)
-    todo = store.todo()[::-1]
-    tried, busy = dict.fromkeys(todo, 0), {}
-
-    def give(worker) -> None:
-        if todo:
-            block = todo.pop()
-            tried[block] += 1
-            busy[worker.process.remote(block, table.iloc[store.rows(block)])] = worker, block
-
+    options = (source, dtype, model.hash, where, job, None if gpus else model.device.type)
+    actor = ray.remote(num_gpus=gpus, max_restarts=-1, max_task_retries=ATTEMPTS - 1)(Worker)
+    todo, actors = store.todo(), []
+    give = lambda worker, block: worker.process.remote(block, table.iloc[store.rows(block)])
     try:
+        actors += [actor.remote(*options) for _ in range(min(workers, len(todo)))]
         with store.bar(show) as bar:
-            for _ in range(min(workers, len(todo))):
-                give(start())
-            while busy:
-                (done, *_), _ = ray.wait(list(busy), num_returns=1)
-                worker, block = busy.pop(done)
-                try:
-                    bar.update(ray.get(done))
-                except ray.exceptions.RayActorError as error:
-                    if error.actor_init_failed:  # it can't load the model; another couldn't either
-                        raise
-                    if tried[block] == ATTEMPTS:
-                        died = f"workers died {ATTEMPTS} times over block {block}; the rest is kept"
-                        raise RuntimeError(died) from error
-                    todo.append(block)
-                    worker = start()
-                give(worker)
+            for n_clips in ActorPool(actors).map_unordered(give, todo):
+                bar.update(n_clips)
+    except ray.exceptions.RayActorError as error:
+        if error.actor_init_failed:  # it can't load the model; another couldn't either
+            raise
+        raise RuntimeError(f"workers died {ATTEMPTS} times over one block; the rest is kept") from error
     finally:
-        for worker, _ in busy.values():
+        for worker in actors:
             ray.kill(worker)
         if began_here:
             ray.shutdown()

@@ -1,9 +1,8 @@
 """Activations on disk: a folder, filled block by block, that survives a kill at any moment.
 
-In it are `arrays`, a zarr group, and `labels.parquet`, one row per clip. Arrays are chunked per block of
-clips and layer. A block's data are written first, then its entry in `done` is set, each file in one atomic
-step; what isn't done is written again by the next call. Labels become coords on `clip` when the store is
-opened; model and options are the group's attributes (JSON, in `zarr.json`).
+In it are `arrays`, a zarr group chunked per block of clips and layer, and `labels.parquet`, one row per clip.
+A block's data are written first, then its entry in `done` is set, each file in one atomic step; what isn't
+done is written again by the next call. Model and options are the group's attributes (JSON, in `zarr.json`).
 """
 
 from __future__ import annotations
@@ -21,26 +20,16 @@ import xarray as xr
 from .._shared import progress
 from ..paths import replacing
 
-__all__ = ["Arrays", "Store", "empty", "open_activations"]
-
 ARRAYS, LABELS = "arrays", "labels.parquet"
-LENGTH = 200  # characters kept of what is said of a skipped clip
 FREE = ("block", "versions")  # attributes in which a store may differ from the call that goes on with it
-Arrays = dict[str, tuple[dict[str, int], str]]  # what is held of each clip: name -> ({dim: size}, dtype)
-
-
-def empty(arrays: Arrays, n: int) -> dict[str, np.ndarray]:
-    """Arrays of n clips of which nothing is known: NaN, whole numbers 0."""
-    return {
-        name: np.full((n, *dims.values()), _blank(dtype), dtype) for name, (dims, dtype) in arrays.items()
-    }
+Arrays = dict[str, tuple[dict[str, int], str, float]]
+"""What is held of each clip: name -> ({dim: size}, dtype, value where nothing is written)."""
 
 
 class Store:
     """Arrays that are filled block by block, and a table of labels; `begin` makes or goes on with one.
 
-    `where` is its folder, None in memory; `attrs` are facts about model and options, `block` clips make a
-    block.
+    `where` is its folder (None in memory), `attrs` are facts about model and options, `block` is in clips.
     """
 
     def __init__(self, where: Path | None, arrays, labels: pd.DataFrame):
@@ -89,23 +78,19 @@ class Store:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         store = cls.at(path)
-        differ = [k for k in attrs if k not in FREE and attrs[k] != store.attrs.get(k)]
-        if differ:
+        if differ := [k for k in attrs if k not in FREE and attrs[k] != store.attrs.get(k)]:
             both = "; ".join(f"{k}: {store.attrs.get(k)!r} there, {attrs[k]!r} here" for k in differ)
-            raise ValueError(
-                f"{path} was collected otherwise ({both}). Nothing was changed: choose another out=, call "
-                "with the same model, clips and options, or delete that folder"
-            )
+            mend = "choose another out=, call with the same model, clips and options, or delete that folder"
+            raise ValueError(f"{path} was collected otherwise ({both}). Nothing was changed: {mend}")
         if not store.labels.equals(labels):
             with replacing(path / LABELS) as scratch:
                 labels.to_parquet(scratch)
             store.labels = labels
         return store
 
-    def discard_empty(self) -> None:
-        """Remove a store on disk of which no block is done."""
-        if not self.group["done"][:].any():
-            shutil.rmtree(self.where, ignore_errors=True)
+    def done(self) -> np.ndarray:
+        """Whether the block of a clip is written: bool (clip,)."""
+        return np.repeat(self.group["done"][:] > 0, self.block)[: self.n]
 
     def todo(self) -> list[int]:
         """Numbers of the blocks that aren't done."""
@@ -116,35 +101,34 @@ class Store:
 
     def bar(self, show: bool):
         """A progress bar that counts clips, begun at those that are done."""
-        left = sum(rows.stop - rows.start for rows in map(self.rows, self.todo()))
-        return progress(total=self.n, initial=self.n - left, unit="clip", show=show)
+        return progress(total=self.n, initial=int(self.done().sum()), unit="clip", show=show)
 
     def write(self, block: int, arrays: dict[str, np.ndarray], problems: list[str]) -> None:
         """Write a block, all its arrays over its rows, then mark it as done."""
         rows = self.rows(block)
         for name, values in arrays.items():
             self.group[name][rows] = values
-        self.group["problem"][rows] = np.array([p[:LENGTH] for p in problems], dtype=object)
+        self.group["problem"][rows] = np.array(problems, dtype=object)
         self.group["done"][block] = 1
 
     def dataset(self) -> xr.Dataset:
         """See `open_activations`."""
-        raw = xr.open_zarr(self.arrays, consolidated=False, chunks=None)
-        done = np.repeat(raw["done"].values > 0, self.block)[: self.n]
+        done, problem = self.done(), self.group["problem"][:].astype(object).astype(str)
         if not done.all():
             so_far = f"{self.where} holds {int(done.sum())} of {self.n} clips so far"
             warnings.warn(f"{so_far}; the same ms.collect call finishes it", stacklevel=3)
-        problem = raw["problem"].values.astype(object).astype(str)
-        bad, good = done & (problem != ""), done & (problem == "")
-        told = zip(self.labels["clip"].to_numpy()[bad], problem[bad], strict=True)
-        acts = raw.drop_vars(["done", "problem"]).assign_coords(_coords(self.labels)).set_coords("n_frames")
+        acts = xr.open_zarr(self.arrays, consolidated=False, chunks=None, drop_variables=["done", "problem"])
+        plain = lambda c: c.to_numpy() if pd.api.types.is_numeric_dtype(c) else c.to_numpy(str)
+        acts = acts.assign_coords({name: ("clip", plain(column)) for name, column in self.labels.items()})
+        told = zip(acts["clip"].values[done], problem[done], strict=True)
+        skipped = [{"clip": str(clip), "problem": why} for clip, why in told if why]
+        acts.attrs["skipped"] = json.dumps(skipped, ensure_ascii=False)
+        acts, good = acts.set_coords("n_frames"), done & (problem == "")
         acts = acts if good.all() else acts.isel(clip=np.flatnonzero(good))
         weight, sites = acts["n_frames"] / max(int(acts["n_frames"].sum()), 1), self.attrs["site"].split(", ")
-        norms = {f"{site}_norm": acts[f"{site}_norm"].astype(float) * weight for site in sites}
-        acts = acts.assign({name: norm.sum("clip").astype("float32") for name, norm in norms.items()})
+        for norm in (norms := [f"{site}_norm" for site in sites]):
+            acts[norm] = (acts[norm].astype(float) * weight).sum("clip").astype("float32")
         acts = acts[[*sites, *norms, "input", *(["codes"] if "codes" in acts else [])]]
-        skipped = [{"clip": str(clip), "problem": problem} for clip, problem in told]
-        acts.attrs["skipped"] = json.dumps(skipped, ensure_ascii=False)
         return acts.assign_coords(layer=self.attrs["layers"])
 
 
@@ -182,24 +166,14 @@ def _typed(labels: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _coords(labels: pd.DataFrame) -> dict:
-    """Labels as coordinates on clip, text as numpy's fixed-width strings."""
-    plain = lambda a: a if a.dtype.kind in "biuf" else a.astype(object).astype(str)
-    return {name: ("clip", plain(column.to_numpy())) for name, column in labels.items()}
-
-
-def _blank(dtype: str) -> float:
-    return np.nan if np.dtype(dtype).kind == "f" else 0
-
-
 def _create(where, arrays: Arrays, n: int, attrs: dict) -> None:
     """An empty group for n clips, made by zarr, as xarray writes the whole of any array that it makes."""
     import zarr
 
     group, block = zarr.create_group(where, attributes=attrs, overwrite=True), min(attrs["block"], n)
-    for name, (dims, dtype) in arrays.items():
+    for name, (dims, dtype, blank) in arrays.items():
         chunks = (block, *(1 if dim == "layer" else size for dim, size in dims.items()))
-        options = dict(dtype=dtype, fill_value=_blank(dtype), compressors=None)  # activations hardly shrink
+        options = dict(dtype=dtype, fill_value=blank, compressors=None)  # activations hardly shrink
         options |= dict(dimension_names=["clip", *dims], chunks=chunks)
         group.create_array(name, shape=(n, *dims.values()), **options)
     group.create_array("problem", shape=(n,), chunks=(block,), dtype=str, dimension_names=["clip"])

@@ -35,8 +35,7 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
     segment : float, optional
         Seconds: cut files into consecutive clips of this length, which stay in one group. The rest at the end
         is kept if it is at least half as long. A file shorter than `segment` is one clip.
-    label : str
-        Name of the label of a folder per class.
+    label : str, name of the label of a folder per class
     group : str or function, optional
         Name of the column to group by, or a function from a path (as in `path`) to a group. Default: the
         column `group`, else every file is its own group.
@@ -218,16 +217,13 @@ def held_codes(row):
 def own_codes(row, codec: str):
     """The codes of a row that the model whose `Model.codec_hash` is `codec` takes as they are.
 
-    uint16 or int [codebook, frame]; None where audio must be encoded. Codes that don't say whose they are
-    count as the model's own.
+    uint16 or int [codebook, frame]; None where audio must be encoded, ValueError where there is no way to it.
+    Codes that don't say whose they are count as the model's own.
     """
-    made_by = row.get("codec")
-    return held_codes(row) if pd.isna(made_by) or made_by == codec else None
+    codes, made_by = held_codes(row), row.get("codec")
+    if codes is None or pd.isna(made_by) or made_by == codec:
+        return codes
+    from ..tiny import orchestra
 
-
-def check_codecs(table: pd.DataFrame, codec: str) -> None:
-    """ValueError for codes that are neither of the codec `codec` nor of one that can decode them here."""
-    for made_by in set(table["codec"].dropna()) - {codec} if "codec" in table else ():
-        from ..tiny import orchestra
-
-        orchestra.codec_of(made_by)
+    orchestra.codec_of(made_by)
+    return None

@@ -14,7 +14,7 @@ import xarray as xr
 from ..model.model import Model, load
 from ._job import Job, check_options, codes_for
 from ._store import Store
-from .clips import OWN, SHORT, check, check_codecs, own_codes
+from .clips import OWN, SHORT, check, own_codes
 
 __all__ = ["codes", "collect"]
 
@@ -39,9 +39,8 @@ def collect(
 ) -> xr.Dataset:
     """Read activations of every clip, teacher-forced, or of prompts while they are being generated.
 
-    Killed at any moment, the same call finishes the rest. What can't be read is skipped and listed in one
-    table at the end. Memory grows neither with the number of clips nor, unless frames are kept, with their
-    length.
+    Killed at any moment, the same call finishes the rest. What can't be read is skipped, and listed at last.
+    Memory grows neither with the number of clips nor, unless frames are kept, with their length.
 
     Parameters
     ----------
@@ -49,7 +48,7 @@ def collect(
     clips : pd.DataFrame
         From `ms.clips`: `clip` with `path`, `start`, `duration`, or `codes`; `group`; all other columns are
         labels. With `generate`: a list of prompts, or a DataFrame with column `prompt` and any labels.
-    sites : of "resid", "attn", "heads", "cross", "mlp"
+    sites : one or several of `sites.SITES`
     layers : int or list of int, 0-based; default all
     pool : str
         "mean" over the clip's valid steps (`Model.valid_steps`: padding and the special token are left out),
@@ -59,15 +58,12 @@ def collect(
         become the label `prompt`; a column `prompt` of the clips is a label and told to nobody.
     generate : dict, optional
         Options of `Model.generate`: duration (s), seed, guidance, temperature, top_k, steering. Prompt i has
-        seed `seed` + i, or the column `seed`. Read are the rows of the conditional half, after steering;
-        codes are kept.
+        seed `seed` + i, or the column `seed`. The conditional half is read, after steering; codes are kept.
     out : path, optional
         A folder: arrays in zarr, labels in parquet. None: in memory, for small collections.
-    batch_size : int or "auto"
-        Clips per forward pass, which changes the numbers by rounding only.
+    batch_size : int or "auto", clips per forward pass, which changes the numbers by rounding only
     dtype : "float32" or "float16", of what is stored
-    strict : bool
-        Read all clips first and raise if any can't be used, before any work.
+    strict : bool, read all clips first and raise if any can't be used, before any work
     engine, workers
         "ray" spreads blocks of clips over this many actors with a model each (and a GPU each if any); a
         worker that dies is replaced. Needs `out`, on a disk that all workers share.
@@ -78,10 +74,9 @@ def collect(
 
     Raises
     ------
-    ValueError
-        For unknown options; clips without names, twice the same, or (strict) unusable; `out` holding
+    ValueError  for unknown options; clips without names, twice the same, or (strict) unusable; `out` holding
         activations of another model, other clips or options (names both); codes of a codec that isn't here;
-        frames that exceed the free disk.
+        more than the free disk takes.
 
     Taught in 01_collect_activations.
     """
@@ -90,25 +85,25 @@ def collect(
         raise ValueError(f"engine={engine!r}, out={out!r}; {choose}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype={dtype!r}; choose float32 or float16")
-    source = model if isinstance(model, str | Path) else model.musicgen.name
     model = load(model) if isinstance(model, str | Path) else model
     sites, layers = check_options(model, sites, layers, pool, generate)
     generate = None if generate is None else {"duration": 8.0, "seed": 0} | generate
     table = _prompts(clips, generate) if generate is not None else _clips(clips, model, prompt)
     if strict and len(bad := check(table)):
-        told = f"{len(bad)} of {len(table)} clips can't be used (strict=True)"
-        raise ValueError(f"{told}:\n{bad.to_string(index=False)}")
+        unusable = f"{len(bad)} of {len(table)} clips can't be used (strict=True)"
+        raise ValueError(f"{unusable}:\n{bad.to_string(index=False)}")
     told = generate is not None or not (prompt is None or isinstance(prompt, str))
     n_frames, shared = _longest(table, model, generate), None if told else prompt
     job = Job(sites, layers, pool, n_frames, shared, told, generate, dtype, batch_size).fitted(model)
+    labels = _labels(table, job.arrays)
     _room(job.clip_bytes * len(table), out, pool)
     began_here = out is not None and not Path(out).exists()
-    store = Store.begin(out, job.arrays, _labels(table, job.arrays), job.attrs(model, table))
+    store = Store.begin(out, job.arrays, labels, job.attrs(model, table))
     try:
         if engine == "ray":
             from ._ray import run
 
-            run(source, model, job, table, store, workers, progress)
+            run(model, job, table, store, workers, progress)
         else:
             with store.bar(progress) as bar:
                 for block in store.todo():
@@ -116,11 +111,11 @@ def collect(
                     store.write(block, *job.run(model, rows))
                     bar.update(len(rows))
     except Exception:
-        if began_here:  # so that the corrected call doesn't meet the options of this one
-            store.discard_empty()
+        if began_here and not store.done().any():  # the corrected call shouldn't meet the options of this one
+            shutil.rmtree(out)
         raise
     acts = store.dataset()
-    _report(acts, table)
+    _report(acts, labels)
     return acts
 
 
@@ -129,9 +124,7 @@ def codes(model: Model, clips: pd.DataFrame) -> torch.Tensor:
 
     Parameters
     ----------
-    clips : pd.DataFrame
-        From `ms.clips`. Codes that the model's own codec made are taken as they are; all else is read and
-        encoded.
+    clips : from `ms.clips`; codes of the model's own codec are taken as they are, all else is encoded
 
     Returns
     -------
@@ -146,10 +139,9 @@ def codes(model: Model, clips: pd.DataFrame) -> torch.Tensor:
     for clip, problem in zip(table["clip"], problems, strict=True):
         if problem:
             raise ValueError(f"{clip}: {problem}")
-    lengths = sorted({row.shape[-1] for row in rows})
-    if len(lengths) > 1:
-        differ = f"clips of {lengths[0]} to {lengths[-1]} frames don't fit one array"
-        raise ValueError(f"{differ}: cut them to one length")
+    first, *others = sorted({row.shape[-1] for row in rows})
+    if others:
+        raise ValueError(f"clips of {first} to {others[-1]} frames don't fit one array: cut them alike")
     return torch.stack([torch.as_tensor(np.asarray(row, "int64")) for row in rows])
 
 
@@ -157,12 +149,9 @@ def _clips(clips: pd.DataFrame, model: Model, prompt) -> pd.DataFrame:
     """The table with a prompt per clip if given, and a problem where a clip is too long for the model."""
     known = isinstance(clips, pd.DataFrame) and len(clips) and "clip" in clips
     if not known or not ("codes" in clips or {"path", "start", "duration"} <= set(clips)):
-        raise ValueError(
-            "clips must be a DataFrame with rows and columns `clip`, and `codes` or `path`, `start` and "
-            "`duration`: ms.clips makes one of a folder, a manifest or a DataFrame"
-        )
+        wanted = "rows and columns `clip`, and `codes` or `path`, `start` and `duration`"
+        raise ValueError(f"clips must be a DataFrame with {wanted}: ms.clips makes one")
     table = clips.reset_index(drop=True)
-    _unique(table)
     if prompt is not None and not isinstance(prompt, str):
         if len(prompt) != len(table):
             raise ValueError(f"{len(prompt)} prompts for {len(table)} clips; give one for all, or one each")
@@ -189,25 +178,16 @@ def _prompts(prompts, generate: dict) -> pd.DataFrame:
     seeds = int(generate["seed"]) + np.arange(len(table))
     own = {"clip": [f"{i:05d}" for i in range(len(table))], "seed": seeds}
     table = table.assign(**{k: v for k, v in own.items() if k not in table})
-    _unique(table)
     return table if "group" in table else table.assign(group=table["clip"])
-
-
-def _unique(table: pd.DataFrame) -> None:
-    twice = table["clip"][table["clip"].duplicated()].unique()
-    if len(twice):
-        some = ", ".join(map(str, twice[:3]))
-        raise ValueError(f"{len(twice)} clip names stand for several rows ({some}, ...)")
 
 
 def _longest(table: pd.DataFrame, model: Model, generate: dict | None) -> int:
     """Frames of the longest usable clip."""
     if generate is not None:
         return model.seconds_to_frames(generate["duration"])
-    check_codecs(table, model.codec_hash)  # an error now rather than one per clip
     longest = 1
     for row in table[table["problem"] == ""].to_dict("records"):
-        own = own_codes(row, model.codec_hash)
+        own = own_codes(row, model.codec_hash)  # codes of an unknown codec: an error now, not one per clip
         frames = np.ceil(row["duration"] * model.frame_rate - 1e-6) if own is None else own.shape[-1]
         longest = max(longest, int(frames))
     return longest
@@ -227,19 +207,23 @@ def _room(needed: int, out, pool: str) -> None:
 
 
 def _labels(table: pd.DataFrame, arrays) -> pd.DataFrame:
-    """The columns that become coords on clip; ValueError for a name that something in the Dataset has."""
+    """The columns that become coords on clip; ValueError for a name that something else has."""
+    twice = table["clip"][table["clip"].duplicated()].unique()
+    if len(twice):
+        some = ", ".join(map(str, twice[:3]))
+        raise ValueError(f"{len(twice)} clip names stand for several rows ({some}, ...)")
     labels = table.drop(columns=[name for name in OWN if name in table and name != "clip"])
     if taken := sorted(set(labels) & (RESERVED | set(arrays))):
         raise ValueError(f"label {', '.join(taken)}: that name is taken in the Dataset; rename the column")
     return labels.assign(clip=labels["clip"].astype(str))
 
 
-def _report(acts: xr.Dataset, table: pd.DataFrame) -> None:
+def _report(acts: xr.Dataset, labels: pd.DataFrame) -> None:
     """One table of what was skipped and of labels with gaps."""
     rows = [row | {"what became of it": "skipped"} for row in json.loads(acts.attrs["skipped"])]
-    for name in (name for name in table if name not in OWN):
-        if gaps := int(table[name].isna().sum()):
-            told = {"clip": f"label {name!r}", "problem": f"{gaps} of {len(table)} clips have no value"}
+    for name, gaps in labels.isna().sum().items():
+        if gaps:
+            told = {"clip": f"label {name!r}", "problem": f"{gaps} of {len(labels)} clips have no value"}
             rows.append(told | {"what became of it": "kept, without the label"})
     if rows:
         print(pd.DataFrame(rows).to_string(index=False, max_colwidth=100))

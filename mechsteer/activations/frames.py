@@ -20,18 +20,17 @@ def frame_labels(
     """Labels for every frame of `acts`, ready to join: `acts = acts.merge(ms.frame_labels(acts))`.
 
     Frame t is the time from t / rate to (t + 1) / rate. `collect(pool="frames")` puts at frame t the
-    activation of sequence step t + 1, which has just read codebook 0 of frame t (and codebook k up to frame t
-    - k): so these labels say what the model has *just heard*. For what it is about to play, shift them:
-    `labels.shift(frame=-1)`.
+    activation of sequence step t + 1, which has just read codebook 0 of frame t (codebook k up to frame t -
+    k): so these labels say what the model has *just heard*, `labels.shift(frame=-1)` what it is about to
+    play.
 
     Parameters
     ----------
     acts : xr.Dataset
-        With dims clip and frame and attr `frame_rate` (Hz). Beats need the coords `tempo` (bpm) and
-        `first_beat` (s).
+        With dims clip and frame, attr `frame_rate` (Hz); for beats, coords `tempo` (bpm), `first_beat` (s).
     notes, chords : pd.DataFrame, optional
-        Columns clip, onset, offset (s) and pitch (MIDI), optionally part; or root (pitch class). Default: the
-        orchestra's, as `tiny.orchestra` gives them.
+        Columns clip, onset, offset (s) and pitch (MIDI), optionally part; or root (pitch class). Default:
+        those of `tiny.orchestra`.
     parts : of the notes, those that count.
 
     Returns
@@ -47,11 +46,10 @@ def frame_labels(
     """
     if "frame" not in acts.dims or "frame_rate" not in acts.attrs:
         raise ValueError("these activations have no frames: collect them with pool='frames'")
-    if notes is None or chords is None:
-        from ..tiny import orchestra
+    from ..tiny import orchestra
 
-        notes = orchestra.notes() if notes is None else notes
-        chords = orchestra.chords() if chords is None else chords
+    notes = orchestra.notes() if notes is None else notes
+    chords = orchestra.chords() if chords is None else chords
     if "part" in notes:
         notes = notes[notes["part"].isin(parts)]
     names, n, rate = acts["clip"].values, acts.sizes["frame"], float(acts.attrs["frame_rate"])

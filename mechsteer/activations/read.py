@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ POOLS = ("mean", "last", "frames")
 BUDGET = 256e6  # bytes of activations inside a forward pass on the CPU
 
 
-class _Enough(Exception):  # noqa: N818  (not an error: the last layer that was asked for has run)
-    pass
+class _Enough(Exception):  # noqa: N818
+    """Ends a forward pass: the last layer that was asked for has run."""
 
 
 class Reader:
@@ -31,7 +32,6 @@ class Reader:
 
     Parameters
     ----------
-    model : Model
     sites : of `sites.SITES`; values are float32, after any steering of the same place
     layers : 0-based
     n_frames : (row,) frames of each row; steps beyond them are padding and count nowhere
@@ -75,14 +75,12 @@ class Reader:
         if self.placed:
             return
         self.placed = True
-        embedded = lambda module, args: self._take((INPUT,), args[0])
-        handles = [lm.transformer.register_forward_pre_hook(embedded)]
-        for place in ((site, layer) for site in self.sites for layer in self.layers):
-            handles.append(hook(lm, *place, partial(self._take, place)))
+        keep = lambda handle: self.hooks.callback(handle.remove)
+        keep(lm.transformer.register_forward_pre_hook(lambda module, args: self._take((INPUT,), args[0])))
+        for place in product(self.sites, self.layers):
+            keep(hook(lm, *place, partial(self._take, place)))
         if self.stop:
-            handles.append(lm.transformer.layers[max(self.layers)].register_forward_hook(_enough))
-        for handle in handles:
-            self.hooks.callback(handle.remove)
+            keep(lm.transformer.layers[max(self.layers)].register_forward_hook(_enough))
 
     def _take(self, key: tuple, h: torch.Tensor) -> None:
         """Pool h (row, step, [head,] feature), whose first step is sequence step `now`."""
@@ -91,7 +89,8 @@ class Reader:
         if S <= 0:
             return
         h, valid = h[:R, :S].float(), self.valid[:, now : now + S]
-        self._add(self.norms, key, torch.einsum("rs,rs...->r...", valid, torch.linalg.vector_norm(h, dim=-1)))
+        norms = torch.einsum("rs,rs...->r...", valid, torch.linalg.vector_norm(h, dim=-1))
+        self.norms[key] = self.norms.get(key, 0) + norms
         if self.pool == "frames":
             if key not in self.pooled:
                 self.pooled[key] = h.new_full((R, self.width - self.first, *h.shape[2:]), torch.nan)
@@ -99,10 +98,7 @@ class Reader:
             self.pooled[key][:, now + skip - self.first : now + S - self.first] = h[:, skip:]
         else:
             weight = valid if self.pool == "mean" else self.last[:, now : now + S]
-            self._add(self.pooled, key, torch.einsum("rs,rs...->r...", weight, h))
-
-    def _add(self, sums: dict, key: tuple, value: torch.Tensor) -> None:
-        sums[key] = sums[key] + value if key in sums else value
+            self.pooled[key] = self.pooled.get(key, 0) + torch.einsum("rs,rs...->r...", weight, h)
 
     def result(self) -> dict[str, np.ndarray]:
         """See the class; call it after the forward passes."""

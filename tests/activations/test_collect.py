@@ -191,7 +191,7 @@ def test_mean_norms_are_those_of_a_trace_and_of_a_collection_in_batches_of_any_s
         ("resid", None),
         ("heads", None),
         ("resid", "jazz"),
-        ("resid", "jazz rock slow fast piano".split()),
+        ("resid", ["jazz", "rock", "slow", "fast", "piano"]),
     ):
         seen = []
         with torch.no_grad(), model.trace(codes, prompts):
@@ -215,6 +215,7 @@ def test_negative_layers_are_refused_by_every_reader(model):
         read(model, codes, layers=[-1])
     with pytest.raises(IndexError, match="no layer -1"):
         read(model, codes, layers=[0, -1])
+    assert not model.lm.transformer.layers[0]._forward_hooks, "a refusal leaves no hook behind"
 
 
 def test_collecting_while_generating_reads_the_conditional_half_after_steering(model):
