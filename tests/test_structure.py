@@ -14,7 +14,7 @@ HOMES = ("mechsteer", "workshop")
 PATHS = [path for home in HOMES for path in sorted((ROOT / home).rglob("*.py"))]
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
 ORDER = ("model", "activations", "directions", "measures", "show", "listening")  # each imports those before it
-SHARED = {"mechsteer", "mechsteer._shared", "mechsteer.paths", "mechsteer.errors", "mechsteer.sound"}
+SHARED = {"mechsteer", "mechsteer._shared", "mechsteer.paths", "mechsteer.errors", "mechsteer.sound", "mechsteer._machine"}
 # Arrows that run forward, each inside a function: the embedded model and its music, and a clip that shows itself.
 LAZY = {
     ("mechsteer.model.model", "mechsteer.tiny.loading"),

@@ -156,9 +156,7 @@ def _minimise(x, truth, weights, w, penalty, spectrum, tol, rounds=100, steps=15
             damping = (penalty * np.square(step)).sum(0)
             t = -slope / ((weights * p * (1 - p) * np.square(along)).sum(0) + damping + 1e-30)
             moved = (weights * (_sigmoid(logits + t * along) - truth) * along).sum(0)
-            moved += (penalty * w * step).sum(
-                0
-            ) + t * damping  # slope at the Newton step; a secant step follows
+            moved += (penalty * w * step).sum(0) + t * damping  # slope at the Newton step; a secant follows
             t *= np.clip(slope / np.minimum(slope - moved, -1e-30), 0.1, 3)
             w, logits = w + t * step, logits + t * along
             p = _sigmoid(logits)
@@ -230,9 +228,8 @@ class Method:
     classes_only: bool = False  # can't read numbers
 
 
-_LOG_LOSS = lambda scores, y: np.logaddexp(0, -y * scores)
 _ALL = (
-    Method("logistic", logistic, _LOG_LOSS, penalised=True, classes_only=True),
+    Method("logistic", logistic, lambda s, y: np.logaddexp(0, -y * s), penalised=True, classes_only=True),
     Method("mse", mse, penalised=True),
     Method("diff_of_means", diff_of_means),
     Method("random", random_direction),

@@ -106,6 +106,4 @@ def _check_card(direction: xr.DataArray, *coords: str) -> None:
     lacking = [name for name in coords if name not in direction.coords]
     lacking += [name for name in ("site", "model", "model_hash") if name not in direction.attrs]
     if lacking:
-        raise ValueError(
-            f"the direction lacks {', '.join(lacking)}, without which nobody knows where it belongs"
-        )
+        raise ValueError(f"the direction lacks {', '.join(lacking)}: nobody knows where it belongs")

@@ -175,9 +175,7 @@ def apply_direction(direction: xr.DataArray, acts: xr.Dataset) -> xr.DataArray:
     """
     site = direction.attrs.get("site")
     if site is None or not {"slope", "bias"} <= set(direction.coords):
-        raise ValueError(
-            "this direction has no site, slope and bias to read with; a sum of directions has none"
-        )
+        raise ValueError("this direction has no site, slope and bias to read with; sums of directions don't")
     if site not in acts:
         has = ", ".join(map(str, acts.data_vars))
         raise ValueError(f"the direction reads site {site!r}, and these activations hold {has}")

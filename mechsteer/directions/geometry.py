@@ -175,14 +175,8 @@ def direction_cosines(
                 lo, hi = cosine_interval(value, cosine(booted[a], booted[b], metric), level)
             for i, concept in enumerate(batch.targets[0].concepts):
                 pair = {"label": label, "concept": concept, **where, "method_a": a, "method_b": b}
-                numbers = {
-                    "cosine": value[i],
-                    "lo": lo[i],
-                    "hi": hi[i],
-                    "null_lo": null[0],
-                    "null_hi": null[1],
-                }
-                records.append(pair | numbers)
+                numbers = zip(("cosine", "lo", "hi", "null_lo", "null_hi"), (value[i], lo[i], hi[i], *null))
+                records.append(pair | dict(numbers))
     return pd.DataFrame(records)
 
 

@@ -53,11 +53,11 @@ def accuracy_by_layer(
 
     Returns
     -------
-    pd.DataFrame with columns model, label, concept, site, layer, [head,] method, metric, fold, score, chance,
-    shuffled. The input is a site of its own, "input", and has no layer (pd.NA). metric: accuracy,
-    balanced_accuracy, auc; r2 for values. `chance`: the score of a constant guess learnt on the training part
-    (majority class, mean). `shuffled`: the score with shuffled labels, mean over `shuffles`. A score is NaN
-    where a fold lacks the classes to define it.
+    pd.DataFrame with columns model, label, concept, site, layer, [head,] method, metric, fold, rows (of its
+    test part), score, chance, shuffled. The input is a site of its own, "input", and has no layer (pd.NA).
+    metric: accuracy, balanced_accuracy, auc; r2 for values. `chance`: the score of a constant guess learnt on
+    the training part (majority class, mean). `shuffled`: the score with shuffled labels, mean over
+    `shuffles`. A score is NaN where a fold lacks the classes to define it.
 
     Raises
     ------
@@ -71,16 +71,14 @@ def accuracy_by_layer(
     targets = [_labels.read_target(acts, label, (kinds or {}).get(label, "auto")) for label in labels]
     _labels.check_methods(methods, targets)
     fold = _labels.fold_of(groups, folds, seed, _labels.read_target(acts, stratify) if stratify else None)
-    copies = [
-        t if r == 0 else _labels.shuffled(t, groups, seed + r) for t in targets for r in range(shuffles + 1)
-    ]
+    shuffled = lambda target: [_labels.shuffled(target, groups, seed + r + 1) for r in range(shuffles)]
+    copies = [one for target in targets for one in (target, *shuffled(target))]
     places = {site: layers} | ({"input": None} if "input" in acts.data_vars else {})
     records = []
     for here, chosen in places.items():
         parts, frames = None, acts[here].sizes.get("frame") if here in acts else None
-        for where, x in _shared.progress(
-            _labels.states(acts, here, chosen), progress, desc=f"probes, {here}"
-        ):
+        layers = _labels.states(acts, here, chosen)
+        for where, x in _shared.progress(layers, progress, desc=f"probes, {here}"):
             parts = parts or _labels.batches(copies, groups, x, frames, fitting, fold)
             for f, batch in itertools.product(range(folds), parts):
                 train = batch.fold != f
@@ -91,6 +89,7 @@ def accuracy_by_layer(
                     place = {"site": here, "layer": pd.NA, **where, "method": method}
                     for label, concept, metric, numbers in _score_batch(batch, scores, train):
                         what = {"label": label, "concept": concept, **place, "metric": metric, "fold": f}
+                        what["rows"] = int((~train).sum())
                         records.append(what | numbers)
     table = pd.DataFrame(records)
     table.insert(0, "model", str(acts.attrs.get("model", "")))

@@ -27,8 +27,6 @@ from ..model.sites import feature_dims, module_of
 if TYPE_CHECKING:
     from ..model.model import Model
 
-__all__ = ["caption_contrast", "optimised_vector"]
-
 
 def caption_contrast(
     model: Model,
@@ -70,9 +68,8 @@ def caption_contrast(
     difference, norm = 0.0, 0.0
     for at in range(0, n, batch_size):
         some = slice(at, at + batch_size)
-        to, away = (
-            read(model, codes[some], (site,), layers, prompts=told[some]) for told in (target, source)
-        )
+        told = target[some], source[some]
+        to, away = (read(model, codes[some], (site,), layers, prompts=prompts) for prompts in told)
         difference = difference + (to[site] - away[site]).sum(0) / n
         norm = norm + away[f"{site}_norm"].sum(0) / n
     if not np.abs(difference).max() > 1e-7 * norm.max():
@@ -106,9 +103,8 @@ def optimised_vector(
     codes : (clip, codebook, frame)
         The music that is wanted: clips of the concept.
     prompts : str, or one per clip
-        What the model is told meanwhile: the captions that will be steered, which don't name the concept
-        ("jazz piano" for guitar clips). Controls: the same with clips that *are* what the captions say, or
-        with clips and captions shuffled.
+        What the model is told meanwhile: the captions to be steered, without the concept ("jazz piano" for
+        guitar clips). Controls: clips that *are* what the captions say, or clips and captions shuffled.
     site, layers : where vectors are added, at every step; one vector per layer, default the middle layer.
     steps, batch_size : of Adam, and clips in each.
     rate : how far a step of Adam goes at most, about, in multiples of the mean activation norm.

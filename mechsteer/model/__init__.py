@@ -2,7 +2,7 @@
 
 `model` has `load` and the `Model` it makes; `sites` the places in a layer; `steering` what to add, where and
 when; `effects` that value as tensors; `sampling` tokens from logits; `generation` sound in and clips out;
-`errors` what a notebook shows as one sentence. Behind them: `_audiocraft`, `_checkpoints`, `_devices`.
+`errors` what a notebook shows as one sentence. Behind them: `_audiocraft`, `_checkpoints`, `_vectors`.
 """
 
 from .._shared import modules

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .. import _machine
 from .._shared import progress as progress_bar
 from ..errors import memory_told
 from ..sound import to_clips
-from . import _audiocraft, _checkpoints, _devices
+from . import _audiocraft, _checkpoints
 from ._audiocraft import ConditioningAttributes, MusicGen
 from .effects import plan, steered
 from .generation import Generation
@@ -48,8 +49,8 @@ def load(
     ValueError  for an unknown dtype, a file that is damaged or holds code (`weights_only=True`), a model that
         needs more than text, or other modules than audiocraft 1.3 has.
     """
-    _devices.check_device(device)
-    dtype = dtype and _devices.named_dtype(dtype)
+    _machine.check_device(device)
+    dtype = dtype and _machine.named_dtype(dtype)
     if str(name) == "tiny":
         from ..tiny import loading
 
@@ -92,8 +93,8 @@ class Model:
         self.max_duration = float(musicgen.max_duration)
         for site in SITES:
             setattr(self, site, Site(self, site))
-        self.device = torch.device(device or _devices.pick_device(lm))
-        self.dtype = _devices.named_dtype(dtype or _devices.pick_dtype(self.device.type, lm))
+        self.device = torch.device(device or _machine.pick_device(lm))
+        self.dtype = _machine.named_dtype(dtype or _machine.pick_dtype(self.device.type, lm))
         _audiocraft.move(musicgen, self.device, self.dtype)
         _audiocraft.check_sites(lm, self.conditions(None, 1))
 

@@ -238,7 +238,7 @@ def test_a_direction_without_its_card_is_refused_not_tripped_over(found):
     one = found.sel(concept="jazz", finder="mse")
     bare = one.copy().drop_vars("layer")
     bare.attrs = {"model": "planted"}
-    with pytest.raises(ValueError, match="lacks layer, site, model_hash, without which"):
+    with pytest.raises(ValueError, match="lacks layer, site, model_hash: nobody"):
         files.check_model(bare, model())
     plain = xr.DataArray(noise(2, D), dims=("layer", "d_model"))
     with pytest.raises(ValueError, match="lacks layer, site, model, model_hash"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import NoSuchDevice, TooLittleMemory
+from .errors import NoSuchDevice, TooLittleMemory
 
 SMALL = 100_000_000  # parameters; float32 is fast enough below
 
