@@ -175,7 +175,9 @@ def direction_cosines(
                 lo, hi = cosine_interval(value, cosine(booted[a], booted[b], metric), level)
             for i, concept in enumerate(batch.targets[0].concepts):
                 pair = {"label": label, "concept": concept, **where, "method_a": a, "method_b": b}
-                numbers = zip(("cosine", "lo", "hi", "null_lo", "null_hi"), (value[i], lo[i], hi[i], *null))
+                numbers = zip(
+                    ("cosine", "lo", "hi", "null_lo", "null_hi"), (value[i], lo[i], hi[i], *null), strict=True
+                )
                 records.append(pair | dict(numbers))
     return pd.DataFrame(records)
 

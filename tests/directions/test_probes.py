@@ -207,7 +207,7 @@ def test_a_label_that_only_the_group_knows_scores_at_chance_unless_groups_are_ig
 
 
 def test_the_table_has_every_control(acts, table):
-    what, where = ["model", "label", "concept"], ["site", "layer", "method", "metric", "fold"]
+    what, where = ["model", "label", "concept"], ["site", "layer", "method", "metric", "fold", "rows"]
     assert list(table.columns) == [*what, *where, "score", "chance", "shuffled"]
     assert set(table.fold) == set(range(4)) and set(table.layer) == {0, 1} and set(table.site) == {"resid"}
     assert set(table.concept[table.label == "lead"]) == {*LEADS, "all"}
