@@ -36,28 +36,18 @@ def tidy(lines: Sequence[dict], design: Design) -> pd.DataFrame:
             continue
         made = bool(line.get("simulated", False))
         slots, check = line["slots"], line["stage"] == "headphones"
-        row = {
-            "listener": f"{'S' if made else 'L'}{line['listener']:02d}",
-            "name": names[line["listener"]]["name"],
-            "simulated": made,
-            "stage": line["stage"],
-            "trial": line["trial"],
-            "item": f"tone {line['item']}" if check else design.items[line["item"]],
-            "repeat": line["repeat"],
-            **{key: line.get(key) for key in ("time", "seconds", "switches")},
-        }
+        row = {"listener": f"{'S' if made else 'L'}{line['listener']:02d}"}
+        row |= {"name": names[line["listener"]]["name"], "simulated": made}
+        row |= {key: line[key] for key in ("stage", "trial")}
+        row |= {"item": f"tone {line['item']}" if check else design.items[line["item"]]}
+        row |= {key: line.get(key) for key in ("repeat", "time", "seconds", "switches")}
         if "ratings" in line:
             for position, slot in enumerate(slots):
                 rows.append({**row, "position": position, "condition": slot, "rating": line["ratings"][slot]})
             continue
         right = "quiet" if check else line.get("x")
-        row |= {
-            "left": slots[0],
-            "right": slots[1],
-            "choice": line["choice"],
-            "chosen": line["chosen"],
-            "x": line.get("x"),
-        }
+        row |= dict(zip(("left", "right"), slots, strict=False))  # a headphone check has a third sound
+        row |= {key: line.get(key) for key in ("choice", "chosen", "x")}
         rows.append(row | {"correct": line["chosen"] == right if right else None})
     return pd.DataFrame(rows)
 
@@ -77,13 +67,9 @@ def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None)
     for listener, own in answers.groupby("listener", sort=True):
         main = own[own["stage"] == "main"]
         once, check = main.drop_duplicates("trial"), own[own["stage"] == "headphones"]
-        row = {
-            "listener": listener,
-            "answered": len(once) / len(asked),
-            "headphones_wrong": int((~check["correct"].astype(bool)).sum()) if len(check) else np.nan,
-            "one_side": np.nan,
-            "repeats_agree": np.nan,
-        }
+        wrong = int((~check["correct"].astype(bool)).sum()) if len(check) else np.nan
+        row = {"listener": listener, "answered": len(once) / len(asked), "headphones_wrong": wrong}
+        row |= {"one_side": np.nan, "repeats_agree": np.nan}
         if design.kind != "rating":
             if len(once) >= 8:
                 row["one_side"] = once["choice"].value_counts(normalize=True).max()
@@ -147,11 +133,8 @@ class Analysis:
         """Write every figure as `ms.save_figure` does (picture, page, numbers), and the screening as CSV."""
         from ..show.saving import save_figure
 
-        facts = {
-            "test": self.design.name,
-            "test_hash": self.design.test_hash,
-            "listeners": self.who,
-        } | provenance
+        facts = {"test": self.design.name, "test_hash": self.design.test_hash, "listeners": self.who}
+        facts |= provenance
         written = []
         for name, fig in self.figures().items():
             written += save_figure(fig, getattr(self, name), f"{prefix}_{name}", Path(folder), **facts)
@@ -159,22 +142,21 @@ class Analysis:
         self.listeners.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
         return [*written, path]
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, list[pd.DataFrame]]:
         note = "; by another screening rule than the plan's" if self.rule_changed else ""
-        text = f"{self.design.question}\n{self.who}, agreement (alpha) {self.agreement:.2f}{note}\n"
-        tables = [self.results, *([self.strengths] if self.strengths is not None else [])]
-        return text + "\n".join(table.round(3).to_string(index=False) for table in tables)
+        tables = [table.round(3) for table in (self.results, self.strengths) if table is not None]
+        return f"{self.who}, agreement (alpha) {self.agreement:.2f}{note}", tables
+
+    def __repr__(self) -> str:
+        said, tables = self._shown()
+        return "\n".join([self.design.question, said, *(t.to_string(index=False) for t in tables)])
 
     def _repr_html_(self) -> str:
         import html
 
-        note = "; by another screening rule than the plan's" if self.rule_changed else ""
-        head = (
-            f"<p><b>{html.escape(self.design.question)}</b> {self.who}, agreement "
-            f"{self.agreement:.2f}{note}</p>"
-        )
-        tables = [self.results, *([self.strengths] if self.strengths is not None else [])]
-        return head + "".join(table.round(3).to_html(index=False) for table in tables)
+        said, tables = self._shown()
+        head = f"<p><b>{html.escape(self.design.question)}</b> {said}</p>"
+        return head + "".join(table.to_html(index=False) for table in tables)
 
 
 def analyse(
@@ -202,12 +184,10 @@ def analyse(
     listeners = screen(answers, design, screening)
     kept = listeners.loc[listeners["kept"], "listener"]
     if kept.empty:
-        raise ValueError(
-            f"the screening rule keeps none of {len(listeners)} listeners: {listeners['why'].unique()}"
-        )
-    chosen = answers[
-        answers["listener"].isin(kept) & (answers["stage"] == "main") & ~answers["repeat"].astype(bool)
-    ]
+        why = listeners["why"].unique()
+        raise ValueError(f"the screening rule keeps none of {len(listeners)} listeners: {why}")
+    counted = (answers["stage"] == "main") & ~answers["repeat"].astype(bool)
+    chosen = answers[answers["listener"].isin(kept) & counted]
     strengths, options = None, {"boots": boots, "seed": seed}
     if design.kind == "rating":
         results = stats.ratings(chosen, design.reference, **options)
@@ -218,9 +198,8 @@ def analyse(
         if design.kind == "preference" and len(design.conditions) > 2:
             strengths = stats.bradley_terry(chosen, **options)
         # X differs from listener to listener, so what they can agree on is which trials are told rightly
-        judged = chosen.pivot(
-            index="listener", columns="trial", values="correct" if design.kind == "abx" else "chosen"
-        )
+        told = "correct" if design.kind == "abx" else "chosen"
+        judged = chosen.pivot(index="listener", columns="trial", values=told)
         pairs = {trial.key: str(sorted(trial.slots)) for trial in trials(design, 1)}
         alpha = stats.agreement(judged, within=[pairs[trial] for trial in judged])
     made = bool(answers["simulated"].iloc[0])
@@ -228,6 +207,5 @@ def analyse(
         if table is not None:
             table.insert(len(table.columns), "simulated", made)
     changed = screening is not None and screening != design.screening
-    return Analysis(
-        design, results, strengths, alpha, listeners.assign(simulated=made), answers, made, changed
-    )
+    listeners = listeners.assign(simulated=made)
+    return Analysis(design, results, strengths, alpha, listeners, answers, made, changed)

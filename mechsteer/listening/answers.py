@@ -54,7 +54,7 @@ class AnswerStore:
 
     def listeners(self) -> dict[str, int]:
         """Name -> number, from 1 in order of arrival."""
-        return {line["name"]: line["listener"] for line in self.lines() if line["kind"] == "listener"}
+        return self._names(self.lines())
 
     def answers(self, listener: int | None = None) -> list[dict]:
         """The answers, of all or of one listener's number, in the order given."""
@@ -65,11 +65,7 @@ class AnswerStore:
         """The number of a listener; a new name gets the next one."""
         name = clean_name(name)
         with self._locked("r+b") as file:
-            known = {
-                line["name"]: line["listener"]
-                for line in self._parse(file.read())
-                if line["kind"] == "listener"
-            }
+            known = self._names(self._parse(file.read()))
             if name not in known:
                 known[name] = len(known) + 1
                 self._write(file, {"kind": "listener", "listener": known[name], "name": name})
@@ -91,6 +87,10 @@ class AnswerStore:
             self._write(file, {"kind": "answer", "listener": listener, "trial": trial, **answer})
         return True
 
+    @staticmethod
+    def _names(lines: list[dict]) -> dict[str, int]:
+        return {line["name"]: line["listener"] for line in lines if line["kind"] == "listener"}
+
     @contextlib.contextmanager
     def _locked(self, mode: str) -> Iterator:
         import fcntl
@@ -111,11 +111,10 @@ class AnswerStore:
             except ValueError:  # cut short by a crash, then closed by the next write
                 damaged += 1
         if damaged:
-            warnings.warn(
-                f"{damaged} line(s) of {self.path.name} are damaged and were skipped; {len(found)} are "
-                "whole.",
-                stacklevel=4,
+            told = (
+                f"{damaged} line(s) of {self.path.name} are damaged and were skipped; {len(found)} are whole."
             )
+            warnings.warn(told, stacklevel=4)
         return found
 
     @staticmethod

@@ -17,9 +17,8 @@ __all__ = ["power", "results", "strengths"]
 def results(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
     """Shares of choices (preference, ABX) or mean ratings with their intervals by listener and item."""
     if design.kind == "rating":
-        fig = _dots(
-            table["condition"], table["mean"], table["lo"], table["hi"], "rating, 0 to 100", (0, 100), None
-        )
+        shown = (table[column] for column in ("condition", "mean", "lo", "hi"))
+        fig = _dots(*shown, "rating, 0 to 100", (0, 100), None)
         most = table.loc[table["mean"].idxmax()]
         return _titled(fig, f"{design.question} Most: {most['condition']}, {most['mean']:.0f} of 100", who)
     other = "against" if design.kind == "abx" else "over"
@@ -43,9 +42,8 @@ def results(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
 
 def strengths(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
     """Bradley-Terry strengths with their intervals; a difference of 1 is a preference of 73 %."""
-    fig = _dots(
-        table["condition"], table["strength"], table["lo"], table["hi"], "strength, log odds", None, 0.0
-    )
+    shown = (table[column] for column in ("condition", "strength", "lo", "hi"))
+    fig = _dots(*shown, "strength, log odds", None, 0.0)
     return _titled(fig, f"{design.question} Most: {table.loc[table['strength'].idxmax(), 'condition']}", who)
 
 
@@ -62,13 +60,11 @@ def power(table: pd.DataFrame, target: float = 0.8, colour: str = "preference", 
     dashes = ("solid", "dash", "dot", "dashdot")
     for k, (name, part) in enumerate(table.groupby(colour, sort=True)):
         tint = plots.COLOURS[k % len(plots.COLOURS)]
-        fig.add_scatter(
-            x=list(part["listeners"]),
-            y=list(part["power"]),
-            error_y={"array": list(1.96 * part["error"]), "thickness": 1, "width": 3},
-            name=f"{name:.0%}" if isinstance(name, float) else str(name),
-            line={"color": tint, "width": 2, "dash": dashes[k % 4]},
-        )
+        bars = {"array": list(1.96 * part["error"]), "thickness": 1, "width": 3}
+        line = {"color": tint, "width": 2, "dash": dashes[k % 4]}
+        label = f"{name:.0%}" if isinstance(name, float) else str(name)
+        x, y = list(part["listeners"]), list(part["power"])
+        fig.add_scatter(x=x, y=y, error_y=bars, name=label, line=line)
     fig.add_hline(y=target, line={"color": plots.GREY, "dash": "dash"}, annotation_text=f"{target:.0%}")
     fig.update_layout(template="mechsteer", title_text=title, width=760, height=440, legend_title_text=colour)
     fig.update_xaxes(title_text="listeners (simulated)", rangemode="tozero")
@@ -79,20 +75,10 @@ def _dots(labels, middle, lo, hi, x: str, span: tuple[float, float] | None, null
     """A dot and a line per row, the first row on top."""
     fig = go.Figure()
     middle, lo, hi = (pd.Series(v).astype(float).to_numpy() for v in (middle, lo, hi))
-    fig.add_scatter(
-        x=middle,
-        y=[str(label) for label in labels],
-        mode="markers",
-        marker={"size": 11, "color": plots.COLOURS[0]},
-        error_x={
-            "array": hi - middle,
-            "arrayminus": middle - lo,
-            "thickness": 2,
-            "width": 6,
-            "color": plots.COLOURS[0],
-        },
-        hovertemplate="%{y}: %{x:.3f}<extra></extra>",
-    )
+    names, tint = [str(label) for label in labels], plots.COLOURS[0]
+    bars = {"array": hi - middle, "arrayminus": middle - lo, "thickness": 2, "width": 6, "color": tint}
+    look = {"marker": {"size": 11, "color": tint}, "hovertemplate": "%{y}: %{x:.3f}<extra></extra>"}
+    fig.add_scatter(x=middle, y=names, mode="markers", error_x=bars, **look)
     if null is not None:
         fig.add_vline(x=null, line={"color": plots.GREY, "dash": "dash"})
     fig.update_layout(template="mechsteer", width=760, height=200 + 46 * len(middle), showlegend=False)
@@ -101,8 +87,6 @@ def _dots(labels, middle, lo, hi, x: str, span: tuple[float, float] | None, null
 
 
 def _titled(fig: go.Figure, title: str, who: str) -> go.Figure:
-    text = (
-        f"{title}<br><span style='font-size:13px;color:{plots.GREY}'>{who}; 95 % intervals by listener and "
-        "item</span>"
-    )
-    return fig.update_layout(title_text=text)
+    small = f"{who}; 95 % intervals by listener and item"
+    said = f"{title}<br><span style='font-size:13px;color:{plots.GREY}'>{small}</span>"
+    return fig.update_layout(title_text=said)

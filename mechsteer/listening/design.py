@@ -22,17 +22,7 @@ from ..measures.loudness import match_loudness
 from ..model.generation import Generation
 from ..sound import encode_file, to_clips
 
-__all__ = [
-    "KINDS",
-    "Design",
-    "Screening",
-    "Trial",
-    "gather",
-    "load_design",
-    "save_design",
-    "test_hash",
-    "trials",
-]
+__all__ = ["Design", "Screening", "Trial", "gather", "load_design", "save_design", "test_hash", "trials"]
 
 KINDS = ("preference", "abx", "rating")
 
@@ -67,6 +57,11 @@ class Trial:
     slots: tuple[str, ...]
     x: str | None = None
     repeat: bool = False
+
+    def facts(self) -> dict:
+        """What an answer to it says of it."""
+        told = {"stage": self.stage, "design": self.kind, "item": self.item}
+        return told | {"slots": list(self.slots), "repeat": self.repeat}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,16 +108,8 @@ def trials(design: Design, listener: int) -> list[Trial]:
         dataclasses.replace(main[k % len(main)], key=f"practice:{n}", stage="practice")
         for n, k in enumerate(order.permutation(len(main))[: design.practice])
     ]
-    check = [
-        Trial(
-            f"headphones:{n}",
-            "headphones",
-            "headphones",
-            n,
-            tuple(str(s) for s in order.permutation(HEADPHONES)),
-        )
-        for n in range(design.headphones)
-    ]
+    tones = [tuple(str(s) for s in order.permutation(HEADPHONES)) for _ in range(design.headphones)]
+    check = [Trial(f"headphones:{n}", "headphones", "headphones", n, three) for n, three in enumerate(tones)]
     return [*check, *practice, *main, *again]
 
 
@@ -162,9 +149,7 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
     match.
     """
     if len(conditions) < 2 or not all(isinstance(name, str) and name.strip() for name in conditions):
-        raise ValueError(
-            "a listening test compares at least two conditions: {name: clips, other name: clips}"
-        )
+        raise ValueError("a listening test compares at least two conditions: {name: clips, name: clips}")
     counts = {name: len(clips) for name, clips in conditions.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(
@@ -180,12 +165,9 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
     if first is not None:  # what was asked for, not what was done to it: steerings differ between conditions
         names = [f"{p or 'no prompt'} (seed {n})" for p, n in zip(first.prompts, first.seeds, strict=True)]
     names = [name if names.count(name) == 1 else f"{name}, {k}" for k, name in enumerate(names)]
-    pairs = {
-        name: [(a, clips.sample_rate) for a in clips.audio]
-        if name in made
-        else [tuple(pair) for pair in clips]
-        for name, clips in conditions.items()
-    }
+    pairs = {name: [tuple(pair) for pair in clips] for name, clips in conditions.items() if name not in made}
+    pairs |= {name: [(a, clips.sample_rate) for a in clips.audio] for name, clips in made.items()}
+    pairs = {name: pairs[name] for name in conditions}
     rate = int(max(r for clips in pairs.values() for _, r in clips))
     channels = 1 + any(np.ndim(a) > 1 and np.shape(a)[-2] > 1 for clips in pairs.values() for a, _ in clips)
     found = {n: [to_clips(a, int(r), rate, channels)[0] for a, r in clips] for n, clips in pairs.items()}
@@ -206,9 +188,7 @@ def test_hash(clips: Mapping[str, Sequence[np.ndarray]], options: Mapping) -> st
     return digest.hexdigest()[:16]
 
 
-def save_design(
-    folder: Path, clips: Mapping[str, Sequence[np.ndarray]], rate: int, options: Mapping
-) -> Design:
+def save_design(folder: Path, clips: Mapping[str, Sequence], rate: int, options: Mapping) -> Design:
     """Match the loudness of all clips, write them under random names, then the plan; returns it."""
     names = list(clips)
     flat = [clip for name in names for clip in clips[name]]
@@ -219,14 +199,10 @@ def save_design(
         token = secrets.token_hex(12)
         stimuli[names[k // count]][str(k % count)] = token
         paths.replace(folder / "stimuli" / f"{token}.flac", encode_file(clip, rate, "flac"))
-    facts = {
-        **options,
-        "loudness": round(reached, 2),
-        "sample_rate": rate,
-        "duration": round(max(clip.shape[-1] for clip in flat) / rate, 3),
-        "fingerprint": test_hash(clips, options),
-        "stimuli": stimuli,
-    }
+    longest = max(clip.shape[-1] for clip in flat)
+    facts = {**options, "loudness": round(reached, 2), "sample_rate": rate}
+    facts |= {"duration": round(longest / rate, 3), "fingerprint": test_hash(clips, options)}
+    facts |= {"stimuli": stimuli}
     paths.replace(folder / "design.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return load_design(folder)
 

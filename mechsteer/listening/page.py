@@ -26,14 +26,13 @@ def command(folder: str | Path, port: int = 8866, ip: str = "127.0.0.1", theme: 
     """
     page = Path(folder) / "take.ipynb"
     if not page.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no listening test (no take.ipynb): make one with ms.ListeningTest(...)"
-        )
+        told = "(no take.ipynb): make one with ms.ListeningTest(...)"
+        raise FileNotFoundError(f"{folder} holds no listening test {told}")
     options = [
         f"--port={port}",
         f"--Voila.ip={ip}",
-        "--template=listening",
         f"--theme={theme}",
+        "--template=listening",
         "--no-browser",
     ]
     return [sys.executable, "-m", "voila", str(page), *options]
@@ -41,24 +40,19 @@ def command(folder: str | Path, port: int = 8866, ip: str = "127.0.0.1", theme: 
 
 def environment() -> dict[str, str]:
     """The environment in which voila finds our template."""
-    return {
-        **os.environ,
-        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(SHARE), os.environ.get("JUPYTER_PATH")])),
-    }
+    places = filter(None, [str(SHARE), os.environ.get("JUPYTER_PATH")])
+    return {**os.environ, "JUPYTER_PATH": os.pathsep.join(places)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: becomes voila's process."""
     import importlib.util
 
-    parser = argparse.ArgumentParser(
-        prog="python -m mechsteer.listening.page", description=__doc__.splitlines()[0]
-    )
+    about, open_to = __doc__.splitlines()[0], "0.0.0.0 lets other machines in: there is no password"
+    parser = argparse.ArgumentParser(prog="python -m mechsteer.listening.page", description=about)
     parser.add_argument("folder", help="the test's folder, such as data/listening/guitar")
     parser.add_argument("--port", type=int, default=8866)
-    parser.add_argument(
-        "--ip", default="127.0.0.1", help="0.0.0.0 lets other machines in: there is no password"
-    )
+    parser.add_argument("--ip", default="127.0.0.1", help=open_to)
     parser.add_argument("--theme", default="light", choices=["light", "dark"])
     given = parser.parse_args(arguments)
     if importlib.util.find_spec("voila") is None:

@@ -59,11 +59,8 @@ def power(
         seen = 0
         for start in range(0, runs, 200):  # 200 tests at a time bound the memory
             m = min(200, runs - start)
-            odds = (
-                centre
-                + listener_sd * rng.standard_normal((m, n, 1))
-                + item_sd * rng.standard_normal((m, 1, items))
-            )
+            odds = centre + listener_sd * rng.standard_normal((m, n, 1))
+            odds = odds + item_sd * rng.standard_normal((m, 1, items))
             chosen = (rng.random((m, n, items)) < 1 / (1 + np.exp(-odds))).astype(float)
             mean = chosen.mean((1, 2))
             deviation = chosen - mean[:, None, None]
@@ -75,14 +72,8 @@ def power(
             alike = (se <= 1e-9) & (mean != 0.5) & (2 * 0.5 ** min(n, items) < alpha)  # as in `crossed_test`
             seen += ((t > student.isf(alpha / 2, min(n, items) - 1)) | alike).sum()
         share = seen / runs
-        rows.append(
-            {
-                "listeners": n,
-                "answers": n * items,
-                "power": share,
-                "error": np.sqrt(share * (1 - share) / runs),
-            }
-        )
+        error = np.sqrt(share * (1 - share) / runs)
+        rows.append({"listeners": n, "answers": n * items, "power": share, "error": error})
     return pd.DataFrame(rows)
 
 

@@ -64,13 +64,8 @@ class Session:
             return self._welcome(str(error))
         known = self.store.listeners()
         if name in known and not again:
-            total = len(trials(self.design, known[name]))
-            return {
-                "page": "resume",
-                "name": name,
-                "done": len(self.store.answers(known[name])),
-                "total": total,
-            }, []
+            done, total = len(self.store.answers(known[name])), len(trials(self.design, known[name]))
+            return {"page": "resume", "name": name, "done": done, "total": total}, []
         self.name, self.listener = name, self.store.register(name)
         self._served = None
         return self._current()
@@ -89,24 +84,16 @@ class Session:
         if self._served is None or self._served[0] != trial.key:
             sounds = [self._sound(trial, condition) for condition in self._heard(trial)]
             token = secrets.token_urlsafe(12)
-            page = {
-                "page": "trial",
-                "token": token,
-                "stage": trial.stage,
-                "kind": trial.kind,
-                "question": self._question(trial),
-                "letters": [*LETTERS[: len(trial.slots)], *(["X"] if trial.x else [])],
-                "number": number,
-                "total": len(stage),
-                "listen": 0.5 if trial.kind == "headphones" else self.design.listen,
-            }
+            letters = [*LETTERS[: len(trial.slots)], *(["X"] if trial.x else [])]
+            listen = 0.5 if trial.kind == "headphones" else self.design.listen
+            page = {"page": "trial", "token": token, "stage": trial.stage, "kind": trial.kind}
+            page |= {"question": self._question(trial), "letters": letters, "listen": listen}
+            page |= {"number": number, "total": len(stage)}
             self._served = (trial.key, token, page, sounds)
         return self._served[2], self._served[3]
 
     def _question(self, trial: Trial) -> str:
-        if trial.kind == "headphones":
-            return "Which tone is the quietest?"
-        return self.design.question
+        return "Which tone is the quietest?" if trial.kind == "headphones" else self.design.question
 
     @staticmethod
     def _heard(trial: Trial) -> list[str]:
@@ -121,16 +108,9 @@ class Session:
         heard = [float(s) for s in message.get("heard", [])]
         if len(heard) != len(page["letters"]) or min(heard) < page["listen"] - 0.05:
             return f"Please listen to each sound for at least {page['listen']:.0f} s first."
-        facts = {
-            "stage": trial.stage,
-            "design": trial.kind,
-            "item": trial.item,
-            "slots": list(trial.slots),
-            "repeat": trial.repeat,
-            "heard": [round(s, 2) for s in heard],
-            "switches": int(message.get("switches", 0)),
-            "seconds": round(float(message.get("seconds", 0)), 2),
-        }
+        facts = trial.facts() | {"heard": [round(s, 2) for s in heard]}
+        facts |= {"switches": int(message.get("switches", 0))}
+        facts |= {"seconds": round(float(message.get("seconds", 0)), 2)}
         if trial.kind == "rating":
             given = [float(v) for v in message.get("ratings", [])]
             if len(given) != len(trial.slots) or not all(0 <= v <= 100 for v in given):

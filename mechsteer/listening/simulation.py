@@ -39,9 +39,8 @@ def simulate(
     """
     unknown = set(strengths or {}) - set(design.conditions)
     if unknown:
-        raise ValueError(
-            f"no condition {', '.join(sorted(unknown))}; there are {', '.join(design.conditions)}"
-        )
+        there = ", ".join(design.conditions)
+        raise ValueError(f"no condition {', '.join(sorted(unknown))}; there are {there}")
     rng = np.random.default_rng(seed)
     mean = np.array([(strengths or {}).get(name, 0.0) for name in design.conditions])
     number = {name: k for k, name in enumerate(design.conditions)}
@@ -53,19 +52,8 @@ def simulate(
         mine = mean + listener_sd / 2**0.5 * rng.standard_normal(len(mean))
         absent = listener > listeners - careless
         for trial in trials(design, listener):
-            line = {
-                "kind": "answer",
-                "listener": listener,
-                "trial": trial.key,
-                "stage": trial.stage,
-                "simulated": True,
-            }
-            line |= {
-                "design": trial.kind,
-                "item": trial.item,
-                "slots": list(trial.slots),
-                "repeat": trial.repeat,
-            }
+            line = {"kind": "answer", "listener": listener, "trial": trial.key, "simulated": True}
+            line |= trial.facts()
             if trial.kind == "headphones":
                 odds = np.ones(3) / 3 if absent else np.where([s == "quiet" for s in trial.slots], 0.96, 0.02)
                 pick = int(rng.choice(3, p=odds))

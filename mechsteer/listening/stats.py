@@ -129,18 +129,11 @@ def _share(table: pd.DataFrame, column: str, boots: int, level: float, seed: int
         votes = min((n for n in table[["listener", "item"]].nunique() if n > 1), default=1)
         lo, hi = wilson(hit[0] * votes, votes, level)
     wilson_lo, wilson_hi = wilson(hit.sum(), len(hit), level)
-    return {
-        "share": float(hit.mean()),
-        "lo": float(lo),
-        "hi": float(hi),
-        "p": crossed_test(table, column)["p"],
-        "answers": len(hit),
-        "listeners": table["listener"].nunique(),
-        "items": table["item"].nunique(),
-        "wilson_lo": wilson_lo,
-        "wilson_hi": wilson_hi,
-        "p_binomial": float(binomtest(int(hit.sum()), len(hit)).pvalue),
-    }
+    found = {"share": float(hit.mean()), "lo": float(lo), "hi": float(hi)}
+    found |= {"p": crossed_test(table, column)["p"], "answers": len(hit)}
+    found |= {"listeners": table["listener"].nunique(), "items": table["item"].nunique()}
+    found |= {"wilson_lo": wilson_lo, "wilson_hi": wilson_hi}
+    return found | {"p_binomial": float(binomtest(int(hit.sum()), len(hit)).pvalue)}
 
 
 def preferences(answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, seed: int = 0) -> pd.DataFrame:

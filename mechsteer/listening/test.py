@@ -93,46 +93,30 @@ class ListeningTest:
         folder: str | Path | None = None,
     ):
         if kind not in KINDS or not re.fullmatch(r"[a-z0-9_-]+", name) or not question.strip():
-            raise ValueError(
-                f"a test needs a kind of {', '.join(KINDS)}, a name of a-z, 0-9, - and _, and a question"
-            )
+            told = f"a kind of {', '.join(KINDS)}, a name of a-z, 0-9, - and _, and a question"
+            raise ValueError(f"a test needs {told}")
         clips, items, rate = gather(conditions)
         named = [tuple(pair) for pair in pairs or itertools.combinations(clips, 2)]
-        unknown = {c for pair in named for c in pair} | {reference, anchor} - {None}
-        unknown -= set(clips)
+        unknown = ({c for pair in named for c in pair} | {reference, anchor} - {None}) - set(clips)
         if unknown or any(a == b for a, b in named):
-            raise ValueError(
-                f"pairs, reference and anchor must be of {', '.join(clips)}; not {sorted(unknown)}"
-            )
+            there = ", ".join(clips)
+            raise ValueError(f"pairs, reference and anchor must be of {there}; not {sorted(unknown)}")
         longest = max(clip.shape[-1] for part in clips.values() for clip in part) / rate
-        options = {
-            "name": name,
-            "kind": kind,
-            "question": question,
-            "conditions": list(clips),
-            "items": items,
-            "pairs": [] if kind == "rating" else [list(pair) for pair in named],
-            "reference": (reference or next(iter(clips))) if kind == "rating" else reference,
-            "anchor": anchor,
-            "seed": seed,
-            "repeats": repeats,
-            "practice": practice,
-            "headphones": headphones,
-            "listen": round(min(listen, 0.8 * longest), 3),
-            "loudness": loudness,
-            "screening": dataclasses.asdict(screening or Screening()),
-        }
+        if kind == "rating":
+            named, reference = [], reference or next(iter(clips))
+        options = dict(name=name, kind=kind, question=question, conditions=list(clips), items=items)
+        options |= dict(pairs=[list(pair) for pair in named], reference=reference, anchor=anchor, seed=seed)
+        options |= dict(repeats=repeats, practice=practice, headphones=headphones, loudness=loudness)
+        options |= dict(listen=round(min(listen, 0.8 * longest), 3))
+        options |= dict(screening=dataclasses.asdict(screening or Screening()))
         self.folder = Path(folder) if folder else paths.listening() / name
         if (self.folder / "design.json").exists():
             self.design = load_design(self.folder)
             if self.design.test_hash == test_hash(clips, options):
                 return
             if AnswerStore(self.folder / "answers.jsonl").lines():
-                raise ValueError(
-                    f"{self.folder} holds answers to a test with other clips or options: choose another "
-                    "name, or take "
-                    "that test up with ListeningTest.open(folder)"
-                )
+                told = "choose another name, or take that test up with ListeningTest.open(folder)"
+                raise ValueError(f"{self.folder} holds answers to other clips or options: {told}")
             shutil.rmtree(self.folder / "stimuli")
         self.design = save_design(self.folder, clips, rate, options)
         _write_page(self.folder)
