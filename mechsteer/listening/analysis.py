@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .. import paths
 from . import stats
 from .design import Design, Screening, trials
 
@@ -139,8 +140,8 @@ class Analysis:
         for name, fig in self.figures().items():
             written += save_figure(fig, getattr(self, name), f"{prefix}_{name}", Path(folder), **facts)
         path = Path(folder) / f"{prefix}_screening.csv"
-        self.listeners.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-        return [*written, path]
+        text = self.listeners.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        return [*written, paths.replace(path, text)]
 
     def _shown(self) -> tuple[str, list[pd.DataFrame]]:
         note = "; by another screening rule than the plan's" if self.rule_changed else ""
