@@ -1,8 +1,6 @@
-"""What changed in the sound: measures of clips, of sets of clips, and of whole sweeps, with their intervals.
-
-`describe` measures every clip; `judges` say what it sounds like, and `clap` how well it fits a text; `pitch`
-and `loudness` compare; `distances` hold sets of clips against real ones; `dose` sweeps over strengths;
-`intervals` says how sure a number is.
+"""What changed in the sound: `describe` measures every clip; `judges` say what it sounds like, and `clap` how
+well it fits a text; `pitch` and `loudness` compare; `distances` hold sets of clips against real ones; `dose`
+sweeps over strengths; `intervals` says how sure a number is.
 """
 
 from .._shared import modules

@@ -1,8 +1,7 @@
 """Short-time spectra of 16 kHz mono clips in numpy: what the judges and the measures of `pitch` hear.
 
-Every function takes float32 (clip, sample), as `mono` gives it, and returns float32 (clip, band, frame).
-Frame i is centred on sample i * hop; beyond its ends a clip is silent. Levels are relative to the clip's own
-RMS, so gain changes nothing.
+Functions take float32 (clip, sample), as `mono` gives it, and return float32 (clip, band, frame). Frame i is
+centred on sample i * hop; beyond its ends a clip is silent. Levels are relative to the clip's own RMS.
 """
 
 from functools import lru_cache
@@ -56,9 +55,9 @@ def mel_filters(size: int, bands: int, lowest: float = 30.0, highest: float = 76
 
 
 @lru_cache
-def note_filters(size: int, lowest: int = LOWEST_NOTE, notes: int = NOTES) -> np.ndarray:
-    """Triangles of height 1, one per semitone from the MIDI pitch `lowest` up, (bin, note)."""
-    return _triangles(440 * 2 ** ((np.arange(lowest - 1, lowest + notes + 1) - 69) / 12), size)
+def note_filters(size: int) -> np.ndarray:
+    """Triangles of height 1, one per semitone of five octaves from A1 up, (bin, note)."""
+    return _triangles(440 * 2 ** ((np.arange(LOWEST_NOTE - 1, LOWEST_NOTE + NOTES + 1) - 69) / 12), size)
 
 
 def _triangles(edges, size):

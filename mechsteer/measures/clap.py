@@ -24,12 +24,9 @@ def clap_similarity(
     audio, sample_rate : as in `judges.hear.hear`; channels are averaged.
     texts : str or list of str, such as "jazz played on a guitar".
     model : hub id or folder of a CLAP in transformers' format. Nothing is downloaded.
-        Clips longer than the model's window (10 s) are cut into equal parts, whose embeddings are averaged.
 
-    Raises
-    ------
-    FileNotFoundError  if the weights aren't on this machine: says how to get them.
-
+    Clips longer than the model's window (10 s) are cut into equal parts, whose embeddings are averaged.
+    Raises FileNotFoundError if the weights aren't on this machine: it says how to get them.
     Source: Wu et al. 2023, "Large-scale contrastive language-audio pretraining".
     """
     import torch
@@ -38,11 +35,9 @@ def clap_similarity(
     extractor = processor.feature_extractor
     clips = to_clips(audio, sample_rate, extractor.sampling_rate, 1)[:, 0]
     parts = -(-clips.shape[-1] // extractor.nb_max_samples)
-    found = []
+    found, texts = [], [texts] if isinstance(texts, str) else list(texts)
     with torch.inference_mode():
-        text = processor(
-            text=[texts] if isinstance(texts, str) else list(texts), return_tensors="pt", padding=True
-        )
+        text = processor(text=texts, return_tensors="pt", padding=True)
         words = clap.get_text_features(**text).pooler_output  # text, dim; of length 1
         for clip in clips:
             pieces = np.array_split(clip, parts)

@@ -1,8 +1,4 @@
-"""What changed in steered clips: one row of measures per clip.
-
-`describe` asks both judges, compares each clip with its unsteered twin and asks the model how likely it finds
-the result; distances between whole sets of clips are in `distances`.
-"""
+"""What changed in steered clips: one row of measures per clip. Whole sets of clips are for `distances`."""
 
 from __future__ import annotations
 
@@ -33,13 +29,10 @@ def describe(
     ----------
     generation : Generation
     twin : Generation or row numbers, optional
-        What each clip is compared with, as a rule the same prompt and seed unsteered: a Generation with one
-        row for each clip or one for all, of the same length; or, for a sweep made in one call, the row of
-        `generation` that is each clip's twin.
-    model : Model, optional
-        For `nll`; as a rule the model that generated the clips.
-    judge : "both", "cnn", "features" or None
-        See `judges.hear.hear`; None leaves the judges out.
+        What each clip is compared with, as a rule the same prompt and seed unsteered: one clip for each or
+        one for all, of the same length; or for each clip of a sweep the row of `generation` that is its twin.
+    model : Model, for `nll`; as a rule the one that generated the clips.
+    judge : "both", "cnn", "features" (see `judges.hear.hear`), or None to ask no judge.
     start : float, s
         Judge, compare and measure only the audio from here on, such as what comes after an audio prompt.
         Divergence and `nll`, which are about codes, always cover the whole clip.
@@ -50,9 +43,8 @@ def describe(
 
     - `clip` (row number), `prompt`, `seed`;
     - `cnn_lead`, `cnn_p_lead_guitar`, `features_lead`, ...: all that each judge hears, its name in front;
-    - `brightness` (Hz): spectral centroid, median over the frames within 60 dB of the loudest. It reaches to
-      half the sample rate: compare within a model, or resample;
-    - `loudness` (LUFS): integrated, ITU-R BS.1770-4; NaN below -70 LUFS;
+    - `brightness` (Hz) and `loudness` (LUFS): see the functions of these names. Brightness reaches to half
+      the sample rate: compare within a model, or resample;
     - with `twin`: `twin_chroma` (r) and `twin_melody` (share of frames) of `pitch`, seen from the twin;
       `twin_divergence` (s): from the audio prompt's end to the first frame in which any codebook differs;
       for a clip that never differs its whole length after the prompt. Codebook k of a frame is drawn k steps
@@ -60,19 +52,14 @@ def describe(
     - with `model`: `nll` (nats per token): negative log-likelihood of the clip's codes under its own prompt,
       unsteered, without guidance (`Model.nll`), the audio prompt's codes included.
 
-    Raises
-    ------
-    ValueError  if less than 3 s follow `start`, or `twin` doesn't fit.
-
-    Taught in 04_steer_and_listen.
+    Raises ValueError if less than 3 s follow `start`, or `twin` doesn't fit. Taught in 04_steer_and_listen.
     """
     rate, n = generation.sample_rate, len(generation)
     audio = generation.audio[..., round(start * rate) :]
     if not start >= 0 or audio.shape[-1] < spectra.SHORTEST * rate:
         where = f"start={start:g} s in clips of {generation.audio.shape[-1] / rate:g} s"
         raise ValueError(f"{where}; {spectra.SHORTEST:g} s or more must be left")
-    told = {"clip": np.arange(n), "prompt": generation.prompts, "seed": generation.seeds}
-    tables = [pd.DataFrame(told)]
+    tables = [pd.DataFrame({"clip": np.arange(n), "prompt": generation.prompts, "seed": generation.seeds})]
     for name in JUDGES if judge == "both" else () if judge is None else (judge,):
         tables.append(hear(audio, rate, name).drop(columns=["judge", "clip"]).add_prefix(f"{name}_"))
     columns = {"brightness": brightness(audio, rate), "loudness": loudness(audio, rate)}
@@ -89,19 +76,19 @@ def describe(
 
 def _twins(generation, twin):
     """Audio and codes of the twins, one row per clip."""
+    n = len(generation)
     if isinstance(twin, Generation):
-        rows = list(range(len(twin))) if len(twin) == len(generation) else [0] * len(generation)
-        if len(twin) not in (1, len(generation)):
-            raise ValueError(f"{len(twin)} twins for {len(generation)} clips; give one each, or one for all")
+        rows = list(range(n)) if len(twin) == n else [0] * n
+        if len(twin) not in (1, n):
+            raise ValueError(f"{len(twin)} twins for {n} clips; give one each, or one for all")
     else:
         rows, twin = [int(row) for row in twin], generation
-        if len(rows) != len(generation) or not set(rows) <= set(range(len(generation))):
-            raise ValueError(f"twin={rows}: give a row from 0 to {len(generation) - 1} for each clip")
-    shapes = [(g.audio.shape[1:], tuple(g.codes.shape[1:]), g.sample_rate) for g in (generation, twin)]
-    if shapes[0] != shapes[1]:
-        theirs, ours = (f"{audio} and codes {codes}" for audio, codes, _ in shapes[::-1])
-        advice = "generate both with one model and one duration"
-        raise ValueError(f"twins of audio {theirs} for clips of {ours}; {advice}")
+        if len(rows) != n or not set(rows) <= set(range(n)):
+            raise ValueError(f"twin={rows}: give a row from 0 to {n - 1} for each clip")
+    ours, theirs = ((g.audio.shape[1:], tuple(g.codes.shape[1:]), g.sample_rate) for g in (generation, twin))
+    if ours != theirs:
+        shapes = f"twins of (audio, codes, Hz) {theirs} for clips of {ours}"
+        raise ValueError(f"{shapes}; generate both with one model and one duration")
     return twin.audio[rows], np.asarray(twin.codes)[rows]
 
 
@@ -122,15 +109,14 @@ def _divergence(generation, codes):
 def brightness(audio: Any, sample_rate: int) -> np.ndarray:
     """Spectral centroid in Hz, the median over frames within 60 dB of the loudest: (clip,).
 
-    Frames of 2048 samples every 512, bins weighted by magnitude. NaN for a silent clip. `audio` as in
-    `judges.hear.hear`.
+    Frames of 2048 samples every 512, bins weighted by magnitude; NaN for silence. `audio` as in `hear`.
     """
     clips, hertz = to_clips(audio, sample_rate, sample_rate, 1)[:, 0], np.fft.rfftfreq(2048, 1 / sample_rate)
     found = []
     for clip in spectra.level(clips):
         magnitude = np.sqrt(spectra.power(clip[None], 2048, 512)[0])  # frame, bin
         level = np.square(magnitude).sum(1)
-        heard = magnitude[(level > 1e-6 * level.max())]
+        heard = magnitude[level > 1e-6 * level.max()]
         found.append(np.median(heard @ hertz / heard.sum(1)) if len(heard) else np.nan)
     return np.array(found)
 
@@ -147,13 +133,8 @@ def success(frame: pd.DataFrame, concept: Mapping[str, Any], judge: str = "cnn")
         (140, 181)}`). All must hold. A column that no judge fills, such as `brightness`, is named as it is.
     judge : "cnn", "features", or "both" for what both agree on.
 
-    Returns
-    -------
-    pd.Series of bool, indexed as `frame`. A missing value (a silent clip) is no success.
-
-    Raises
-    ------
-    ValueError  for an empty concept or a column that isn't there.
+    Returns a pd.Series of bool, indexed as `frame`; a missing value (a silent clip) is no success. Raises
+    ValueError for an empty concept or a column that isn't there.
     """
     if not concept:
         raise ValueError("an empty concept; give for instance {'lead': 'guitar'}")
@@ -162,8 +143,7 @@ def success(frame: pd.DataFrame, concept: Mapping[str, Any], judge: str = "cnn")
         for name in JUDGES if judge == "both" else (judge,):
             found = next((c for c in (f"{name}_{column}", column) if c in frame), None)
             if found is None:
-                there = ", ".join(map(str, frame))
-                raise ValueError(f"no column {name}_{column} or {column}; there are {there}")
+                raise ValueError(f"no column {name}_{column} or {column}, only {', '.join(map(str, frame))}")
             hit &= _fits(frame[found], wanted).fillna(False).astype(bool)
     return hit
 

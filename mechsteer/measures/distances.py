@@ -26,28 +26,22 @@ def texture(audio: Any, sample_rate: int) -> np.ndarray:
 
     Parameters
     ----------
-    audio : array or tensor
-        (sample,), (channel, sample) or (clip, channel, sample), 3 s or more. Gain, sample rate and the number
-        of channels don't matter; clips of different lengths compare, as everything is per unit of time.
-    sample_rate : int, Hz
+    audio, sample_rate : as in `judges.hear.hear`, errors too
+        Clips of different lengths compare, as everything is per unit of time.
 
     Returns
     -------
     np.ndarray, float32 (clip, 160): the mean over time of 32 mel bands from 30 to 7600 Hz, their standard
     deviation, and for 16 pairs of bands the RMS of their fluctuation in six octaves of rate from 0.5 to 31
-    Hz. All in nats of log power relative to the clip's own, so no column needs scaling and Euclidean
-    distances are in nats.
-
-    Raises
-    ------
-    ValueError  for clips under 3 s, or audio that `to_clips` refuses.
+    Hz. All in nats of log power relative to the clip's own, and so are Euclidean distances: no column needs
+    scaling.
 
     Notes
     -----
-    Nothing here is learnt, and no judge hears it. It knows timbre, density and pulse; it doesn't know melody,
-    harmony or form, and no ear trained it: a distance on it isn't a published FAD or KAD, which use learnt
-    embeddings. Key and register move it a little through the bands. A silent clip lies at the spectrum's
-    floor, far from any music, and so counts against its set.
+    Nothing here is learnt, and no judge hears it: a distance on it isn't a published FAD or KAD, which use
+    learnt embeddings. It knows timbre, density and pulse, not melody, harmony or form; key and register move
+    it a little through the bands. A silent clip lies at the spectrum's floor, far from any music, and so
+    counts against its set.
 
     Source: after the texture statistics of McDermott & Simoncelli 2011.
     """
@@ -60,9 +54,7 @@ def _texture(clip):
     paired = mel.reshape(len(mel), GROUPS, -1, mel.shape[-1]).mean(2)
     window = np.hanning(mel.shape[-1] + 1)[:-1]
     spectrum = fft.rfft((paired - paired.mean(-1, keepdims=True)) * window, axis=-1)
-    power = (
-        2 * np.square(np.abs(spectrum)) / (mel.shape[-1] * np.square(window).sum())
-    )  # sums to the variance
+    power = 2 * np.abs(spectrum) ** 2 / (mel.shape[-1] * np.square(window).sum())  # sums to the variance
     hertz = fft.rfftfreq(mel.shape[-1], _HOP / spectra.RATE)
     inside = (hertz[:, None] >= RATES[:-1]) & (hertz[:, None] < RATES[1:])
     return np.concatenate([mel.mean(-1), mel.std(-1), np.sqrt(power @ inside).reshape(len(mel), -1)], axis=1)
@@ -75,20 +67,12 @@ def frechet(clips: np.ndarray, reference: np.ndarray) -> float:
     ----------
     clips, reference : (clip, dim), embeddings of two or more clips each; the order of the two doesn't matter.
 
-    Returns
-    -------
-    float, squared units of the embedding; 0 for equal sets.
+    Returns a float in squared units of the embedding; 0 for equal sets. Raises ValueError for other shapes,
+    fewer than two rows or values that aren't finite.
 
-    Raises
-    ------
-    ValueError  for other shapes, fewer than two rows or values that aren't finite.
-
-    Notes
-    -----
     Covariances are shrunk towards a multiple of the identity by Ledoit & Wolf's rule, which is needed below
     about ten clips per dimension. It remains biased upwards for small sets, the more the smaller they are:
     hold it against the distance between two samples of the reference of the same sizes, and prefer `kad`.
-
     Source: Kilgour et al. 2019 (FAD); Ledoit & Wolf 2004.
     """
     from sklearn.covariance import LedoitWolf
@@ -111,15 +95,9 @@ def kad(clips: np.ndarray, reference: np.ndarray, bandwidth: float | None = None
         s in k(x, y) = exp(-|x - y|^2 / (2 s^2)). Default: the median distance within `reference`; keep it
         fixed where sets are compared against different references.
 
-    Returns
-    -------
-    float. Around 0 for samples of one distribution, and then negative as often as positive; at most 200. The
-    factor 100 is that of the authors' toolkit, kadtk.
-
-    Raises
-    ------
-    ValueError  as `frechet`, or if the bandwidth isn't positive.
-
+    Returns a float, around 0 for samples of one distribution, and then negative as often as positive; at most
+    200. The factor 100 is that of the authors' toolkit, kadtk. Raises ValueError as `frechet`, or if the
+    bandwidth isn't positive.
     Source: Chung et al. 2025 (KAD); Gretton et al. 2012, eq. 3.
     """
     within, inside, between = _kernels(clips, reference, bandwidth)
@@ -138,9 +116,7 @@ def kad_interval(
 
     Parameters and errors as in `kad`; the bandwidth stays that of the whole reference. Pairs of a clip with
     its own copy are left out of every resample. A plain bootstrap counts the variance of the pairs'
-    interaction three times over, which near 0 makes intervals 1.7 times too wide; two of the three are taken
-    away here.
-
+    interaction three times over, which near 0 makes intervals 1.7 times too wide; two are taken away here.
     Source: Arcones & Gine 1992 on the bootstrap of U-statistics.
     """
     rng = np.random.default_rng(seed)
@@ -159,12 +135,9 @@ def _kernels(clips, reference, bandwidth):
     x, y = _two_sets(clips, reference)
     scale = float(np.median(pdist(y))) if bandwidth is None else float(bandwidth)
     if not scale > 0:
-        raise ValueError(
-            f"a bandwidth of {scale:g} isn't positive; it is 0 where most reference rows are equal"
-        )
-    within, inside, between = (
-        np.exp(-cdist(a, b, "sqeuclidean") / (2 * scale**2)) for a, b in ((x, x), (y, y), (x, y))
-    )
+        raise ValueError(f"a bandwidth of {scale:g} isn't positive (0: most reference rows are equal)")
+    kernel = lambda a, b: np.exp(-cdist(a, b, "sqeuclidean") / (2 * scale**2))
+    within, inside, between = kernel(x, x), kernel(y, y), kernel(x, y)
     np.fill_diagonal(within, 0)
     np.fill_diagonal(inside, 0)
     return within, inside, between
@@ -192,8 +165,7 @@ def _interaction(d, e, within, inside, between):
 def _two_sets(clips, reference):
     x, y = (np.asarray(z, dtype=np.float64) for z in (clips, reference))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        shapes = f"{x.shape} and {y.shape}"
-        raise ValueError(f"sets of shapes {shapes}; give (clip, dim), two clips or more each, one dim")
+        raise ValueError(f"sets {x.shape} and {y.shape}; give (clip, dim), two clips or more each, one dim")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("an embedding holds NaN or infinite values; leave those clips out and say how many")
     return x, y

@@ -63,11 +63,8 @@ def dose_response(
     prompts : str, None or several
     strengths : multiples of what each steering says, as a rule of the mean activation norm
     n, seed : clips per cell, and the first one's seed
-    duration : s, 3 or more after `start`
-    audio_prompt : codes (clip, codebook, frame), optional
-        Clip i goes on from number i, in turn.
-    start : float, s
-        Listen from here on (`describe`).
+    duration, start : s; listen from `start` on (`describe`), 3 s or more
+    audio_prompt : codes (clip, codebook, frame), optional; clip i goes on from number i, in turn
     out : folder, optional
         Every finished cell is kept there under a name made from what decides its result, the model's and the
         judges' weights too. The same call finishes what is missing, and never takes what was made otherwise.
@@ -81,9 +78,7 @@ def dose_response(
     next seed: what two clips share anyway), `nll_unprompted` (nats per token, without any prompt) and
     `texture` (`distances.texture`). The unsteered clips come first, as name "unsteered" at strength 0.
 
-    Raises
-    ------
-    ValueError  for a name "unsteered", no strengths, or what `Model.generate` and `describe` refuse.
+    Raises ValueError for a name "unsteered", no strengths, or what `Model.generate` and `describe` refuse.
     """
     if UNSTEERED in steering_by_name or not len(strengths) or n < 1:
         raise ValueError(f"give at least one strength and clip, and no steering the name {UNSTEERED!r}")
@@ -92,7 +87,8 @@ def dose_response(
     if audio_prompt is not None:
         rows["audio_prompt"] = np.asarray(audio_prompt)[[i % len(audio_prompt) for i in range(n)]]
     settings = {"duration": duration, **options}
-    cells = [(name, float(x), _scaled(of, x)) for name, of in steering_by_name.items() for x in strengths]
+    several = {name: [of] if hasattr(of, "parts") else of for name, of in steering_by_name.items()}
+    cells = [(name, float(x), tuple(x * s for s in of)) for name, of in several.items() for x in strengths]
     unsteered = (UNSTEERED, 0.0, (None,))
     files = {}
     if out is not None:
@@ -126,11 +122,6 @@ def dose_response(
             for i, cell in enumerate(some):
                 finish(cell, generation[i * n : (i + 1) * n])
     return pd.concat([done[cell] for cell in [unsteered, *cells]], ignore_index=True)
-
-
-def _scaled(given: Steering | Steerings | Sequence[Steering | Steerings], strength: float) -> tuple:
-    """What goes to the clips of a cell in turn."""
-    return tuple(strength * steering for steering in ([given] if hasattr(given, "parts") else given))
 
 
 def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFrame:
@@ -173,8 +164,7 @@ def dose_table(
     concept : as in `success`: {"lead": "guitar"}
     kept : of lead, style, drums, tempo_class, mode
         What should stay: the share of clips in which a judge hears the same as in the unsteered twin.
-    reference : (clip, dim), optional
-        `distances.texture` of real clips of the concept, for KAD and Frechet distance.
+    reference : (clip, dim), optional; `distances.texture` of real clips of the concept
     by : columns that make a cell: name, strength, and what else sweeps differ in
         Such as `prompt`, or a column `guidance` put on sweeps that were then concatenated. A clip's twin is
         the unsteered one with its number and with its value in each of these further columns.
@@ -187,11 +177,8 @@ def dose_table(
     `divergence` (s), `nll`, `nll_unprompted` (nats per token), `brightness` (Hz) and `loudness` (LUFS); `kad`
     with its interval and `frechet` if there is a reference.
 
-    Raises
-    ------
-    ValueError  if unsteered clips are missing, if a clip has several twins, or if `concept` or `kept` names
-        what
-        no judge hears.
+    Raises ValueError if unsteered clips are missing, if a clip has several twins, or if `concept` or `kept`
+    names what no judge hears.
     """
     if unknown := set(kept) - set(KEPT):
         raise ValueError(f"unknown {sorted(unknown)}; what both judges hear is {', '.join(KEPT)}")
@@ -206,11 +193,8 @@ def dose_table(
             raise ValueError(f"clips with several unsteered twins{where}: name in `by` what tells them apart")
         for key, cell in sweep.groupby(list(by), sort=False, dropna=False):
             row = dict(zip(by, key, strict=True)) | {"n": len(cell)}
-            shares = {
-                "success": success(cell, concept),
-                "judge2_success": success(cell, concept, "features"),
-                "both_success": success(cell, concept, "both"),
-            }
+            judges = {"success": "cnn", "judge2_success": "features", "both_success": "both"}
+            shares = {name: success(cell, concept, judge) for name, judge in judges.items()}
             for what in kept:
                 theirs = twins.loc[cell["clip"], f"cnn_{what}"].to_numpy()
                 shares[f"kept_{what}"] = pd.Series(cell[f"cnn_{what}"].to_numpy() == theirs)
@@ -218,13 +202,14 @@ def dose_table(
             for name, column in means.items():
                 known = cell[column].notna().any()
                 found[name] = mean_interval(cell[column]) if known else (np.nan,) * 3
+            further = {}
             if reference is not None:
                 heard = np.stack(cell["texture"])
                 heard = heard[np.isfinite(heard).all(1)]
-                found["kad"] = kad_interval(heard, reference)
+                found["kad"], further["frechet"] = kad_interval(heard, reference), frechet(heard, reference)
             for name, (value, lo, hi) in found.items():
                 row |= {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
-            rows.append(row if reference is None else row | {"frechet": frechet(heard, reference)})
+            rows.append(row | further)
     return pd.DataFrame(rows)
 
 
@@ -255,14 +240,8 @@ def knee(
     by : as `dose_table` was given it
         Every value of what it names beyond name and strength has its own unsteered row and its own knees.
 
-    Returns
-    -------
-    pd.DataFrame, one row of `table` per name (and further column); a name without a usable strength gets the
-    unsteered row's values.
-
-    Raises
-    ------
-    ValueError  unless every sweep has one unsteered row.
+    Returns one row of `table` per name (and further column); a name without a usable strength gets the
+    unsteered row's values. Raises ValueError unless every sweep has one unsteered row.
     """
     chosen = []
     for where, sweep in _sweeps(table, by):

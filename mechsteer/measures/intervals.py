@@ -35,11 +35,7 @@ def share(values: Any, level: float = 0.95) -> Interval:
     """Share of true values with its Wilson score interval; missing values are left out.
 
     Clips count as independent of each other: where several share a prompt or a seed, `mean_interval` with
-    `groups` says how far that matters.
-
-    Raises
-    ------
-    ValueError  if no value is left, or one isn't true or false.
+    `groups` says how far that matters. Raises ValueError if no value is left, or one isn't true or false.
     """
     hits = pd.Series(values).dropna()
     if not len(hits) or not hits.isin([True, False]).all():
@@ -60,14 +56,8 @@ def mean_interval(
     n : number of resamples
     seed : of the resampling; the same values in any order give the same interval.
 
-    Returns
-    -------
-    Interval; its ends are NaN with fewer than two groups, which say nothing about others.
-
-    Raises
-    ------
-    ValueError  if no value is left, or `groups` has another length.
-
+    Returns an Interval; its ends are NaN with fewer than two groups, which say nothing about others. Raises
+    ValueError if no value is left, or `groups` has another length.
     Source: Efron & Tibshirani 1993, ch. 13; groups: Davison & Hinkley 1997, sec. 3.8.
     """
     values = pd.Series(np.asarray(values, dtype=object)).astype("Float64").astype(float)
@@ -90,8 +80,8 @@ def mean_interval(
 def need(table: pd.DataFrame, columns: Sequence[str]) -> None:
     """Raise ValueError unless a table has rows and these columns; names what is missing and what is there."""
     if missing := [column for column in columns if column not in table]:
-        there = ", ".join(map(str, table))
-        raise ValueError(f"the table lacks the column(s) {', '.join(missing)}; it has {there}")
+        lacks = f"the table lacks the column(s) {', '.join(missing)}"
+        raise ValueError(f"{lacks}; it has {', '.join(map(str, table))}")
     if table.empty:
         raise ValueError("the table has no rows, so there is nothing to average or to draw")
 
@@ -107,10 +97,7 @@ def means_by(
     by : columns that make a group; a missing value in one (the input has no layer) makes a group as well.
     value : the column to average; missing values are left out.
 
-    Returns
-    -------
-    pd.DataFrame, one row per group: the columns `by`, `mean`, `lo`, `hi`, `n`. Of one value the ends are NaN.
-
+    Returns a pd.DataFrame, one row per group: `by`, `mean`, `lo`, `hi`, `n`. Of one value the ends are NaN.
     Raises ValueError for a missing column, or a table without rows.
 
     Notes
@@ -144,8 +131,6 @@ def means_by(
     trials = mean * (1 - mean) / variance.where(variance > 0) * (ndtri(0.5 + level / 2) / t) ** 2
     trials = trials.fillna(known.fillna(n)).clip(upper=known.fillna(np.inf)).where(n > 1)
     inside = wilson(mean * trials, trials, level)
-    lo, hi = (
-        (mean + sign * t * np.sqrt(variance)).mask(found["is_share"], end)
-        for sign, end in zip((-1, 1), inside, strict=True)
-    )
+    half = t * np.sqrt(variance)
+    lo, hi = (e.mask(found["is_share"], w) for e, w in zip((mean - half, mean + half), inside, strict=True))
     return found.assign(lo=lo, hi=hi)[[*by, "mean", "lo", "hi", "n"]]

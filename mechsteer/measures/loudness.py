@@ -26,10 +26,7 @@ def loudness(audio: Any, sample_rate: int) -> np.ndarray:
         not averaged.
     sample_rate : int, Hz
 
-    Raises
-    ------
-    ValueError  for clips shorter than one gating block, 0.4 s, or audio that `to_clips` refuses.
-
+    Raises ValueError for clips shorter than a gating block, 0.4 s, or audio that `to_clips` refuses.
     Source: ITU-R BS.1770-4, as in pyloudnorm (Steinmetz & Reiss 2021).
     """
     from pyloudnorm import Meter
@@ -37,8 +34,9 @@ def loudness(audio: Any, sample_rate: int) -> np.ndarray:
     channels = np.shape(audio)[-2] if np.ndim(audio) > 1 else 1
     clips, meter = to_clips(audio, sample_rate, sample_rate, channels), Meter(sample_rate)
     if clips.shape[-1] < BLOCK * sample_rate:
-        seconds = clips.shape[-1] / sample_rate
-        raise ValueError(f"clips of {seconds:.2f} s are too short for a loudness: {BLOCK:g} s at least")
+        raise ValueError(
+            f"clips of {clips.shape[-1] / sample_rate:.2f} s are too short: {BLOCK:g} s at least"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of silence
         found = np.array([meter.integrated_loudness(clip.T.astype(float)) for clip in clips])
@@ -60,17 +58,11 @@ def match_loudness(
 
     Parameters
     ----------
-    target : LUFS. If one clip would pass `ceiling` there, *all* come out lower by as much: equal, none
-        limited.
+    target : LUFS; if one clip would pass `ceiling` there, *all* come out lower by as much, none limited.
     ceiling : highest true peak allowed, dBFS.
 
-    Returns
-    -------
-    clips, reached : the clips as float32, and the loudness they have now, LUFS.
-
-    Raises
-    ------
-    ValueError  for a silent clip (its number is named), which no gain can match.
+    Returns the clips as float32, and the loudness they have now, LUFS. Raises ValueError for a silent clip
+    (its number is named), which no gain can match.
     """
     levels = [float(loudness(clip, sample_rate)[0]) for clip in clips]
     silent = [str(k) for k, level in enumerate(levels) if np.isnan(level)]

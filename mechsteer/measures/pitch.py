@@ -19,8 +19,7 @@ def chroma_correlation(a: Any, b: Any, sample_rate: int) -> np.ndarray:
 
     Parameters
     ----------
-    a, b : audio, (sample,), (channel, sample) or (clip, channel, sample)
-        Of one shape; a[i] is compared with b[i].
+    a, b : (sample,), (channel, sample) or (clip, channel, sample), of one shape; a[i] is held against b[i]
     sample_rate : int, Hz, of both.
 
     Returns
@@ -29,9 +28,7 @@ def chroma_correlation(a: Any, b: Any, sample_rate: int) -> np.ndarray:
     frames within 60 dB of `a`'s loudest. 1 is the same; NaN where `a` is silent. A frame in which `b` has no
     profile counts 0.
 
-    Raises
-    ------
-    ValueError  if `a` and `b` differ in shape, or are no audio.
+    Raises ValueError if `a` and `b` differ in shape, or are no audio.
     """
     x, y = _side_by_side(a, b, sample_rate)
     p, q = spectra.chroma(x), spectra.chroma(y)
@@ -48,10 +45,7 @@ def pitch_agreement(a: Any, b: Any, sample_rate: int, cents: float = 50.0) -> np
 
     Parameters, shapes and errors as in `chroma_correlation`. The fundamental is `fundamental`'s (in a
     mixture, that of the part which dominates); a frame is voiced where less than a fifth of `a` is aperiodic.
-
-    Returns
-    -------
-    np.ndarray (clip,), in [0, 1]; NaN where `a` has no voiced frame.
+    Returns (clip,), in [0, 1]; NaN where `a` has no voiced frame.
     """
     (f, noise), (g, _) = (fundamental(x, spectra.RATE) for x in _side_by_side(a, b, sample_rate))
     return _mean_where(np.abs(1200 * np.log2(g / f)) <= cents, noise < VOICED)
@@ -65,11 +59,8 @@ def fundamental(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.nda
     audio : float (clip, sample)
     sample_rate : int, Hz. The search is from 60 to 1600 Hz.
 
-    Returns
-    -------
-    hertz, aperiodicity : float (clip, frame), one every 640 samples. Aperiodicity is 0 for a periodic frame,
-    about 1 for noise and 1 for silence.
-
+    Returns hertz and aperiodicity, float (clip, frame), one every 640 samples. Aperiodicity is 0 for a
+    periodic frame, about 1 for noise and 1 for silence.
     Source: de Cheveigne & Kawahara 2002, steps 1 to 5.
     """
     frames = [_yin(clip.astype(np.float64), sample_rate) for clip in audio]
@@ -103,8 +94,7 @@ def _yin(clip, sample_rate):
 def _side_by_side(a, b, sample_rate):
     x, y = (spectra.mono(z, sample_rate) for z in (a, b))
     if x.shape != y.shape:
-        both = f"{x.shape} and {y.shape}"
-        raise ValueError(f"clips of shapes {both} at 16 kHz; give pairs of the same number and length")
+        raise ValueError(f"clips {x.shape} and {y.shape} at 16 kHz; give pairs of the same number and length")
     return x, y
 
 

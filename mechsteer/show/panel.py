@@ -36,34 +36,22 @@ def steering_panel(
     model : Model
     directions : xr.DataArray or several
         Dims (concept, layer, d_model) or (concept, layer, head, d_head): one finder of what `find_directions`
-        gives.
-    prompt : str or None
-        What the model is told; None is unconditional. The reader can change prompt and seed.
-    duration : float, s
-        Default 8, or the longest clip of a model that has less.
-    strength, strongest : float
-        Where the slider begins, and its ends, in multiples of the mean activation norm. Negative is away.
-    layer : int, 0-based
-        Where the slider begins; default the middle one. A direction is added at the layer where it was read.
-    concept : str
-        What is chosen at first; default the first.
-    start : float, s
-        Where its slider begins, less than `duration`.
+        gives. A direction is added at the layer where it was read.
+    duration : float, s; default 8, or the longest clip of a model that has less.
+    strongest : the slider's ends, in multiples of the mean activation norm; negative is away.
+    prompt, seed, strength, layer, concept, start : where the controls begin
+        No prompt is unconditional; strength is in the same multiples, layer 0-based (default the middle one),
+        `start` in s and less than `duration`; the default concept is the first.
 
     Returns
     -------
     SteeringPanel, a widget. `.steering` is what its sliders say, `.generate()` does what its button does, and
     `.clips` is the last Generation: the twin and the steered clip.
 
-    Raises
-    ------
-    ValueError  if the directions have several finders, name a concept twice, lack `concept` or don't fit the
-        model; or if `start` isn't inside the clip.
-
-    Taught in 00_start_here.
+    Raises ValueError if the directions have several finders, name a concept twice, lack `concept` or don't
+    fit the model; or if `start` isn't inside the clip. Taught in 00_start_here.
     """
-    arrays = [directions] if isinstance(directions, xr.DataArray) else list(directions)
-    found = _by_concept(model, arrays)
+    found = _by_concept(model, [directions] if isinstance(directions, xr.DataArray) else directions)
     if concept is not None and concept not in found:
         raise ValueError(f"no direction for {concept!r}; there are {', '.join(found)}")
     panel = SteeringPanel(model, found, prompt, seed, duration, strength, strongest, layer, start)
@@ -95,7 +83,6 @@ class SteeringPanel(widgets.VBox):
         if not 0 <= start < self.duration:
             raise ValueError(f"start={start:g} s isn't inside the clip, which has {self.duration:g} s")
         self.clips: Generation | None = None
-        self._twin: Generation | None = None
         first = next(iter(by_concept.values()))
         layers = [int(i) for i in first["layer"].values]
         wide, style = widgets.Layout(width="98%", max_width="480px"), {"description_width": "70px"}
@@ -132,23 +119,20 @@ class SteeringPanel(widgets.VBox):
         """Make the steered clip, and its twin if prompt or seed are new; show both (None after an error)."""
         prompt, seed = self.prompt.value.strip() or None, self.seed.value
         self.button.disabled, self.status.value = True, f"Generating {self.duration:g} s ..."
-        fresh = self._twin is None or (self._twin.prompts, self._twin.seeds) != ([prompt], [seed])
+        fresh = self.clips is None or (self.clips.prompts[0], self.clips.seeds[0]) != (prompt, seed)
+        made = None
         with self.progress:  # which shows the bar of a slow model, and would swallow an error
             try:
                 steering = [None, self.steering] if fresh else [self.steering]
                 made = self.model.generate(prompt, self.duration, seed, steering)
-                said = None
             except (ValueError, MemoryError) as error:
-                said = str(error)
+                self.status.value = html.escape(str(error))
         self.button.disabled = False
         self.progress.clear_output()
-        if said is not None:
-            self.status.value = html.escape(said)
-            return None
-        self.clips = made if fresh else _joined(self._twin, made)
-        self._twin = self.clips[0]
-        self._show()
-        return self.clips
+        if made is not None:
+            self.clips = made if fresh else _with_twin(self.clips[0], made)
+            self._show()
+        return None if made is None else self.clips
 
     def _write_code(self, _=None) -> None:
         """The line of Python that does the same, and a word if the clip below is not what the sliders say."""
@@ -160,16 +144,15 @@ class SteeringPanel(widgets.VBox):
     def _show(self) -> None:
         clips, rate = self.clips, self.clips.sample_rate
         steered = f"steered: {self.strength.value:+g} {self.concept.value}, layer {self.layer.value}"
-        labels, same = ("unsteered", steered), bool((clips.codes[0] == clips.codes[1]).all())
-        figures = (player(audio, rate, label) for audio, label in zip(clips.audio, labels, strict=True))
+        figures = (player(x, rate, name) for x, name in zip(clips.audio, ("unsteered", steered), strict=True))
         boxes = "".join(f'<div style="flex:1 1 300px;max-width:480px">{figure}</div>' for figure in figures)
         self.players.value = f'<div style="display:flex;flex-wrap:wrap;gap:1em">{boxes}</div>'
         told = ("Same prompt, same random numbers.", "Both clips are the same, code by code.")
-        self.status.value = told[same]
+        self.status.value = told[bool((clips.codes[0] == clips.codes[1]).all())]
 
 
-def _joined(twin: Generation, steered: Generation) -> Generation:
-    """Two Generations of one call's settings as one."""
+def _with_twin(twin: Generation, steered: Generation) -> Generation:
+    """The clip of an earlier call in front of one of the same settings."""
     import torch
 
     lists = {name: getattr(twin, name) + getattr(steered, name) for name in ("prompts", "seeds", "steering")}

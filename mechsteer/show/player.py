@@ -24,8 +24,7 @@ def player(
     clip : (channel, sample)
     sample_rate : int, Hz
     format : mp3, ogg, flac or wav; wav if this libsndfile can't write it.
-    strips : caption -> values (row, time) over the whole clip, row 0 at the bottom
-        Pictures on the same time axis; see `heat_png` for the colours.
+    strips : caption -> values (row, time) over the whole clip: pictures on the same time axis (`heat_png`).
     """
     import soundfile
 
@@ -59,11 +58,9 @@ _SEEK = (
     "a.currentTime=%g*(event.clientX-b.left)/b.width;a.play()"
 )
 
-# Colours from the lowest level to the highest, (colour, red green blue).
-_MAGMA = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], "float32")
-_BLUE_RED = np.array(
-    [[0, 68, 136], [103, 169, 207], [247, 247, 247], [239, 138, 98], [170, 30, 30]], "float32"
-)
+# Red, green and blue from the lowest level to the highest.
+_MAGMA = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]]
+_BLUE_RED = [[0, 68, 136], [103, 169, 207], [247, 247, 247], [239, 138, 98], [170, 30, 30]]
 
 
 def mel_png(clip: np.ndarray, sample_rate: int, bands: int = 64, decibels: float = 70.0) -> bytes:
@@ -92,12 +89,11 @@ def heat_png(values: Any) -> bytes:
     return _png(level, _BLUE_RED if both else _MAGMA)
 
 
-def _png(level: np.ndarray, colours: np.ndarray) -> bytes:
+def _png(level: np.ndarray, colours: list[list[int]]) -> bytes:
     """An 8-bit RGB picture as a PNG file, of levels in [0, 1] (row, time), row 0 at the bottom."""
-    at = np.linspace(0, 1, len(colours))
-    rgb = np.stack([np.interp(level[::-1], at, channel) for channel in colours.T], axis=-1).round()
-    height, width, _ = rgb.shape
-    rows = rgb.astype("uint8").reshape(height, -1)
+    (height, width), at = level.shape, np.linspace(0, 1, len(colours))
+    rgb = np.stack([np.interp(level[::-1], at, channel) for channel in zip(*colours, strict=True)], axis=-1)
+    rows = rgb.round().astype("uint8").reshape(height, -1)
     rows = np.pad(rows, ((0, 0), (1, 0)))  # each begins with its filter, 0 for none
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))

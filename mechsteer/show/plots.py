@@ -52,15 +52,11 @@ def layer_curves(
     metric : accuracy, balanced_accuracy, auc or r2
         Default: for every concept the first that it has of `METRICS`: accuracy for classes and flags, R² for
         values, and another only where the table holds no row of these.
-    title : the takeaway.
 
     Rows without a layer are those of the model's input: a diamond with its interval, left of layer 0. Chance
-    is dashed, the score with shuffled labels dotted, both grey.
-
-    Raises
-    ------
-    ValueError  for a missing column, a metric that a concept doesn't have, or when rows of several sites,
-        models, methods, labels or heads would be averaged into one line.
+    is dashed, the score with shuffled labels dotted, both grey. Raises ValueError for a missing column, a
+    metric that a concept doesn't have, or when rows of several sites, models, methods, labels or heads would
+    be averaged into one line.
     """
     need(scores, ["concept", "layer", "score", "metric", "chance", "shuffled", colour])
     scores = _one_of_each(scores, metric, {colour})
@@ -82,7 +78,10 @@ def layer_curves(
                 _band(fig, inside["x"], inside["lo"], inside["hi"], tint, row, col)
                 _line(fig, inside["x"], inside["mean"], name, tint, _DASHES[k % 4], row, col)
             if len(source):
-                _diamond(fig, source.iloc[0], name, tint, row, col)
+                up, down = list(source["hi"] - source["mean"]), list(source["mean"] - source["lo"])
+                look = {"mode": "markers", "marker": {"symbol": "diamond", "size": 9, "color": tint}}
+                look["error_y"] = {"array": up, "arrayminus": down, "color": tint}
+                _add(fig, source["x"], source["mean"], name, row, col, **look)
     _axes(fig, places, "layer", " or ".join(METRICS.get(name, name) for name in scores["metric"].unique()))
     if layers.isna().any():
         ticks = range(0, int(scores["x"].max()) + 1, step)
@@ -101,9 +100,7 @@ def head_map(
         Of several metrics the one that `layer_curves` prefers is drawn.
     span : ends of the colour scale; default from the smallest value to the largest.
 
-    Raises
-    ------
-    ValueError  for a missing column, or when several sites, models, methods or labels would be averaged.
+    Raises ValueError for a missing column, or if several sites, models, methods or labels would be averaged.
     """
     need(scores, ["concept", "layer", "head", value])
     scores = _one_of_each(scores, None, {"head"})
@@ -187,12 +184,9 @@ def dose_curves(
                 _band(fig, part["strength"], part[f"{value}_lo"], part[f"{value}_hi"], colour, row, col)
                 dash = _CONTROLS[(k - len(names)) % 3] if name in drawn else _DASHES[k // len(COLOURS) % 4]
                 _line(fig, part["strength"], part[value], name.replace("_", " "), colour, dash, row, col)
-        below = (row + 1, col) not in {(r, c) for _, r, c in places}
-        unit_of_x = "strength (multiples of the activation norm)" if below else None
-        fig.update_xaxes(title_text=unit_of_x, row=row, col=col)
     fig.update_layout(height=max(fig.layout.height, 200 + 30 * table["name"].nunique()))
-    fig.update_yaxes(title_text=f"{value.replace('_', ' ')}, {unit}", col=1)
-    return fig
+    y = f"{value.replace('_', ' ')}, {unit}"
+    return _axes(fig, places, "strength (multiples of the activation norm)", y, whole=False)
 
 
 def _one_of_each(scores: pd.DataFrame, metric: str | None, drawn: set[str]) -> pd.DataFrame:
@@ -228,41 +222,32 @@ def _step(last: float) -> int:
     return math.ceil((1 + last) / 8)
 
 
-def _axes(fig: go.Figure, places: Sequence[tuple[str, int, int]], x: str, y: str) -> go.Figure:
+def _axes(fig: go.Figure, places: Sequence, x: str, y: str, whole: bool = True) -> go.Figure:
+    """The figure with its axes named; `whole`: ticks at whole numbers only."""
+    ticks = (
+        {"tickformat": "d", "dtick": _step(max(v for trace in fig.data for v in trace.x))} if whole else {}
+    )
     cells = {(row, col) for _, row, col in places}
-    step = _step(max(value for trace in fig.data for value in trace.x))
-    for _, row, col in places:
+    for row, col in cells:
         below = None if (row + 1, col) in cells else x
-        fig.update_xaxes(title_text=below, tickformat="d", dtick=step, row=row, col=col)
-        if col == 1:
-            fig.update_yaxes(title_text=y, row=row, col=col)
-    return fig
+        fig.update_xaxes(title_text=below, row=row, col=col, **ticks)
+    return fig.update_yaxes(title_text=y, col=1)
 
 
 def _line(fig: go.Figure, x, y, name: str, colour: str, dash: str, row: int, col: int) -> None:
     mode = "lines" if colour == GREY else "lines+markers"
-    look = {"mode": mode, "line": {"color": colour, "dash": dash, "width": 2}}
-    _add(fig, list(x), list(y), name, row, col, **look)
-
-
-def _diamond(fig: go.Figure, at: pd.Series, name: str, colour: str, row: int, col: int) -> None:
-    """One point of a table of `means_by` with its interval, not joined to any line."""
-    bar = {"array": [at["hi"] - at["mean"]], "arrayminus": [at["mean"] - at["lo"]], "color": colour}
-    look = {"mode": "markers", "marker": {"symbol": "diamond", "size": 9, "color": colour}, "error_y": bar}
-    _add(fig, [at["x"]], [at["mean"]], name, row, col, **look)
-
-
-def _add(fig: go.Figure, x: list, y: list, name: str, row: int, col: int, **look) -> None:
-    """A trace that the legend names once, however many panels it is in."""
-    first = all(trace.legendgroup != name for trace in fig.data)
-    trace = go.Scatter(x=x, y=y, name=name, legendgroup=name, showlegend=first, **look)
-    fig.add_trace(trace, row=row, col=col)
+    _add(fig, x, y, name, row, col, mode=mode, line={"color": colour, "dash": dash, "width": 2})
 
 
 def _band(fig: go.Figure, x, lo, hi, colour: str, row: int, col: int, name: str | None = None) -> None:
     red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
-    first = name is not None and all(trace.legendgroup != name for trace in fig.data)
-    x, lo, hi = list(x), list(lo), list(hi)
     fill = {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.2)", "hoverinfo": "skip"}
-    look = {**fill, "mode": "lines", "line": {"width": 0}, "legendgroup": name, "showlegend": first}
-    fig.add_trace(go.Scatter(x=x + x[::-1], y=hi + lo[::-1], name=name, **look), row=row, col=col)
+    x, y = [*x, *list(x)[::-1]], [*hi, *list(lo)[::-1]]
+    _add(fig, x, y, name, row, col, mode="lines", line={"width": 0}, **fill)
+
+
+def _add(fig: go.Figure, x, y, name: str | None, row: int, col: int, **look) -> None:
+    """A trace that the legend names once, however many panels it is in, or never if it has no name."""
+    first = name is not None and all(trace.legendgroup != name for trace in fig.data)
+    trace = go.Scatter(x=list(x), y=list(y), name=name, legendgroup=name, showlegend=first, **look)
+    fig.add_trace(trace, row=row, col=col)

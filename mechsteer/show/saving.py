@@ -1,8 +1,6 @@
 """A figure as four files: a picture (png), a page that works offline (html), Plotly's own form of the figure
-(json), from which both can be drawn anew, and the numbers behind it (csv).
-
-The csv's first line says what made the numbers; the figure carries their hash, so `make figures` can tell
-whether the two belong together.
+(json), from which both can be drawn anew, and the numbers behind it (csv). The csv's first line says what
+made the numbers; the figure carries their hash, so `make figures` can tell whether the two belong together.
 """
 
 import atexit
@@ -56,16 +54,10 @@ def save_figure(
     data : the numbers behind the figure, one row per drawn thing; its `attrs` join the provenance.
     name : `NN_what_it_shows`, as in `02_accuracy_by_layer`.
     folder : default `figures/` (see `mechsteer.paths.figures`).
-    **provenance : what made the numbers, such as model (its hash), seed and command
-        Kept as the CSV's first line.
+    **provenance : what made the numbers, such as model (its hash), seed and command; the CSV's first line.
 
-    Returns
-    -------
-    The paths written. Without a Chrome, or if it fails, there is no PNG and a warning says what to install.
-
-    Raises
-    ------
-    ValueError  for a name with anything but a-z, 0-9 and _, or a table without rows.
+    Returns the paths written. Without a Chrome, or if it fails, there is no PNG and a warning says what to
+    install. Raises ValueError for a name with anything but a-z, 0-9 and _, or a table without rows.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"A figure's name has only a-z, 0-9 and _ (like 02_heads), not {name!r}.")

@@ -23,9 +23,8 @@ _COEFFICIENTS = 26
 def sound_and_rhythm(mel: np.ndarray) -> np.ndarray:
     """Statistics of sound and rhythm, (clip, 618), of log-mel spectrograms (clip, band, frame).
 
-    Per cepstral coefficient its mean, spread, skewness, quantiles and movement over 1, 2, 4 and 8 frames; per
-    band of sixteen how strong its onsets are (mean, spread, quantiles); and the tempogram in 50 bands of
-    rate.
+    Per cepstral coefficient its mean, spread, skewness, quantiles and movement over 1, 2, 4 and 8 frames; how
+    strong the onsets of each of 16 bands are (mean, spread, quantiles); the tempogram in 50 bands of rate.
     """
     cepstrum = fft.dct(mel.astype(np.float32), axis=1, norm="ortho")[:, 1 : _COEFFICIENTS + 1]
     steps = np.diff(cepstrum, axis=-1)
@@ -60,9 +59,8 @@ def pitch_classes(notes: np.ndarray) -> np.ndarray:
 
 def turned(classes: np.ndarray) -> np.ndarray:
     """Pitch-class statistics as heard from each tonic, (clip, 12 tonics, 72)."""
-    return np.stack(
-        [np.roll(classes, -tonic, axis=-1).reshape(len(classes), -1) for tonic in range(12)], axis=1
-    )
+    views = [np.roll(classes, -tonic, axis=-1) for tonic in range(12)]
+    return np.stack(views, axis=1).reshape(len(classes), 12, -1)
 
 
 def tempogram(mel: np.ndarray) -> np.ndarray:

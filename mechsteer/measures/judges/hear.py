@@ -3,9 +3,8 @@
 `cnn` is a small network on spectra (`_network`), `features` holds linear models to hand-made statistics
 (`_statistics`). They share the spectra and the training clips (original recordings of the labelled
 orchestra, never anything generated or decoded) and nothing else: report both, so that what pleases one judge
-only is seen. Their accuracy on scores that neither was trained on is in `data/tiny/judge.json`. Low-rate
-coding adds noise that both can take for soft drums: read `p_drums` of decoded clips against decoded
-originals.
+only is seen. `data/tiny/judge.json` has their accuracy on scores that neither was trained on. Coding adds
+noise that both can take for soft drums: read `p_drums` of decoded clips against decoded originals.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ def hear(
     for name in _judges(judge):
         path = weights_path(name, weights)
         out, silent = _listen(audio, sample_rate, name, path)
-        classes = _weights(path)[1]
-        tables.append(_table(out, classes, silent).assign(judge=name))
+        tables.append(_table(out, _weights(path)[1], silent).assign(judge=name))
     table = pd.concat(tables, ignore_index=True)
     return table[["judge", *(column for column in table if column != "judge")]]
 
