@@ -34,7 +34,7 @@ def data() -> Path:
     """
     if (root := _checkout()) is None:
         raise NoCheckout(
-            "the embedded model, its music and the study ship with mechsteer's repository, and this mechsteer "
+            "the embedded model, its music and the study ship with mechsteer's repository, and this copy "
             "is installed without it: clone the repository and run `make lab` there. Models of Meta's format "
             "and music of your own work without"
         )

@@ -11,10 +11,9 @@ def to_clips(audio: Any, sample_rate: int, to_rate: int, channels: int) -> np.nd
 
     Parameters
     ----------
-    audio : array or tensor
-        (sample,), (channel, sample) or (clip, channel, sample). Integers are scaled by their full range.
-    sample_rate, to_rate : int
-        Hz; resampled with soxr. Channels are averaged into one, or one is copied into several.
+    audio : (sample,), (channel, sample) or (clip, channel, sample); integers are scaled by their full range
+    sample_rate, to_rate : int, Hz; resampled with soxr
+    channels : int; several are averaged into one, or one is copied
 
     Raises
     ------

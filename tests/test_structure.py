@@ -1,4 +1,4 @@
-"""The house: packages in one order, one door to audiocraft and nnsight, torch where tensors flow, no pickle."""
+"""The house: folders in one order, one door to audiocraft and nnsight, few lines, no pickle."""
 
 import ast
 import re
@@ -13,16 +13,41 @@ ROOT = Path(__file__).resolve().parents[1]
 HOMES = ("mechsteer", "workshop")
 PATHS = [path for home in HOMES for path in sorted((ROOT / home).rglob("*.py"))]
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
-ORDER = ("model", "activations", "directions", "measures", "show", "listening")  # each imports those before it
-SHARED = {"mechsteer", "mechsteer._shared", "mechsteer.paths", "mechsteer.errors", "mechsteer.sound", "mechsteer._machine"}
-# Arrows that run forward, each inside a function: the embedded model and its music, and a clip that shows itself.
+ORDER = "model activations directions measures show listening".split()  # each imports those before it
+ALL_NEED = "_shared _machine _ray errors paths sound".split()
+SHARED = {"mechsteer", *(f"mechsteer.{name}" for name in ALL_NEED)}
+# Arrows that run forward, inside functions: the embedded model and its music, and a clip that shows itself.
 LAZY = {
     ("mechsteer.model.model", "mechsteer.tiny.loading"),
     ("mechsteer.activations.clips", "mechsteer.tiny.orchestra"),
     ("mechsteer.activations.frames", "mechsteer.tiny.orchestra"),
     ("mechsteer.model.generation", "mechsteer.show.player"),
 }
-WITHOUT_TORCH = ["activations.clips", "activations.frames", "activations._store", "directions.find", "directions.scores", "directions.geometry", "directions.files", "directions._solvers", "directions._labels", "measures.describe", "measures.distances", "measures.intervals", "measures.loudness", "show.plots", "show.saving", "show.player", "listening", "listening.export", "listening.charts", "listening.power", "listening.test", "listening.widget", "paths"]
+WITHOUT_TORCH = [
+    "activations.clips",
+    "activations.frames",
+    "activations._store",
+    "directions.find",
+    "directions.scores",
+    "directions.geometry",
+    "directions.files",
+    "directions._solvers",
+    "directions._labels",
+    "measures.describe",
+    "measures.distances",
+    "measures.intervals",
+    "measures.loudness",
+    "show.plots",
+    "show.saving",
+    "show.player",
+    "listening",
+    "listening.export",
+    "listening.charts",
+    "listening.power",
+    "listening.test",
+    "listening.widget",
+    "paths",
+]
 
 
 def imports(name: str, deep: bool) -> set[str]:
@@ -66,7 +91,9 @@ def test_the_import_reader_sees_relative_absolute_and_nested_imports():
     runner = "workshop.suite.notebooks"
     assert "papermill" in imports(runner, deep=True) - imports(runner, deep=False)
     assert {"mechsteer.paths", "workshop.suite.notebook_text"} <= siblings(runner, deep=False)
-    assert "mechsteer.tiny.loading" in siblings("mechsteer.model.model", deep=True) - siblings("mechsteer.model.model", False)
+    assert "mechsteer.tiny.loading" in siblings("mechsteer.model.model", deep=True) - siblings(
+        "mechsteer.model.model", False
+    )
 
 
 def test_each_folder_imports_only_those_before_it():
@@ -76,7 +103,10 @@ def test_each_folder_imports_only_those_before_it():
             continue
         for other in siblings(name, deep=True) - SHARED:
             back = other.startswith("mechsteer.") and room(other) in ORDER
-            if not (back and ORDER.index(room(other)) <= ORDER.index(room(name))) and (name, other) not in LAZY:
+            if (
+                not (back and ORDER.index(room(other)) <= ORDER.index(room(name)))
+                and (name, other) not in LAZY
+            ):
                 wrong.append(f"{name} imports {other}")
     assert not wrong
 
@@ -89,21 +119,33 @@ def test_what_all_share_imports_nothing_of_ours():
 def test_the_embedded_model_needs_the_model_only_and_is_reached_lazily():
     tiny = [name for name in FILES if name.startswith("mechsteer.tiny")]
     for name in tiny:
-        others = {other for other in siblings(name, deep=True) - SHARED if not other.startswith("mechsteer.tiny")}
+        others = {
+            other for other in siblings(name, deep=True) - SHARED if not other.startswith("mechsteer.tiny")
+        }
         assert {room(other) for other in others} <= {"model"}, name
     for name, other in LAZY:
-        assert other in siblings(name, deep=True) - siblings(name, deep=False), f"{name} should load {other} lazily"
+        assert other in siblings(name, deep=True) - siblings(name, deep=False), (
+            f"{name} should load {other} lazily"
+        )
 
 
 def test_modules_don_t_import_each_other():
     try:
-        tuple(TopologicalSorter({n: siblings(n, deep=True) - {o for m, o in LAZY if m == n} for n in FILES}).static_order())
+        tuple(
+            TopologicalSorter(
+                {n: siblings(n, deep=True) - {o for m, o in LAZY if m == n} for n in FILES}
+            ).static_order()
+        )
     except CycleError as error:
         pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
 
 
 def test_nothing_imports_the_workshop():
-    assert not [n for n in FILES if n.startswith("mechsteer") and any(s.startswith("workshop") for s in siblings(n, True))]
+    assert not [
+        n
+        for n in FILES
+        if n.startswith("mechsteer") and any(s.startswith("workshop") for s in siblings(n, True))
+    ]
     for path in (ROOT / "notebooks").iterdir():
         if path.suffix in (".py", ".ipynb"):
             assert not re.search(r"(from|import) workshop", path.read_text(encoding="utf-8")), path.name
@@ -128,8 +170,12 @@ def test_torch_stays_out_of_what_reads_saved_data(name):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, mechsteer; print(*sorted({'torch', 'pandas', 'numpy', 'plotly', 'xarray'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+    heavy = {"torch", "pandas", "numpy", "plotly", "xarray"}
+    code = f"import sys, mechsteer; print(*sorted({heavy} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        == "\n"
+    )
 
 
 def test_public_names_are_few_and_where_they_are_said_to_be():
@@ -138,7 +184,9 @@ def test_public_names_are_few_and_where_they_are_said_to_be():
     assert len(dir(mechsteer)) <= 40
     for name, owner in mechsteer._OWNERS.items():
         tree = ast.parse(FILES[f"mechsteer.{owner}"].read_text(encoding="utf-8"))
-        assert name in {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}, f"{owner}.{name}"
+        assert name in {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}, (
+            f"{owner}.{name}"
+        )
         assert getattr(mechsteer, name).__doc__
     for folder in mechsteer._FOLDERS:
         inside = {n.split(".")[2] for n in FILES if n.startswith(f"mechsteer.{folder}.")}
@@ -153,15 +201,25 @@ def test_nothing_unpickles():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         roots = {i.split(".")[0] for i in imports(name, deep=True)}
         assert not roots & {"cloudpickle", "dill", "joblib", "shelve", "marshal"}, name
-        used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "pickle"}
+        used = {
+            n.attr
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "pickle"
+        }
         used |= {i.split(".")[1] for i in imports(name, deep=True) if i.startswith("pickle.")}
-        assert used <= {"UnpicklingError"}, f"{name} may catch what a refused pickle raises, nothing else: {used}"
+        assert used <= {"UnpicklingError"}, (
+            f"{name} may catch what a refused pickle raises, nothing else: {used}"
+        )
         for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
             given = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
             assert not given.get("allow_pickle"), f"{name}:{call.lineno}"
             if ast.unparse(call.func) == "torch.load":
-                assert given.get("weights_only") is True, f"{name}:{call.lineno}: torch.load needs weights_only=True"
-            assert ast.unparse(call.func) not in {"pd.read_pickle", "pandas.read_pickle"}, f"{name}:{call.lineno}"
+                assert given.get("weights_only") is True, (
+                    f"{name}:{call.lineno}: torch.load needs weights_only=True"
+                )
+            assert ast.unparse(call.func) not in {"pd.read_pickle", "pandas.read_pickle"}, (
+                f"{name}:{call.lineno}"
+            )
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -187,7 +245,9 @@ def test_the_helper_stays_thin():
 
 
 def test_no_tracked_text_names_a_path_of_some_machine():
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     machine = re.compile(r"(?<![\w.:+/~$}-])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
     binary = {".png", ".mp3", ".flac", ".wav", ".safetensors", ".parquet", ".npz", ".js"}
     named = []

@@ -1,6 +1,6 @@
 """One collection as a value: what to read of which clips, how big it gets, how a block becomes arrays.
 
-The same `Job` runs in this process and in Ray workers.
+The same `Job` runs in this process and in workers on other machines.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .. import __version__
 from ..model._vectors import digest
-from ..model.model import Model
+from ..model.model import Model, load
 from ..model.sites import INPUT, SITES, check_site
-from ._store import Arrays
+from ._store import Arrays, Store
 from .clips import held_codes, own_codes, problem_of, read_clip
 from .read import POOLS, Reader, auto_batch, read
 
@@ -125,6 +126,28 @@ class Job:
             with Reader(model, self.sites, self.layers, lengths, self.pool) as reader:
                 made = model.generate(_texts(some["prompt"]), **options | {"seed": seeds})
             yield slice(at, at + size), lengths, reader.result() | {"codes": made.codes.numpy()}
+
+
+class Worker:
+    """A job, its store and a model of its own, for many blocks; becomes a Ray actor."""
+
+    def __init__(self, source: str, device: str, dtype: str, weights: str, where: Path, job: Job, gpu: bool):
+        self.model = load(source, None if gpu else device, dtype)
+        self.job, self.store = job, Store.at(where)
+        if (here := self.model.hash) != weights:
+            raise ValueError(f"{source} is {here} on this worker and {weights} where the call was made")
+
+    @staticmethod
+    def options(model: Model, job: Job, store: Store) -> tuple:
+        """What a worker is made of; with paths in full, as it may start in another folder."""
+        source, dtype = model.musicgen.name, str(model.dtype).removeprefix("torch.")
+        source = str(Path(source).resolve()) if Path(source).is_dir() else source
+        return source, model.device.type, dtype, model.hash, store.where.resolve(), job
+
+    def process(self, block: int, rows: pd.DataFrame) -> int:
+        """Collect and write one block; its number of clips."""
+        self.store.write(block, *self.job.run(self.model, rows))
+        return len(rows)
 
 
 def _texts(column: pd.Series) -> list[str | None]:

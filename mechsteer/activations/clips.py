@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-__all__ = ["check", "clips", "own_codes", "read_clip"]
-
 KINDS = "wav flac mp3 ogg oga opus aif aiff au caf w64 m4a aac mp4 wma"
 SUFFIXES = frozenset(f".{kind}" for kind in KINDS.split())
 OWN = ("clip", "path", "codes", "codec", "start", "duration", "problem")

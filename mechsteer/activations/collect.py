@@ -11,12 +11,11 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from .. import _ray
 from ..model.model import Model, load
-from ._job import Job, check_options, codes_for
+from ._job import Job, Worker, check_options, codes_for
 from ._store import Store
 from .clips import OWN, SHORT, check, own_codes
-
-__all__ = ["codes", "collect"]
 
 RESERVED = {"resid_norm", "layer", "head", "frame", "codebook", "d_model", "d_head"}
 
@@ -100,14 +99,14 @@ def collect(
     began_here = out is not None and not Path(out).exists()
     store = Store.begin(out, job.arrays, labels, job.attrs(model, table))
     try:
-        if engine == "ray":
-            from ._ray import run
-
-            run(model, job, table, store, workers, progress)
-        else:
-            with store.bar(progress) as bar:
-                for block in store.todo():
-                    rows = table.iloc[store.rows(block)]
+        blocks = {block: table.iloc[store.rows(block)] for block in store.todo()}
+        with store.bar(progress) as bar:
+            if engine == "ray":
+                options = Worker.options(model, job, store)
+                for n_clips in _ray.spread(Worker, options, blocks, workers):
+                    bar.update(n_clips)
+            else:
+                for block, rows in blocks.items():
                     store.write(block, *job.run(model, rows))
                     bar.update(len(rows))
     except Exception:

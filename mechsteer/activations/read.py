@@ -17,8 +17,6 @@ from ..errors import memory_told
 from ..model.model import Model
 from ..model.sites import INPUT, hook
 
-__all__ = ["POOLS", "Reader", "auto_batch", "mean_norms", "read"]
-
 POOLS = ("mean", "last", "frames")
 BUDGET = 256e6  # bytes of activations inside a forward pass on the CPU
 
@@ -125,8 +123,8 @@ def read(
 
     Parameters
     ----------
-    codes : one (codebook, frame) per clip; shorter ones are padded at the end, which a causal model doesn't
-    see prompts : None (unconditional), one str for all, or one per clip
+    codes : one (codebook, frame) per clip; the shorter are padded at the end, where a causal model can't look
+    prompts : None (unconditional), one str for all, or one per clip
     """
     codes = [torch.as_tensor(np.asarray(c, dtype=np.int64)) for c in codes]
     lengths = [c.shape[-1] for c in codes]

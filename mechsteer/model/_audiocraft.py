@@ -93,8 +93,8 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
     extra = {name: kind for name, kind in listed.items() if kind not in ("t5", "lut")}
     if extra or cfg.fuser.prepend:
         raise ValueError(
-            f"{source} hears more than text through cross-attention ({extra or 'prepended text'}), as melody and "
-            "style models do, which need demucs; load a text model: facebook/musicgen-small"
+            f"{source} hears more than text through cross-attention ({extra or 'prepended text'}), as melody "
+            "and style models do, which need demucs; load a text model: facebook/musicgen-small"
         )
     try:
         lm = builders.get_lm_model(cfg)

@@ -41,8 +41,8 @@ def locate(source: str | Path, filename: str) -> Path:
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
         raise MissingWeights(
-            f"no model {str(source)!r}: there is no such folder, and models of the Hugging Face hub are named "
-            f"like owner/name. {did_you_mean(source, NAMES, 'The embedded model is called tiny.')}"
+            f"no model {str(source)!r}: there is no such folder, and models of the Hugging Face hub are "
+            f"called like owner/name. {did_you_mean(source, NAMES, 'The embedded model is called tiny.')}"
         )
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -59,7 +59,7 @@ def locate(source: str | Path, filename: str) -> Path:
         others = [name for name in NAMES if name != str(source)]
         hint = did_you_mean(source, others)
         raise MissingWeights(
-            f"no weights for {str(source)!r}. Looked for {filename} in a folder of that name (there is none), "
+            f"no weights of {str(source)!r}: looked for {filename} in a folder of that name (there is none), "
             f"in the hub cache {cache} and on {hub} ({state or type(error).__name__}). {hint} Load it once "
             "with a connection, give the folder with the files, or use the embedded model: ms.load('tiny')."
         ) from error

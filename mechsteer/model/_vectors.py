@@ -28,15 +28,11 @@ def as_direction(
     values : array or tensor, (*leading, layer, d_model), or (*leading, layer, head, d_head) for `heads`
         Kept as they are, not scaled to unit length. Without a layer axis they serve every layer in `layers`.
     layers : int or sequence of int, 0-based
-    norm : float, (layer,) or (layer, head), optional
-        Mean L2 norm of the activations there, the unit of strengths: becomes the coordinate `norm`.
+    norm : mean L2 norm of the activations, (layer,) or (layer, head), the unit of strengths: becomes a coord
     leading : name -> labels, such as {"concept": ["jazz"], "finder": ["mse"]}
-    coords : further coordinates, (dims, values) each.
-    facts : attributes: model, model_hash, data, ...
+    coords, facts : further coordinates, (dims, values) each; attributes: model, model_hash, data, ...
 
-    Raises
-    ------
-    ValueError  when the shape doesn't fit the layers.
+    ValueError when the shape doesn't fit the layers.
     """
     values = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     leading, feature = dict(leading or {}), feature_dims(site)

@@ -28,10 +28,8 @@ def apply(h: torch.Tensor, mode: str, gain, amount, vector) -> torch.Tensor:
     mode : str
         `add`: h + g v, where `vector` is v and `amount` isn't used. With a unit `vector` d and the `amount`
         a: `blend`: (h + |h| ga d) / (1 + |ga|), `replace`: h + g (a - h·d) d, `remove`: h - ga (h·d) d.
-    gain : (row, step)
-        In [0, 1]; a row at 0 comes back bit for bit.
-    amount : (row, 1), or (row, 1, head)
-        Strength x weight, for `replace` x norm.
+    gain : (row, step), in [0, 1]; a row at 0 comes back bit for bit
+    amount : (row, 1), or (row, 1, head): strength x weight, for `replace` x norm
     vector : (row, 1, d_model), or (row, 1, head, d_head)
     """
     gain = gain.reshape(gain.shape + (1,) * (h.ndim - 2))  # (row, step, [1,] 1)
@@ -97,12 +95,9 @@ def plan(rows: Sequence[Steering | Steerings | None], n_steps: int, model, halve
     Parameters
     ----------
     rows : one Steering, Steerings or None per clip
-    n_steps : int
-        Sequence steps in all; step s predicts codebook 0 of frame s.
-    model : Model
-        Its n_layers, d_model, n_heads, frame_rate, device and hash are asked for.
-    halves : sequence of str
-        The blocks of rows in the batch, in order; audiocraft runs ("cond", "uncond") under guidance.
+    n_steps : int, sequence steps in all; step s predicts codebook 0 of frame s
+    model : Model, whose n_layers, d_model, n_heads, frame_rate, device and hash are asked for
+    halves : the blocks of rows in the batch, in order; under guidance audiocraft runs ("cond", "uncond")
 
     Raises
     ------

@@ -32,11 +32,9 @@ def load(
 
     Parameters
     ----------
-    name : str or Path
-        `"tiny"`, a hub id such as `"facebook/musicgen-small"` (from the local cache when offline), or a
+    name : `"tiny"`, a hub id such as `"facebook/musicgen-small"` (from the local cache when offline), or a
         folder with `state_dict.bin` and `compression_state_dict.bin`. Text models, mono or stereo.
-    device : str, optional
-        Default: CUDA, else Apple's MPS where it computes what the CPU computes (checked here), else the CPU.
+    device : default CUDA, else Apple's MPS where it computes what the CPU computes (checked here), else CPU
     dtype : torch.dtype or str, optional
         Of the language model; the codec stays float32. Default: float32 below 100 M parameters and on MPS;
         above, float16 on CUDA, and on a CPU bfloat16 where the processor multiplies it natively, else
@@ -182,13 +180,12 @@ class Model:
 
         Parameters
         ----------
-        codes : (clip, codebook, frame)
-            All of one length; the delay-pattern sequence is built here, with frame + 1 steps (`valid_steps`).
+        codes : (clip, codebook, frame), of one length; the delay pattern makes frame + 1 steps of it
         prompts : None, str or one per clip
             None is unconditional: no text that could leak a label. There is no guidance: one row per clip.
-        options
-            For nnsight. Everything it offers works on `model.nn`; `model.nn.output` are the logits
-            (clip, codebook, step, card). Parameters are frozen, so gradients reach only what you add.
+        options : for nnsight
+            Everything it offers works on `model.nn`; `model.nn.output` are the logits (clip, codebook, step,
+            card). Parameters are frozen, so gradients reach only what you add.
         """
         sequence = self.sequence(codes)
         return self.nn.trace(sequence, [], self.conditions(prompts, len(sequence)), **options)
@@ -242,22 +239,18 @@ class Model:
         prompts, seed, steering, audio_prompt
             One for all rows or one per row; the longest list gives the number of rows. A whole sweep is one
             call: `model.generate("jazz piano", steering=[None, 0.5 * s, s])`. Prompt None is unconditional.
-        duration : float
-            Seconds in all, audio prompt included; at most `max_duration`.
+        duration : float, s in all, audio prompt included; at most `max_duration`
         seed : int
-            One int is the first row's and counts up over a list of *prompts*; a single prompt keeps one seed in
-            all rows, which then differ by their steering only. Give a list to choose otherwise.
+            One int is the first row's and counts up over a list of *prompts*; a single prompt keeps one seed
+            in all rows, which then differ by their steering only. Give a list to choose otherwise.
         steering : Steering or None
             The schedule runs on the clip's time, audio prompt included; one that starts after its end warns.
-        audio_prompt : codes (clip, codebook, frame), or (audio, sample_rate)
-            The clips go on from it; its codes are kept.
+        audio_prompt : codes (clip, codebook, frame) or (audio, sample_rate), from which the clips go on
         guidance : float
             Classifier-free guidance. The unconditional half is computed at any guidance but 1, if there is a
             prompt or a steering that names a branch. At 1 a steering of `uncond` does nothing, and warns.
-        temperature, top_k
-            Sampling over the guided logits; temperature 0 is greedy, top_k 0 keeps all tokens.
-        batch_size, progress
-            Rows computed at a time (results don't depend on it), and whether to show a progress bar.
+        temperature, top_k : of sampling; temperature 0 is greedy, top_k 0 keeps all tokens
+        batch_size, progress : rows at a time (results don't depend on it), and whether to show a bar
 
         Raises
         ------

@@ -17,12 +17,8 @@ class Sampler:
     Parameters
     ----------
     seeds : one int per clip
-    guidance : float
-        Classifier-free guidance: uncond + (cond - uncond) x guidance, as audiocraft computes it.
-    temperature : float
-        0 is greedy.
-    top_k : int
-        0 keeps all.
+    guidance : float, classifier-free: uncond + (cond - uncond) x guidance, as audiocraft computes it
+    temperature, top_k : 0 is greedy, and 0 keeps all
     """
 
     def __init__(self, seeds: Sequence[int], guidance: float, temperature: float, top_k: int):

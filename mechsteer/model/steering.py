@@ -47,12 +47,9 @@ class Steering(_Combined):
         (layer, d_model), or (layer, head, d_head) for `site="heads"`; a single vector without a layer axis is
         used at every layer in `layers`. Scaled to unit length here; it points *to* the concept. Directions of
         this package carry `norm` and `site`; for a plain array give `layers` and `norm`.
-    site : str, optional
-        `resid` (block output), `attn`, `heads`, `cross` or `mlp`; default: the direction's own, else `resid`.
-    layers : int or sequence of int, optional
-        0-based. Default: every layer that the direction has.
-    strength : float
-        In multiples of the mean activation norm at that site and layer. 0 is off, in every mode.
+    site : `resid` (block output), `attn`, `heads`, `cross`, `mlp`; default: the direction's own, else `resid`
+    layers : int or sequence of int, 0-based; default: every layer that the direction has
+    strength : float, in multiples of the mean activation norm at that site and layer; 0 is off, in every mode
     mode : str
         `add`: h + s·norm·d. `blend`: (h + |h| s d) / (1 + |s|). `replace`: sets the projection on d to
         s·norm. `remove`: takes the share s of the projection away (1 is all of it).
@@ -60,12 +57,9 @@ class Steering(_Combined):
         Seconds; `stop=None` is the end. A sequence step at time t predicts codebook 0 of the frame at t, and
         the finer codebooks of the frames just before, which so may change early, by up to the largest delay
         in frames (as a rule one less than there are codebooks).
-    every : int
-        Act on every n-th frame, counted from `start`.
-    ramp : float
-        Seconds over which the effect rises after `start`, and falls before `stop`.
-    branch : str
-        Halves of classifier-free guidance to act on: `both`, `cond` or `uncond`.
+    every : int, act on every n-th frame, counted from `start`
+    ramp : float, s over which the effect rises after `start`, and falls before `stop`
+    branch : `both`, `cond` or `uncond`, the halves of classifier-free guidance to act on
     weights : mapping or xr.DataArray, optional
         A factor per layer, {layer: weight} or (layer,), or per head, (layer, head). See `top` and `soft`.
     norm : float or array, optional
@@ -123,7 +117,7 @@ class Steering(_Combined):
         norm = per_layer(norm, array)
         if self.mode in ("add", "replace") and not np.isfinite(norm.values).all():
             raise ValueError(
-                f"mode {self.mode!r} is in multiples of the activation norm, and this direction carries none: "
+                f"mode {self.mode!r} is in multiples of the activation norm, and this direction has none: "
                 "give norm=, for instance ms.activations.read.mean_norms(model, codes, site)"
             )
         weights = self.weights if self.weights is not None else array.coords.get("weight", 1.0)

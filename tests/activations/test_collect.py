@@ -19,8 +19,8 @@ import torch
 import xarray as xr
 
 import mechsteer as ms
-from mechsteer import paths
-from mechsteer.activations import _job, _ray, _store
+from mechsteer import _ray, paths
+from mechsteer.activations import _job, _store
 from mechsteer.activations.clips import check, read_clip
 from mechsteer.activations.read import auto_batch, mean_norms, read
 
@@ -556,7 +556,7 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
     table = coded(model, [2 + i % 5 for i in range(24)])
     victim = tmp_path / "victim"
 
-    class Mortal(_ray.Worker):
+    class Mortal(_job.Worker):
         """The first worker that gets to its second block is killed in it, having written nothing of it."""
 
         blocks = 0
@@ -571,7 +571,7 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
                     pass
             return super().process(block, rows)
 
-    monkeypatch.setattr(_ray, "Worker", Mortal)
+    monkeypatch.setattr("mechsteer.activations.collect.Worker", Mortal)
     _ray.begin(num_cpus=2, num_gpus=0)
     try:
         spread = quietly(model, table, out=tmp_path / "ray", engine="ray", workers=2).load()

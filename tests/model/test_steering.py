@@ -313,9 +313,9 @@ def test_a_mode_that_needs_a_norm_is_refused_without_one_also_later():
     free = direction().drop_vars("norm")
     blend = Steering(free, mode="blend")
     for mode in ("add", "replace"):
-        with pytest.raises(ValueError, match="carries none.*mean_norms"):
+        with pytest.raises(ValueError, match="has none.*mean_norms"):
             Steering(free, mode=mode)
-        with pytest.raises(ValueError, match="carries none"):
+        with pytest.raises(ValueError, match="has none"):
             dataclasses.replace(blend, mode=mode)
     assert dataclasses.replace(blend, mode="remove").mode == "remove"
 

@@ -1,0 +1,61 @@
+"""Spread pieces of work over Ray: actors that each hold something costly, such as a model, for many pieces.
+
+`ray.init()` finds the cluster that `RAY_ADDRESS` names, else starts one on this machine. All workers must see
+the files that they are told of under the same path, and the model under the same name.
+"""
+
+from collections.abc import Iterator, Mapping
+
+ATTEMPTS = 3  # at a piece whose worker dies; then the piece is taken to be what kills it
+
+
+def begin(**options) -> None:
+    """`ray.init`, again where a busy machine doesn't get Ray's processes up in the 30 s they are given."""
+    import ray
+
+    for last in (False, False, False, True):
+        try:
+            ray.init(log_to_driver=False, logging_level="error", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if last or "timed out during startup" not in str(error):
+                raise
+
+
+def spread(worker: type, options: tuple, pieces: Mapping, workers: int) -> Iterator:
+    """Yield what `worker(*options, gpu).process(key, piece)` returns for each {key: piece}, as they get done.
+
+    Parameters
+    ----------
+    worker : a class; each of as many actors as `workers` makes one, with a GPU where the cluster has any
+        (`gpu` says so). One that dies is replaced, and its piece done again.
+
+    Raises
+    ------
+    ImportError  if Ray isn't installed.
+    RuntimeError  if workers died `ATTEMPTS` times over one piece. What a worker raises is raised here.
+    """
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise ImportError("engine='ray' needs Ray: `uv sync --extra ray`, or pip install ray") from error
+    if began_here := not ray.is_initialized():
+        begin()
+    actors = []
+    try:
+        gpu = ray.cluster_resources().get("GPU", 0) > 0
+        actor = ray.remote(num_gpus=int(gpu), max_restarts=-1, max_task_retries=ATTEMPTS - 1)(worker)
+        actors += [actor.remote(*options, gpu) for _ in range(min(workers, len(pieces)))]
+        give = lambda actor, key: actor.process.remote(key, pieces[key])
+        yield from ActorPool(actors).map_unordered(give, list(pieces))
+    except ray.exceptions.RayActorError as error:
+        if error.actor_init_failed:  # it can't load the model; another couldn't either
+            raise
+        raise RuntimeError(f"workers died {ATTEMPTS} times over one piece; the rest is kept") from error
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        if began_here:
+            ray.shutdown()
