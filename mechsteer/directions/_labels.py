@@ -16,8 +16,7 @@ import xarray as xr
 from . import _solvers
 from ._solvers import METHODS, Fit, Fitting
 
-MAX_INTEGER_CLASSES = 24
-"""Integers with at most this many values are classes (12 tonics), with more they are a value (bpm)."""
+MAX_INTEGER_CLASSES = 24  # integers with so many values at most are classes (12 tonics), else a value (bpm)
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,8 @@ class Target:
         """y as [row, K], one row per clip, or per clip and frame if the activations have `frames`."""
         y = self.y
         if y.ndim == 3 and frames is None:
-            raise ValueError(
-                f"{self.label!r} has a value per frame but the activations are pooled: collect pool='frames'"
-            )
+            told = f"{self.label!r} has a value per frame but the activations are pooled"
+            raise ValueError(f"{told}: collect pool='frames'")
         if y.ndim == 2 and frames is not None:
             y = np.repeat(y[:, None], frames, axis=1)
         return y.reshape(-1, y.shape[-1])
@@ -72,20 +70,17 @@ def as_target(values, label: str, kind: str = "auto", names: tuple[str, ...] | N
     else:
         raise ValueError(f"kind={kind!r} of label {label!r} isn't one of auto, class, flag, value")
     y = np.where(flat.isna().to_numpy()[:, None], np.nan, y).astype(np.float32)
-    if names is None:
-        return Target(label, concepts, y.reshape(*values.shape, -1), kind)
-    return Target(label, names, y.reshape(values.shape), kind)
+    shape = (*values.shape, -1) if names is None else values.shape
+    return Target(label, names or concepts, y.reshape(shape), kind)
 
 
 def read_target(acts: xr.Dataset, label: str, kind: str = "auto") -> Target:
     """Read a label of `acts`: a coord or variable on clip, (clip, frame) or (clip, frame, name)."""
-    sites = {dim for array in acts.data_vars.values() if "layer" in array.dims for dim in array.dims}
-    sites -= {"clip", "frame"}
+    sites = {d for a in acts.data_vars.values() if "layer" in a.dims for d in a.dims} - {"clip", "frame"}
     on_clip = {str(n) for n, a in acts.variables.items() if "clip" in a.dims and not sites & {*a.dims}}
     on_clip -= {"clip"}
     if label not in on_clip:
-        present = ", ".join(sorted(on_clip)) or "none"
-        raise ValueError(f"no label {label!r} on clip; the Dataset has {present}")
+        raise ValueError(f"no label {label!r} on clip; there are {', '.join(sorted(on_clip)) or 'none'}")
     array = acts[label].transpose("clip", "frame", ..., missing_dims="ignore")
     own = [dim for dim in array.dims if dim not in ("clip", "frame")]
     if len(own) > 1:
@@ -99,10 +94,8 @@ def read_groups(acts: xr.Dataset, group: str | None = "group") -> np.ndarray:
     if group is None:
         return np.arange(acts.sizes["clip"])
     if group not in acts.variables or acts[group].dims != ("clip",):
-        raise ValueError(
-            f"no coordinate {group!r} on clip, so clips of one piece could land on both sides of a split; "
-            "name another with group=..., or pass group=None if every clip is a piece of its own"
-        )
+        told = f"no coordinate {group!r} on clip, so clips of one piece could land on both sides of a split"
+        raise ValueError(f"{told}; name another, or pass group=None if every clip is a piece of its own")
     return pd.factorize(acts[group].values)[0]
 
 
@@ -182,12 +175,10 @@ class Batch:
     values: bool  # whether the targets are numbers
 
     def fit(self, x, train, methods, fitting: Fitting) -> dict[str, Fit]:
-        """Fit the rows `train` (a mask or slice of the batch) of activations x [row, feature], by all methods
-        that can read the targets."""
+        """Fit rows `train` (mask or slice) of x [row, feature], by all methods that can read the targets."""
         x, y, groups = x[self.rows[train]], self.y[train], self.groups[train]
-        if not np.isfinite(x).all():
-            bad = f"{int((~np.isfinite(x)).any(1).sum())} of {len(x)} rows of activations"
-            raise ValueError(f"{bad} hold NaN or infinite numbers; collect them again or drop them")
+        if bad := int((~np.isfinite(x)).any(1).sum()):
+            raise ValueError(f"{bad} of {len(x)} rows of activations hold NaN or infinite numbers: drop them")
         blocks = np.repeat(np.arange(len(self.targets)), [len(t.concepts) for t in self.targets])
         methods = [name for name in methods if not (self.values and METHODS[name].classes_only)]
         inner = fold_of(groups, fitting.folds, fitting.seed)
@@ -200,10 +191,8 @@ class Batch:
             one_sided = (y > 0).all(0) | (y < 0).all(0)
             if not self.values and not target.is_shuffled and one_sided.any():
                 rare = f"{target.label!r} = {target.concepts[one_sided.argmax()]!r}"
-                raise ValueError(
-                    f"{rare} doesn't vary in the training part of fold {fold}: too few groups have it. Use "
-                    f"fewer folds, stratify={target.label!r}, or leave that class out"
-                )
+                told = f"{rare} doesn't vary in the training part of fold {fold}: too few groups have it"
+                raise ValueError(f"{told}. Use fewer folds, stratify={target.label!r}, or leave it out")
 
 
 def batches(targets, groups, x, frames: int | None, fitting: Fitting, fold=None) -> list[Batch]:

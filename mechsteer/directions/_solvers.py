@@ -16,15 +16,14 @@ import numpy as np
 
 from .._shared import did_you_mean
 
-ALPHAS = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
-"""Penalties tried, strongest first, in units of the mean loss per row on unit-variance features."""
+ALPHAS = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)  # strongest first; 1 is the mean loss per row at unit variance
 
 
 @dataclass(frozen=True)
 class Fitting:
     """How probes are fitted: keywords of every function that fits."""
 
-    alphas: Sequence[float] = ALPHAS  # of which the least held-out loss wins, and the stronger one on a tie
+    alphas: Sequence[float] = ALPHAS  # the least held-out loss wins, and the stronger penalty on a tie
     folds: int = 3  # inner folds that choose among them
     standardize: str = "feature"  # or "layer", see `prepare`
     max_rows: int = 20_000  # frames are thinned to this many
@@ -62,9 +61,8 @@ def prepare(x: np.ndarray, weights: np.ndarray | None = None, standardize: str =
     """Standardise and rotate training activations x [N, D].
 
     `standardize="feature"` gives every feature unit variance (the usual probe); `"layer"` divides by one
-    number, the root mean variance, so that rotating the activations rotates the directions. Axes that carry
-    less than 1e-6 of the largest variance are left out: in float32 they are noise, and the penalty would
-    silence them.
+    number, the root mean variance, so that rotating the activations rotates the directions. Axes of less than
+    1e-6 of the largest variance are left out: noise in float32, which the penalty would silence.
     """
     if standardize not in ("feature", "layer"):
         raise ValueError(f"standardize={standardize!r} is not known; use 'feature' or 'layer'")
@@ -250,12 +248,9 @@ class Fit:
 def fit(x, y, inner, methods, values: bool, blocks, fitting: Fitting) -> dict[str, Fit]:
     """Choose the penalty on inner folds, then fit on all rows; for every method and concept at once.
 
-    Parameters
-    ----------
-    x : float [N, D]; y : float32 [N, K], -1 or +1, or numbers where `values` is true
-    inner : int [N], inner fold of every row; rows of one group share one
-    blocks : int [K]
-        Columns with one number (the classes of a label) share one penalty, so that their scores compare.
+    x is float [N, D]; y float32 [N, K], -1 or +1, or numbers where `values` is true; `inner`, int [N], the
+    inner fold of every row, where rows of one group share one. Columns with one number in `blocks`, int [K]
+    (the classes of a label), share one penalty, so that their scores compare.
     """
     alphas = sorted(map(float, fitting.alphas), reverse=True)
     if not alphas or min(alphas) <= 0:

@@ -15,13 +15,12 @@ FORMAT = "mechsteer.direction/1"
 
 
 def save_direction(path: str | Path, direction: xr.DataArray) -> Path:
-    """Write a direction with its card to a safetensors file.
+    """Write a direction with its card, coords (norm, slope, bias, ...) and attrs, to a safetensors file.
 
     Parameters
     ----------
     path : ends in .safetensors
-    direction : xr.DataArray, (layer, d_model) or (layer, head, d_head), or one of its layers
-        One concept and one method. Coords and attrs go along (norm, slope, bias, ...; site, model, ...).
+    direction : (layer, d_model) or (layer, head, d_head), or one of its layers, of one concept and one method
 
     Raises
     ------
@@ -34,8 +33,7 @@ def save_direction(path: str | Path, direction: xr.DataArray) -> Path:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path.name} must end in .safetensors")
     if extra := [dim for dim in direction.dims[:-1] if dim not in ("layer", "head")]:
-        choice = " and one ".join(map(str, extra))
-        raise ValueError(f"one direction per file: choose one {choice} first, with .sel(...)")
+        raise ValueError(f"one direction per file: .sel(...) one {' and one '.join(map(str, extra))} first")
     _check_card(direction, "norm", "layer")
     if not np.isfinite(direction.values).all():
         raise ValueError("the direction holds NaN or infinite numbers")
@@ -56,10 +54,7 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
     ------
     FileNotFoundError  if it isn't there.
     ValueError  if it isn't a direction, or `model`, if given, has another width, or no such layer or head.
-
-    Warns
-    -----
-    UserWarning  if the model has the width but other weights than those that the direction was found on.
+    UserWarning  (no error) if the model has the width but other weights than the direction was found on.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,8 +1,8 @@
 """Linear probes: along which direction is a concept readable?
 
-`find_directions` fits every layer (and head) of a Dataset of activations. For plain arrays there are four
-functions of one signature, `(x, y) -> direction`: `logistic`, `mse`, `diff_of_means`, and as a control
-`random_direction`. A direction is unit, points towards the concept, and lives in activation space.
+`find_directions` fits every layer (and head) of a Dataset of activations. For plain arrays, `logistic`,
+`mse`, `diff_of_means` and, as a control, `random_direction` share one signature, `(x, y) -> direction`. A
+direction is unit, points to the concept and lives in activation space. Taught in 03_compare_directions.
 """
 
 from __future__ import annotations
@@ -24,22 +24,17 @@ def fit_direction(x, y, method: str = "logistic", groups=None, kind: str = "auto
     Parameters
     ----------
     x : float [n, d_model], activations, one row per clip or frame
-    y : [n]
-        Classes (one direction each, against the rest), true/false, or numbers; None and NaN drop their rows.
+    y : [n], classes (one direction each, against the rest), true/false or numbers; None, NaN drop their rows
     method : "logistic", "mse", "diff_of_means" or "random"
-    groups : [n], optional
-        Rows of one group stay together while the penalty is chosen; by default every row is its own group.
+    groups : [n], rows of one group stay together while the penalty is chosen; default: each its own group
     kind : "auto", "class", "flag" or "value"
         Strings are classes, booleans and 0/1 flags, floats values, integers classes if at most 24 differ.
     fitting : alphas, folds, standardize, seed, see `find_directions`
 
     Returns
     -------
-    xr.DataArray, dims (concept, d_model), of which `find_directions` has one per method and layer.
-
-    Raises
-    ------
-    ValueError, TypeError  as `find_directions`, and for rows that don't match.
+    xr.DataArray, dims (concept, d_model), of which `find_directions` has one per method and layer. Raises
+    ValueError and TypeError as that does, and ValueError for rows that don't match.
     """
     fitting = vars(Fitting.of(fit_direction, **fitting))
     x, groups = np.asarray(x), np.arange(len(x)) if groups is None else np.asarray(groups)
@@ -86,18 +81,15 @@ def find_directions(
 
     Parameters
     ----------
-    acts : xr.Dataset
-        `site` with dims (clip, layer, d_model), or with frame before d_model, or (clip, layer, head, d_head).
+    acts : xr.Dataset, at `site` (clip, layer, [frame,] d_model) or (clip, layer, [frame,] head, d_head)
     label : str, on clip, (clip, frame) or (clip, frame, name); rows without it are dropped
     methods : of "logistic" (left out for numbers), "mse", "diff_of_means", "random"
-    group : str or None
-        Coordinate whose clips stay together while the penalty is chosen; None makes each clip its own group.
+    group : coordinate whose clips stay together while the penalty is chosen; None: each clip its own group
     kind : see `fit_direction`
-    fitting
-        alphas: penalties to choose from, 10 to 0.0001, in units of the mean loss per row on unit-variance
-        features. folds: inner folds that choose, 3. standardize: "feature" for unit variance of each, or
-        "layer" for one scale, so that rotating activations rotates directions. max_rows: frames are thinned
-        to as many, 20,000. seed: of folds, thinning and random directions, 0.
+    fitting : alphas, penalties to choose from, 10 to 0.0001, in units of the mean loss per row on
+        unit-variance features; folds, inner folds that choose, 3; standardize, "feature" for unit variance of
+        each, or "layer" for one scale, so that rotating activations rotates directions; max_rows, to which
+        frames are thinned, 20,000; seed, of folds, thinning and random directions, 0
 
     Returns
     -------
@@ -107,21 +99,22 @@ def find_directions(
     (score = slope * x . direction + bias: log odds for logistic, -1 to +1 for mse and diff_of_means, the
     label's unit for values; undecided where x . direction = -bias / slope), `alpha`, `score` (the held-out
     AUC, or R2 for values, over the inner folds), and `norm` on layer (and head): the mean L2 norm of the
-    activations, the unit of steering strengths. Attrs: site, model, model_hash, label, kind, data, pool,
-    prompt, seed.
+    activations (`<site>_norm` of `acts`, if there), the unit of steering strengths. Attrs: site, model,
+    model_hash, label, kind, data, pool, prompt, seed.
 
     Raises
     ------
     ValueError  for an absent site, layer or label, naming those present; for non-finite or constant
-    activations, one class only, fewer groups than folds.
-    TypeError  for an unknown keyword.
-
-    Taught in 03_compare_directions.
+    activations, one class only, fewer groups than folds. TypeError  for an unknown keyword.
     """
     fitting, found, norms = Fitting.of(find_directions, **fitting), [], []
     for where, x, batch, fits in fits_by_layer(acts, label, kind, group, methods, site, layers, fitting):
-        found.append(_numbers(fits.values(), r2 if batch.values else auc, batch.y))
-        norms.append(_norm(acts, site, where, x))
+        w, b, alpha = (np.stack([getattr(f, a).T for f in fits.values()], 1) for a in ("w", "b", "alpha"))
+        slope, score = np.linalg.norm(w, axis=-1), r2 if batch.values else auc
+        held_out = np.stack([score(fit.held_out, batch.y) for fit in fits.values()], axis=1)
+        found.append((w / slope[..., None], slope, b, alpha, held_out))
+        own = acts.get(f"{site}_norm")  # from before pooling
+        norms.append(float(np.nanmean(np.linalg.norm(x, axis=1)) if own is None else own.sel(where)))
     here = acts[site] if layers is None else acts[site].sel(layer=np.atleast_1d(layers))
     places = {dim: here[dim].values.tolist() for dim in ("layer", "head") if dim in here.dims}
     shape, dims = [len(at) for at in places.values()], ("concept", "finder", *places)
@@ -134,44 +127,22 @@ def find_directions(
     facts = {k: acts.attrs[k] for k in ("model", "model_hash", "pool", "prompt") if k in acts.attrs}
     facts["data"] = data if data.startswith(f"{known} clips") else f"{known} of {data}"
     facts |= {"label": label, "kind": target.kind, "seed": fitting.seed}
-    return as_direction(
-        arrays[0].astype(np.float32),
-        site,
-        places["layer"],
-        norm=np.reshape(norms, shape),
-        leading={"concept": list(target.concepts), "finder": list(fits)},
-        coords={**places, **{name: (dims, values) for name, values in per_probe}},
-        **facts,
-    )
-
-
-def _numbers(fits, score, y) -> tuple[np.ndarray, ...]:
-    """Of the fits of one place: unit directions (concept, finder, feature); slope, bias, alpha and score."""
-    w, b, alpha = (np.stack([getattr(fit, name).T for fit in fits], axis=1) for name in ("w", "b", "alpha"))
-    slope = np.linalg.norm(w, axis=-1)
-    held_out = np.stack([score(fit.held_out, y) for fit in fits], axis=1)
-    return w / slope[..., None], slope, b, alpha, held_out
-
-
-def _norm(acts: xr.Dataset, site: str, where: dict[str, int], x: np.ndarray) -> float:
-    """Mean L2 norm of the activations: the Dataset's own `<site>_norm` (before pooling), else of x."""
-    if f"{site}_norm" in acts.variables:
-        return float(acts[f"{site}_norm"].sel(where))
-    return float(np.nanmean(np.linalg.norm(x, axis=1)))
+    leading = {"concept": list(target.concepts), "finder": list(fits)}
+    coords = places | {name: (dims, values) for name, values in per_probe}
+    vectors, norm = arrays[0].astype(np.float32), np.reshape(norms, shape)
+    return as_direction(vectors, site, places["layer"], norm, leading, coords, **facts)
 
 
 def apply_direction(direction: xr.DataArray, acts: xr.Dataset) -> xr.DataArray:
     """Score clips (or frames) with directions: slope * (activation . direction) + bias; above 0 is yes.
 
+    Gives the dims of both without d_model, in units as in `find_directions`. ValueError if the direction has
+    no slope and bias, or `acts` not its site.
+
     Parameters
     ----------
     direction : xr.DataArray, ([concept, finder, layer, head,] d_model), as `find_directions` gives it
     acts : xr.Dataset, (clip, [frame,] layer, [head,] d_model) at the direction's site; a selection will do
-
-    Returns
-    -------
-    xr.DataArray, the dims of both without d_model; units as in `find_directions`. ValueError if the direction
-    has no slope and bias, or `acts` not its site.
     """
     site = direction.attrs.get("site")
     if site is None or not {"slope", "bias"} <= set(direction.coords):

@@ -34,12 +34,9 @@ def unit(direction):
 def cosine(a, b, metric: np.ndarray | None = None):
     """Cosine of a and b over the last dimension; other dimensions broadcast (by name for DataArrays).
 
-    Parameters
-    ----------
-    metric : float [d, d], optional
-        Inner product a.M.b in place of a.b. With the covariance of the activations it is the correlation of
-        what a and b *read* from the data. With its inverse it is the cosine after whitening, of a and b as
-        things to *write* (steps in activation space, measured in standard deviations). See `covariance`.
+    `metric` [d, d] is an inner product a.M.b in place of a.b. With the `covariance` of the activations it is
+    the correlation of what a and b *read* from the data. With its inverse it is the cosine after whitening,
+    of a and b as things to *write* (steps in activation space, measured in standard deviations).
     """
     if isinstance(a, xr.DataArray):
         dims = [[a.dims[-1]], [b.dims[-1]]]
@@ -128,11 +125,9 @@ def direction_cosines(
 
     Parameters
     ----------
-    acts, label, methods, site, layers, group, kind, fitting
-        See `find_directions`.
-    space : "raw", "read" or "whitened"
-        Plain cosine; correlation of what the two read from the data; cosine as steps in whitened space. See
-        `cosine`. The covariance is that of all rows of the layer.
+    acts, label, methods, site, layers, group, kind, fitting : see `find_directions`
+    space : "raw" (plain cosine), "read" (correlation of what the two read from the data) or "whitened"
+        (cosine as steps in whitened space), see `cosine`; the covariance is that of all rows of the layer
     boots, halves : bootstrap samples of groups, and random splits of the groups into two halves
     level : of the intervals and of the null band
 
@@ -143,14 +138,8 @@ def direction_cosines(
     samples at the penalty chosen on all rows (`cosine_interval`). method_a == method_b: how stable a method
     is with itself, the mean cosine of its directions from two halves of the groups (each has half the data),
     with the spread over splits. null_lo, null_hi: two random directions. Methods share the same clips, so
-    their cosine can be high where both are unstable: read it beside the halves.
-
-    Raises
-    ------
-    ValueError  for an unknown space, or fewer than 4 groups.
-    ValueError, TypeError  as `find_directions`.
-
-    Taught in 03_compare_directions.
+    their cosine can be high where both are unstable: read it beside the halves. Raises ValueError and
+    TypeError as `find_directions`, and ValueError for an unknown space or fewer than 4 groups.
     """
     if space not in SPACES:
         raise ValueError(f"space={space!r} is not known; use one of {', '.join(SPACES)}")
@@ -160,11 +149,9 @@ def direction_cosines(
         x, penalties = x[batch.rows], {method: fit.alpha for method, fit in fits.items()}
         metric = None if space == "raw" else covariance(x)
         metric = np.linalg.inv(metric) if space == "whitened" else metric
-        null = null_cosine(x.shape[1], level, metric, seed=fitting.seed)
-        booted, split = (
-            _refits(batch, x, penalties, fitting.standardize, samples)
-            for samples in _samples(batch.groups, boots, halves, fitting.seed)
-        )
+        null_lo, null_hi = null_cosine(x.shape[1], level, metric, seed=fitting.seed)
+        samples = _samples(batch.groups, boots, halves, fitting.seed)
+        booted, split = (_refits(batch, x, penalties, fitting.standardize, some) for some in samples)
         for a, b in itertools.combinations_with_replacement(fits, 2):
             if a == b:
                 drawn = cosine(split[a][::2], split[a][1::2], metric)
@@ -175,10 +162,8 @@ def direction_cosines(
                 lo, hi = cosine_interval(value, cosine(booted[a], booted[b], metric), level)
             for i, concept in enumerate(batch.targets[0].concepts):
                 pair = {"label": label, "concept": concept, **where, "method_a": a, "method_b": b}
-                numbers = zip(
-                    ("cosine", "lo", "hi", "null_lo", "null_hi"), (value[i], lo[i], hi[i], *null), strict=True
-                )
-                records.append(pair | dict(numbers))
+                pair |= {"cosine": value[i], "lo": lo[i], "hi": hi[i], "null_lo": null_lo, "null_hi": null_hi}
+                records.append(pair)
     return pd.DataFrame(records)
 
 

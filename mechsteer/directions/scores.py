@@ -41,13 +41,10 @@ def accuracy_by_layer(
 
     Parameters
     ----------
-    acts, site, layers, group
-        See `find_directions`. If `acts` has a variable `input` (clip, [frame,] feature), as collected
-        activations do, it is scored beside the layers: is the concept in the model, or already in its input?
-    labels : str or list of str
-        Classes give rows for each against the rest, and for concept "all" (the best-scoring class).
-    shuffles : int
-        Shuffled copies of each label, permuted at the level at which it varies (group, clip, course in time).
+    acts, site, layers, group : see `find_directions`. If `acts` has `input` (clip, [frame,] feature), as from
+        `collect`, it is scored beside the layers: is the concept in the model, or already in its input?
+    labels : one or more; classes give rows for each against the rest, and for "all" (the best-scoring class)
+    shuffles : copies of each label, permuted at the level at which it varies (group, clip, course in time)
     kinds : dict, label -> "class", "flag" or "value", where the automatic choice (`fit_direction`) is wrong
     fitting : alphas, standardize, max_rows, seed, see `find_directions`
 
@@ -57,11 +54,8 @@ def accuracy_by_layer(
     test part), score, chance, shuffled. The input is a site of its own, "input", and has no layer (pd.NA).
     metric: accuracy, balanced_accuracy, auc; r2 for values. `chance`: the score of a constant guess learnt on
     the training part (majority class, mean). `shuffled`: the score with shuffled labels, mean over
-    `shuffles`. A score is NaN where a fold lacks the classes to define it.
-
-    Raises
-    ------
-    ValueError, TypeError  as `find_directions`, and if a class is absent from a training part.
+    `shuffles`. A score is NaN where a fold lacks the classes to define it. Raises ValueError and TypeError as
+    `find_directions`, and ValueError if a class is absent from a training part.
 
     Source: Alain & Bengio 2017, sec. 3; control labels, Hewitt & Liang 2019. Taught in 02_probe_every_layer.
     """
@@ -88,9 +82,8 @@ def accuracy_by_layer(
                     scores = x[batch.rows[~train]] @ fit.w.astype(np.float32) + fit.b
                     place = {"site": here, "layer": pd.NA, **where, "method": method}
                     for label, concept, metric, numbers in _score_batch(batch, scores, train):
-                        what = {"label": label, "concept": concept, **place, "metric": metric, "fold": f}
-                        what["rows"] = int((~train).sum())
-                        records.append(what | numbers)
+                        what = {"label": label, "concept": concept, **place, "metric": metric}
+                        records.append(what | {"fold": f, "rows": len(scores)} | numbers)
     table = pd.DataFrame(records)
     table.insert(0, "model", str(acts.attrs.get("model", "")))
     return table.astype({place: "Int64" for place in ("layer", "head") if place in table})
@@ -120,9 +113,11 @@ def measure(target: Target, scores, y, y_train) -> Iterator[tuple[str, str, floa
     else:
         right, truth, often = (scores > 0) == (y > 0), y > 0, y_train.mean(0) > 0
         half = np.full(len(often), 0.5)
+        with np.errstate(invalid="ignore"):  # mean hit rate of both sides; NaN if the test rows have only one
+            hits = ((right & truth).sum(0) / truth.sum(0) + (right & ~truth).sum(0) / (~truth).sum(0)) / 2
         per_concept = {
             "accuracy": (right.mean(0), (truth == often).mean(0)),
-            "balanced_accuracy": (_recall(right, truth), half),
+            "balanced_accuracy": (hits, half),
             "auc": (auc(scores, y), half),
         }
     for metric, (values, chance) in per_concept.items():
@@ -134,12 +129,6 @@ def measure(target: Target, scores, y, y_train) -> Iterator[tuple[str, str, floa
         yield "all", "accuracy", float(hit.mean()), float(majority.mean())
         yield "all", "balanced_accuracy", float(np.mean(recalls)), 1 / k
         yield "all", "auc", float(np.mean(per_concept["auc"][0])), 0.5
-
-
-def _recall(right, truth) -> np.ndarray:
-    """Mean of the hit rates on both sides [K]; NaN where the test rows have one side only."""
-    with np.errstate(invalid="ignore"):
-        return ((right & truth).sum(0) / truth.sum(0) + (right & ~truth).sum(0) / (~truth).sum(0)) / 2
 
 
 def auc(scores: np.ndarray, y: np.ndarray) -> np.ndarray:

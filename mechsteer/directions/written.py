@@ -13,7 +13,6 @@ one layer `Steering(d, strength=float(d.found_strength))` adds what was found. T
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,10 +21,8 @@ import xarray as xr
 from .. import _shared
 from ..activations.read import mean_norms, read
 from ..model._vectors import as_direction
+from ..model.model import Model
 from ..model.sites import feature_dims, module_of
-
-if TYPE_CHECKING:
-    from ..model.model import Model
 
 
 def caption_contrast(
@@ -41,10 +38,9 @@ def caption_contrast(
 
     Parameters
     ----------
-    codes : (clip, codebook, frame)
-        Any music; clips of what the captions have in common work well. A few dozen are enough.
-    target, source : str, or one per clip
-        Captions to move to and away from, such as "jazz guitar" and "jazz piano".
+    codes : (clip, codebook, frame), any music; clips of what the captions have in common work well, and a few
+        dozen are enough
+    target, source : str, or one per clip, to move to and away from, such as "jazz guitar" and "jazz piano"
     site : "resid", "attn", "heads", "cross" or "mlp"
     layers : 0-based; default all.
 
@@ -63,8 +59,7 @@ def caption_contrast(
     layers, n = _layers(model, site, layers), len(codes)
     target, source = ([told] * n if isinstance(told, str) else list(told) for told in (target, source))
     if not len(target) == len(source) == n:
-        given = f"{len(target)} and {len(source)} captions for {n} clips"
-        raise ValueError(f"{given}; give one for all, or one each")
+        raise ValueError(f"{len(target)} and {len(source)} captions for {n} clips: one for all, or one each")
     difference, norm = 0.0, 0.0
     for at in range(0, n, batch_size):
         some = slice(at, at + batch_size)
@@ -74,12 +69,8 @@ def caption_contrast(
         norm = norm + away[f"{site}_norm"].sum(0) / n
     if not np.abs(difference).max() > 1e-7 * norm.max():
         raise ValueError(f"the captions {target[0]!r} and {source[0]!r} mean the same to {model.name}")
-    facts = {
-        "finder": "caption contrast",
-        "learnt_from": "captions",
-        "target": target[0],
-        "source": source[0],
-    }
+    facts = {"finder": "caption contrast", "learnt_from": "captions"}
+    facts |= {"target": target[0], "source": source[0]}
     return _found(model, difference, norm, site, layers, n, facts)
 
 
@@ -100,11 +91,10 @@ def optimised_vector(
 
     Parameters
     ----------
-    codes : (clip, codebook, frame)
-        The music that is wanted: clips of the concept.
-    prompts : str, or one per clip
-        What the model is told meanwhile: the captions to be steered, without the concept ("jazz piano" for
-        guitar clips). Controls: clips that *are* what the captions say, or clips and captions shuffled.
+    codes : (clip, codebook, frame), the music that is wanted: clips of the concept
+    prompts : str, or one per clip, what the model is told meanwhile: the captions to be steered, without the
+        concept ("jazz piano" for guitar clips). Controls: clips that *are* what the captions say, or clips
+        and captions shuffled.
     site, layers : where vectors are added, at every step; one vector per layer, default the middle layer.
     steps, batch_size : of Adam, and clips in each.
     rate : how far a step of Adam goes at most, about, in multiples of the mean activation norm.
@@ -113,38 +103,32 @@ def optimised_vector(
 
     Returns
     -------
-    xr.DataArray, dims (layer, d_model) or (layer, head, d_head), see the module's docstring. Attr `nll`: the
-    loss (nats per token) over the first and the last tenth of the steps.
+    xr.DataArray, see the module's docstring. Attr `nll`: loss (nats per token), first and last tenth of steps
 
     Raises
     ------
-    ValueError  if prompts don't match the clips, or there are fewer clips than fit one batch.
-    IndexError  as `caption_contrast`.
+    ValueError  if prompts don't match clips, or these don't fill a batch. IndexError as `caption_contrast`.
 
-    Source: Subramani et al. 2022, arXiv 2205.05124 (steering vectors by gradient descent), for one vector
-    that serves all clips.
+    Source: Subramani et al. 2022, arXiv 2205.05124 (by gradient descent), for one vector that serves all.
     """
     layers = _layers(model, site, [model.n_layers // 2] if layers is None else layers)
     prompts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(codes) or len(codes) < batch_size:
-        given = f"{len(codes)} clips, {len(prompts)} prompts"
-        raise ValueError(f"{given}; one prompt each, and {batch_size} clips or more")
+        raise ValueError(f"{len(codes)} clips, {len(prompts)} prompts: as many, and {batch_size} or more")
     rng = np.random.default_rng(seed)
     norm = mean_norms(model, codes[:batch_size], site, prompts[:batch_size])[layers]
     scale = torch.as_tensor(norm, dtype=torch.float32, device=model.device)[..., None]
     width = (model.n_heads, model.d_head) if site == "heads" else (model.d_model,)
     vector = torch.zeros(len(layers), *width, device=model.device, requires_grad=True)  # in units of `scale`
-    rate = rate / np.sqrt(width[-1])
-    optimiser = torch.optim.Adam([vector], lr=rate)
+    optimiser = torch.optim.Adam([vector], lr=rate / np.sqrt(width[-1]))
     falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2 * (1 - step / steps)))
     losses = []
     for _ in _shared.progress(range(steps), progress, desc="optimising", unit="step"):
         rows = rng.choice(len(codes), batch_size, replace=False)
         loss = _nll(model, codes[rows], [prompts[i] for i in rows], site, layers, vector * scale)
         losses.append(float(loss.detach()))
-        loss = loss + shrink * vector.square().sum()
         optimiser.zero_grad()
-        loss.backward()
+        (loss + shrink * vector.square().sum()).backward()
         optimiser.step()
         falling.step()
     tenth = max(1, steps // 10)
