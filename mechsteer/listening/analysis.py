@@ -17,8 +17,6 @@ from .design import Design, Screening, trials
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Analysis", "analyse", "screen", "tidy"]
-
 
 def tidy(lines: Sequence[dict], design: Design) -> pd.DataFrame:
     """Answers as a table, in the order given.
@@ -30,36 +28,30 @@ def tidy(lines: Sequence[dict], design: Design) -> pd.DataFrame:
     heard as A and B), choice (the letter), chosen (the condition), x and correct (ABX and headphone check);
     for ratings, one row per slider: position (0 is A), condition, rating.
     """
-    names = {line["listener"]: line for line in lines if line["kind"] == "listener"}
+    names = {line["listener"]: line["name"] for line in lines if line["kind"] == "listener"}
     rows = []
-    for line in lines:
-        if line["kind"] != "answer":
-            continue
-        made = bool(line.get("simulated", False))
-        slots, check = line["slots"], line["stage"] == "headphones"
-        row = {"listener": f"{'S' if made else 'L'}{line['listener']:02d}"}
-        row |= {"name": names[line["listener"]]["name"], "simulated": made}
-        row |= {key: line[key] for key in ("stage", "trial")}
+    for line in (line for line in lines if line["kind"] == "answer"):
+        made, check = bool(line.get("simulated", False)), line["stage"] == "headphones"
+        row = {"listener": f"{'S' if made else 'L'}{line['listener']:02d}", "name": names[line["listener"]]}
+        row |= {"simulated": made, "stage": line["stage"], "trial": line["trial"]}
         row |= {"item": f"tone {line['item']}" if check else design.items[line["item"]]}
         row |= {key: line.get(key) for key in ("repeat", "time", "seconds", "switches")}
         if "ratings" in line:
-            for position, slot in enumerate(slots):
-                rows.append({**row, "position": position, "condition": slot, "rating": line["ratings"][slot]})
+            heard = enumerate(line["slots"])
+            rows += [row | {"position": k, "condition": c, "rating": line["ratings"][c]} for k, c in heard]
             continue
         right = "quiet" if check else line.get("x")
-        row |= dict(zip(("left", "right"), slots, strict=False))  # a headphone check has a third sound
+        row |= dict(zip(("left", "right"), line["slots"], strict=False))  # a check has a third sound
         row |= {key: line.get(key) for key in ("choice", "chosen", "x")}
         rows.append(row | {"correct": line["chosen"] == right if right else None})
     return pd.DataFrame(rows)
 
 
 def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None) -> pd.DataFrame:
-    """Apply a screening rule (default: the plan's); one row per listener.
+    """Apply a screening rule (default: the plan's).
 
-    Returns
-    -------
-    pd.DataFrame: listener, answered (share of the test), headphones_wrong, one_side, repeats_agree (NaN where
-    too few answers tell), kept, and why not.
+    Returns a pd.DataFrame, one row per listener: listener, answered (share of the test), headphones_wrong,
+    one_side, repeats_agree (NaN where too few answers tell), kept, and why not.
     """
     rule = rule or design.screening
     exceeds = lambda a, b: a is not None and b is not None and a > b
@@ -134,14 +126,12 @@ class Analysis:
         """Write every figure as `ms.save_figure` does (picture, page, numbers), and the screening as CSV."""
         from ..show.saving import save_figure
 
-        facts = {"test": self.design.name, "test_hash": self.design.test_hash, "listeners": self.who}
-        facts |= provenance
-        written = []
+        folder, design, written = Path(folder), self.design, []
+        facts = {"test": design.name, "test_hash": design.test_hash, "listeners": self.who, **provenance}
         for name, fig in self.figures().items():
-            written += save_figure(fig, getattr(self, name), f"{prefix}_{name}", Path(folder), **facts)
-        path = Path(folder) / f"{prefix}_screening.csv"
+            written += save_figure(fig, getattr(self, name), f"{prefix}_{name}", folder, **facts)
         text = self.listeners.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        return [*written, paths.replace(path, text)]
+        return [*written, paths.replace(folder / f"{prefix}_screening.csv", text)]
 
     def _shown(self) -> tuple[str, list[pd.DataFrame]]:
         note = "; by another screening rule than the plan's" if self.rule_changed else ""
@@ -174,9 +164,7 @@ def analyse(
     screening : another rule than the plan's; the result then says that the rule was changed.
     boots, seed : bootstrap draws by listener and item.
 
-    Raises
-    ------
-    ValueError  if there are no answers, real and simulated ones are mixed, or the rule keeps nobody.
+    Raises ValueError if there are no answers, real and simulated ones are mixed, or the rule keeps nobody.
     """
     if answers.empty or not (answers["stage"] == "main").any():
         raise ValueError("there are no answers to the test yet (practice and headphone check don't count)")
@@ -185,11 +173,10 @@ def analyse(
     listeners = screen(answers, design, screening)
     kept = listeners.loc[listeners["kept"], "listener"]
     if kept.empty:
-        why = listeners["why"].unique()
-        raise ValueError(f"the screening rule keeps none of {len(listeners)} listeners: {why}")
+        raise ValueError(f"the rule keeps none of {len(listeners)} listeners: {listeners['why'].unique()}")
     counted = (answers["stage"] == "main") & ~answers["repeat"].astype(bool)
     chosen = answers[answers["listener"].isin(kept) & counted]
-    strengths, options = None, {"boots": boots, "seed": seed}
+    made, strengths, options = bool(answers["simulated"].iloc[0]), None, {"boots": boots, "seed": seed}
     if design.kind == "rating":
         results = stats.ratings(chosen, design.reference, **options)
         grid = chosen.pivot_table(index="listener", columns=["item", "condition"], values="rating")
@@ -197,16 +184,12 @@ def analyse(
     else:
         results = (stats.discrimination if design.kind == "abx" else stats.preferences)(chosen, **options)
         if design.kind == "preference" and len(design.conditions) > 2:
-            strengths = stats.bradley_terry(chosen, **options)
+            strengths = stats.bradley_terry(chosen, **options).assign(simulated=made)
         # X differs from listener to listener, so what they can agree on is which trials are told rightly
         told = "correct" if design.kind == "abx" else "chosen"
         judged = chosen.pivot(index="listener", columns="trial", values=told)
         pairs = {trial.key: str(sorted(trial.slots)) for trial in trials(design, 1)}
         alpha = stats.agreement(judged, within=[pairs[trial] for trial in judged])
-    made = bool(answers["simulated"].iloc[0])
-    for table in (results, strengths):
-        if table is not None:
-            table.insert(len(table.columns), "simulated", made)
     changed = screening is not None and screening != design.screening
-    listeners = listeners.assign(simulated=made)
+    results, listeners = results.assign(simulated=made), listeners.assign(simulated=made)
     return Analysis(design, results, strengths, alpha, listeners, answers, made, changed)

@@ -17,21 +17,16 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["AnswerStore", "clean_name"]
-
 LONGEST_NAME = 80
 
 
 def clean_name(name: str) -> str:
     """A listener's name as it is stored: any text, composed (NFC), single blanks, no control characters.
 
-    Raises
-    ------
-    ValueError  if nothing is left, or more than 80 characters are.
+    Raises ValueError if nothing is left, or more than 80 characters are.
     """
     text = unicodedata.normalize("NFC", str(name))
-    text = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
-    text = " ".join(text.split())
+    text = " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in text).split())
     if not text:
         raise ValueError("Please enter a name. Any name will do, so long as it stays the same.")
     if len(text) > LONGEST_NAME:
@@ -111,20 +106,15 @@ class AnswerStore:
             except ValueError:  # cut short by a crash, then closed by the next write
                 damaged += 1
         if damaged:
-            told = (
-                f"{damaged} line(s) of {self.path.name} are damaged and were skipped; {len(found)} are whole."
-            )
+            told = f"{damaged} line(s) of {self.path.name} are damaged and skipped; {len(found)} are whole."
             warnings.warn(told, stacklevel=4)
         return found
 
     @staticmethod
     def _write(file, line: dict) -> None:
-        file.seek(0, os.SEEK_END)
-        if file.tell():
+        if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-        else:
-            torn = False
+        torn = file.read(1) not in (b"", b"\n")  # neither empty nor ending in a whole line
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         text = json.dumps({**line, "time": now}, ensure_ascii=False, allow_nan=False)
         file.write((b"\n" if torn else b"") + text.encode() + b"\n")

@@ -8,42 +8,36 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..measures.intervals import need
 from ..show import plots
 from .design import Design
-
-__all__ = ["power", "results", "strengths"]
 
 
 def results(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
     """Shares of choices (preference, ABX) or mean ratings with their intervals by listener and item."""
     if design.kind == "rating":
-        shown = (table[column] for column in ("condition", "mean", "lo", "hi"))
-        fig = _dots(*shown, "rating, 0 to 100", (0, 100), None)
+        fig = _dots(table, "condition", "mean", "rating, 0 to 100", (0, 100), None)
         most = table.loc[table["mean"].idxmax()]
         return _titled(fig, f"{design.question} Most: {most['condition']}, {most['mean']:.0f} of 100", who)
-    other = "against" if design.kind == "abx" else "over"
     if design.kind == "abx":
-        labels, x, span = table["condition"] + " / " + table[other], "share of X told rightly", (0, 1)
-        fig = _dots(labels, table["share"], table["lo"], table["hi"], x, span, 0.5)
-        most = table["share"].idxmax()
-        best = f"Told apart best: {labels[most]}, X told rightly {table['share'][most]:.0%}"
-        return _titled(fig, best if table["lo"][most] > 0.5 else "Not shown to be told apart", who)
-    turned = table["share"] < 0.5  # the condition chosen more often is named first
-    first = table["condition"].where(~turned, table[other])
-    second = table[other].where(~turned, table["condition"])
-    share = table["share"].where(~turned, 1 - table["share"])
-    lo = table["lo"].where(~turned, 1 - table["hi"])
-    hi = table["hi"].where(~turned, 1 - table["lo"])
-    labels, most = first + " over " + second, share.idxmax()
-    fig = _dots(labels, share, lo, hi, "share of choices for the first", (0, 1), 0.5)
-    said = f"{labels[most].capitalize()}: {share[most]:.0%}" if lo[most] > 0.5 else "No difference is shown"
-    return _titled(fig, f"{design.question} {said}", who)
+        shown = table.assign(pair=table["condition"] + " / " + table["against"])
+        fig = _dots(shown, "pair", "share", "share of X told rightly", (0, 1), 0.5)
+        most = shown.loc[shown["share"].idxmax()]
+        best = f"Told apart best: {most['pair']}, X told rightly {most['share']:.0%}"
+        return _titled(fig, best if most["lo"] > 0.5 else "Not shown to be told apart", who)
+    turned = {"condition": table["over"], "over": table["condition"]}
+    turned |= {"share": 1 - table["share"], "lo": 1 - table["hi"], "hi": 1 - table["lo"]}
+    shown = table.mask(table["share"] < 0.5, table.assign(**turned))  # what was chosen more often comes first
+    shown = shown.assign(pair=shown["condition"] + " over " + shown["over"])
+    fig = _dots(shown, "pair", "share", "share of choices for the first", (0, 1), 0.5)
+    most = shown.loc[shown["share"].idxmax()]
+    said = f"{most['pair'].capitalize()}: {most['share']:.0%}"
+    return _titled(fig, f"{design.question} {said if most['lo'] > 0.5 else 'No difference is shown'}", who)
 
 
 def strengths(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
     """Bradley-Terry strengths with their intervals; a difference of 1 is a preference of 73 %."""
-    shown = (table[column] for column in ("condition", "strength", "lo", "hi"))
-    fig = _dots(*shown, "strength, log odds", None, 0.0)
+    fig = _dots(table, "condition", "strength", "strength, log odds", None, 0.0)
     return _titled(fig, f"{design.question} Most: {table.loc[table['strength'].idxmax(), 'condition']}", who)
 
 
@@ -53,15 +47,11 @@ def power(table: pd.DataFrame, target: float = 0.8, colour: str = "preference", 
     `table` is what `listening.power.power` returns, for several preferences put together with a column
     `preference`.
     """
-    missing = [column for column in ("listeners", "power", "error", colour) if column not in table]
-    if missing:
-        raise ValueError(f"The table lacks the column(s) {', '.join(missing)}; it has {', '.join(table)}.")
-    fig = go.Figure()
-    dashes = ("solid", "dash", "dot", "dashdot")
+    need(table, ["listeners", "power", "error", colour])
+    fig, dashes = go.Figure(), ("solid", "dash", "dot", "dashdot")
     for k, (name, part) in enumerate(table.groupby(colour, sort=True)):
-        tint = plots.COLOURS[k % len(plots.COLOURS)]
         bars = {"array": list(1.96 * part["error"]), "thickness": 1, "width": 3}
-        line = {"color": tint, "width": 2, "dash": dashes[k % 4]}
+        line = {"color": plots.COLOURS[k % len(plots.COLOURS)], "width": 2, "dash": dashes[k % 4]}
         label = f"{name:.0%}" if isinstance(name, float) else str(name)
         x, y = list(part["listeners"]), list(part["power"])
         fig.add_scatter(x=x, y=y, error_y=bars, name=label, line=line)
@@ -71,11 +61,12 @@ def power(table: pd.DataFrame, target: float = 0.8, colour: str = "preference", 
     return fig.update_yaxes(title_text="share of tests that see it", range=[0, 1.02], tickformat=".0%")
 
 
-def _dots(labels, middle, lo, hi, x: str, span: tuple[float, float] | None, null: float | None) -> go.Figure:
-    """A dot and a line per row, the first row on top."""
-    fig = go.Figure()
-    middle, lo, hi = (pd.Series(v).astype(float).to_numpy() for v in (middle, lo, hi))
-    names, tint = [str(label) for label in labels], plots.COLOURS[0]
+def _dots(
+    table: pd.DataFrame, label: str, value: str, x: str, span: tuple[float, float] | None, null: float | None
+) -> go.Figure:
+    """A dot at `value` and a line from `lo` to `hi` per row, the first row on top."""
+    middle, lo, hi = (table[column].astype(float).to_numpy() for column in (value, "lo", "hi"))
+    fig, names, tint = go.Figure(), [str(name) for name in table[label]], plots.COLOURS[0]
     bars = {"array": hi - middle, "arrayminus": middle - lo, "thickness": 2, "width": 6, "color": tint}
     look = {"marker": {"size": 11, "color": tint}, "hovertemplate": "%{y}: %{x:.3f}<extra></extra>"}
     fig.add_scatter(x=middle, y=names, mode="markers", error_x=bars, **look)

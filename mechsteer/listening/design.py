@@ -22,8 +22,6 @@ from ..measures.loudness import match_loudness
 from ..model.generation import Generation
 from ..sound import encode_file, to_clips
 
-__all__ = ["Design", "Screening", "Trial", "gather", "load_design", "save_design", "test_hash", "trials"]
-
 KINDS = ("preference", "abx", "rating")
 
 
@@ -114,13 +112,13 @@ def trials(design: Design, listener: int) -> list[Trial]:
 
 
 def _forced(design: Design, rng: np.random.Generator, mirrored: int) -> list[Trial]:
-    found, count = [], len(design.items)
+    found = []
     for number, (a, b) in enumerate(design.pairs):
-        start, draw = rng.integers(4), rng.permutation(count)
-        cells = (draw + start) % 4  # two bits, each balanced over the items: which side, and which one is X
+        # two bits, each balanced over the items: which side, and which one is X
+        cells = (rng.integers(4) + rng.permutation(len(design.items))) % 4
         for item, cell in enumerate(cells):
             slots = (b, a) if (cell % 2) ^ mirrored else (a, b)
-            x = ((a, b)[cell // 2]) if design.kind == "abx" else None
+            x = (a, b)[cell // 2] if design.kind == "abx" else None
             found.append(Trial(f"{number}:{item}", "main", design.kind, item, slots, x))
     return found
 
@@ -134,49 +132,33 @@ def _rating(design: Design, rng: np.random.Generator, listener: int) -> list[Tri
 def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], list[str], int]:
     """Clips of every condition, matched by position, at one rate, number of channels, and length per item.
 
-    Parameters
-    ----------
-    conditions : name -> Generation, or a sequence of (audio, sample_rate)
-
-    Returns
-    -------
-    clips (name -> list of (channel, sample)), item names, sample rate in Hz. Shorter clips of an item end in
-    silence, so that no length gives them away.
-
-    Raises
-    ------
-    ValueError for fewer than two conditions, unequal numbers of clips, or generations whose seeds don't
-    match.
+    `conditions` maps a name to a Generation, or to a sequence of (audio, sample_rate). Returns clips (name ->
+    list of (channel, sample)), item names, and the sample rate in Hz. Shorter clips of an item end in
+    silence, so that no length gives them away. Raises ValueError for fewer than two conditions, unequal
+    numbers of clips, or generations whose seeds don't match.
     """
     if len(conditions) < 2 or not all(isinstance(name, str) and name.strip() for name in conditions):
         raise ValueError("a listening test compares at least two conditions: {name: clips, name: clips}")
     counts = {name: len(clips) for name, clips in conditions.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(
-            f"conditions are matched by position, so all need the same number of clips: {counts}"
-        )
+        raise ValueError(f"clips are matched by position: all conditions need the same number, not {counts}")
     made = {name: clips for name, clips in conditions.items() if isinstance(clips, Generation)}
     seeds = {name: list(clips.seeds) for name, clips in made.items()}
     if any(given != next(iter(seeds.values())) for given in seeds.values()):
         raise ValueError(f"clips compared with each other should come from the same seeds: {seeds}")
-    first = next(iter(made.values()), None)
-    count = next(iter(counts.values()))
-    names = [f"item {k}" for k in range(count)]
-    if first is not None:  # what was asked for, not what was done to it: steerings differ between conditions
+    names = [f"item {k}" for k in range(next(iter(counts.values())))]
+    if made:  # what was asked for, not what was done to it: steerings differ between conditions
+        first = next(iter(made.values()))
         names = [f"{p or 'no prompt'} (seed {n})" for p, n in zip(first.prompts, first.seeds, strict=True)]
     names = [name if names.count(name) == 1 else f"{name}, {k}" for k, name in enumerate(names)]
-    pairs = {name: [tuple(pair) for pair in clips] for name, clips in conditions.items() if name not in made}
-    pairs |= {name: [(a, clips.sample_rate) for a in clips.audio] for name, clips in made.items()}
-    pairs = {name: pairs[name] for name in conditions}
+    given = {name: [(a, clips.sample_rate) for a in clips.audio] for name, clips in made.items()}
+    pairs = {name: given.get(name, clips) for name, clips in conditions.items()}
     rate = int(max(r for clips in pairs.values() for _, r in clips))
     channels = 1 + any(np.ndim(a) > 1 and np.shape(a)[-2] > 1 for clips in pairs.values() for a, _ in clips)
     found = {n: [to_clips(a, int(r), rate, channels)[0] for a, r in clips] for n, clips in pairs.items()}
-    for k in range(count):
-        longest = max(found[name][k].shape[-1] for name in found)
-        for name in found:
-            clip = found[name][k]
-            found[name][k] = np.pad(clip, ((0, 0), (0, longest - clip.shape[-1])))
-    return found, names, rate
+    longest = [max(clip.shape[-1] for clip in item) for item in zip(*found.values(), strict=True)]
+    pad = lambda clip, length: np.pad(clip, ((0, 0), (0, length - clip.shape[-1])))
+    return {name: list(map(pad, clips, longest)) for name, clips in found.items()}, names, rate
 
 
 def test_hash(clips: Mapping[str, Sequence[np.ndarray]], options: Mapping) -> str:
@@ -190,36 +172,26 @@ def test_hash(clips: Mapping[str, Sequence[np.ndarray]], options: Mapping) -> st
 
 def save_design(folder: Path, clips: Mapping[str, Sequence], rate: int, options: Mapping) -> Design:
     """Match the loudness of all clips, write them under random names, then the plan; returns it."""
-    names = list(clips)
-    flat = [clip for name in names for clip in clips[name]]
+    places = [(name, k) for name in clips for k in range(len(clips[name]))]
+    flat = [clips[name][k] for name, k in places]
     matched, reached = match_loudness(flat, rate, options["loudness"])
-    stimuli: dict[str, dict[str, str]] = {name: {} for name in names}
-    count = len(flat) // len(names)
-    for k, clip in enumerate(matched):
-        token = secrets.token_hex(12)
-        stimuli[names[k // count]][str(k % count)] = token
+    stimuli: dict[str, dict[str, str]] = {name: {} for name in clips}
+    for (name, k), clip in zip(places, matched, strict=True):
+        token = stimuli[name][str(k)] = secrets.token_hex(12)
         paths.replace(folder / "stimuli" / f"{token}.flac", encode_file(clip, rate, "flac"))
-    longest = max(clip.shape[-1] for clip in flat)
-    facts = {**options, "loudness": round(reached, 2), "sample_rate": rate}
-    facts |= {"duration": round(longest / rate, 3), "fingerprint": test_hash(clips, options)}
-    facts |= {"stimuli": stimuli}
+    seconds = max(clip.shape[-1] for clip in flat) / rate
+    facts = {**options, "loudness": round(reached, 2), "sample_rate": rate, "duration": round(seconds, 3)}
+    facts |= {"fingerprint": test_hash(clips, options), "stimuli": stimuli}
     paths.replace(folder / "design.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return load_design(folder)
 
 
 def load_design(folder: Path) -> Design:
-    """Read the plan of a test.
-
-    Raises
-    ------
-    FileNotFoundError  if the folder holds no test.
-    """
+    """Read the plan of a test; raises FileNotFoundError if the folder holds none."""
     path = Path(folder) / "design.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no listening test (no design.json)")
     facts = json.loads(path.read_text(encoding="utf-8"))
-    facts["test_hash"] = facts.pop("fingerprint")
-    facts["screening"] = Screening(**facts["screening"])
-    facts["pairs"] = tuple(tuple(pair) for pair in facts["pairs"])
+    facts |= {"test_hash": facts.pop("fingerprint"), "screening": Screening(**facts["screening"])}
     facts |= {key: tuple(facts[key]) for key in ("conditions", "items")}
-    return Design(**facts)
+    return Design(**facts | {"pairs": tuple(map(tuple, facts["pairs"]))})

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from .analysis import Analysis
 
-__all__ = ["export"]
-
 SCRIPT = '''"""Make the tables and figures of this folder again: python analyse.py (needs mechsteer)."""
 
 from pathlib import Path
@@ -57,14 +55,13 @@ def export(
     shutil.copytree(test / "stimuli", folder / "stimuli")
     if answers is None:
         lines = AnswerStore(test / "answers.jsonl").lines()
-        if not names:
-            lines = [
-                {**line, "name": f"listener {line['listener']}"} if "name" in line else line for line in lines
-            ]
+        for line in lines:
+            if "name" in line and not names:
+                line["name"] = f"listener {line['listener']}"
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         paths.replace(folder / "answers.jsonl", text)
-        call, said = "", "`answers.jsonl`: every answer, a line each"
-        said += "" if names else "; listeners' names are replaced by numbers"
+        hidden = "" if names else "; listeners' names are replaced by numbers"
+        call, said = "", f"`answers.jsonl`: every answer, a line each{hidden}"
     else:
         if not names and not analysis.simulated:
             answers = answers.assign(name=answers["listener"])

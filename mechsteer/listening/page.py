@@ -12,30 +12,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["command", "main"]
-
 SHARE = Path(__file__).with_name("jupyter")  # holds our voila template
 
 
 def command(folder: str | Path, port: int = 8866, ip: str = "127.0.0.1", theme: str = "light") -> list[str]:
     """The arguments that start voila on the test in `folder`; it needs `environment` too.
 
-    Raises
-    ------
-    FileNotFoundError  if the folder holds no test.
+    Raises FileNotFoundError if the folder holds no test.
     """
     page = Path(folder) / "take.ipynb"
     if not page.is_file():
-        told = "(no take.ipynb): make one with ms.ListeningTest(...)"
-        raise FileNotFoundError(f"{folder} holds no listening test {told}")
-    options = [
-        f"--port={port}",
-        f"--Voila.ip={ip}",
-        f"--theme={theme}",
-        "--template=listening",
-        "--no-browser",
-    ]
-    return [sys.executable, "-m", "voila", str(page), *options]
+        raise FileNotFoundError(f"{folder} holds no listening test (take.ipynb): make one with ListeningTest")
+    options = [f"--port={port}", f"--Voila.ip={ip}", f"--theme={theme}", "--template=listening"]
+    return [sys.executable, "-m", "voila", str(page), *options, "--no-browser"]
 
 
 def environment() -> dict[str, str]:

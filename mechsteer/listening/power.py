@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-__all__ = ["binomial_power", "listeners_needed", "power"]
-
 
 def power(
     preference: float = 0.65,
@@ -29,24 +27,16 @@ def power(
 
     Parameters
     ----------
-    preference : share of choices for the favoured condition over all listeners and items (0.5 gives the false
-        alarms).
+    preference : share of choices for the favoured condition over all (0.5 gives the false alarms).
     listeners : numbers of listeners to try, each at least 2.
     items : pairs that each listener judges once; at least 2.
     listener_sd, item_sd : how much listeners and items differ, in log odds. 0.5 means that among listeners
         whose mean is 65 %, two thirds lie between 53 and 76 %. 0 is the optimist's case.
-    alpha : two-sided level of the test. A test that asks k questions at once (`p_holm`) sees the first at
-        0.05 / k.
+    alpha : two-sided level of the test; of k questions at once (`p_holm`) the first is seen at 0.05 / k.
     runs : simulated tests per row; the simulation's own error is at most 0.5 / sqrt(runs).
 
-    Returns
-    -------
-    pd.DataFrame, one row per number: listeners, answers (in all), power, error (one standard error of
-    `power`).
-
-    Raises
-    ------
-    ValueError  for a preference outside (0, 1), or fewer than two listeners or items.
+    Returns a pd.DataFrame, one row per number: listeners, answers (in all), power, error (one standard error
+    of `power`). Raises ValueError for a preference outside (0, 1), or fewer than two listeners or items.
     """
     from scipy.stats import t as student
 
@@ -71,19 +61,15 @@ def power(
             t = np.abs(mean - 0.5) / np.where(se > 1e-9, se, np.inf)
             alike = (se <= 1e-9) & (mean != 0.5) & (2 * 0.5 ** min(n, items) < alpha)  # as in `crossed_test`
             seen += ((t > student.isf(alpha / 2, min(n, items) - 1)) | alike).sum()
-        share = seen / runs
-        error = np.sqrt(share * (1 - share) / runs)
-        rows.append({"listeners": n, "answers": n * items, "power": share, "error": error})
-    return pd.DataFrame(rows)
+        rows.append((n, n * items, seen / runs))
+    table = pd.DataFrame(rows, columns=["listeners", "answers", "power"])
+    return table.assign(error=np.sqrt(table["power"] * (1 - table["power"]) / runs))
 
 
 def listeners_needed(preference: float = 0.65, target: float = 0.8, most: int = 500, **options) -> int:
     """The smallest number of listeners with which `power` reaches `target`; the options are those of `power`.
 
-    Raises
-    ------
-    ValueError if `most` listeners don't reach it: where items differ, listeners can't stand in for more
-    items.
+    Raises ValueError if `most` don't reach it: where items differ, listeners can't stand in for more items.
     """
     reach = lambda n: float(power(preference, [n], **options)["power"].iloc[0])
     low, high = 2, min(4, most)

@@ -16,8 +16,6 @@ from ..sound import encode_file
 from .answers import AnswerStore, clean_name
 from .design import Design, Trial, trials
 
-__all__ = ["Session"]
-
 LETTERS = "ABCDEFGHIJKLMNOP"
 FADE = 0.01  # s, at both ends of a clip, so that loops don't click
 
@@ -31,7 +29,7 @@ class Session:
         self.name: str | None = None
         self.listener: int | None = None
         self._introduced: set[str] = set()
-        self._served: tuple[str, str, dict, list[bytes]] | None = None  # trial key, token, page, sounds
+        self._served: tuple[Trial, dict, list[bytes]] | None = None  # trial, page with its token, sounds
 
     def handle(self, message: dict) -> tuple[dict, list[bytes]]:
         """Answer one message: `hello`, `name`, `someone else`, `next` or `answer` (key `do`)."""
@@ -81,36 +79,27 @@ class Session:
         number = stage.index(trial) + 1
         if number == 1 and trial.stage not in self._introduced:
             return {"page": "intro", "stage": trial.stage, "kind": self.design.kind, "trials": len(stage)}, []
-        if self._served is None or self._served[0] != trial.key:
-            sounds = [self._sound(trial, condition) for condition in self._heard(trial)]
-            token = secrets.token_urlsafe(12)
-            letters = [*LETTERS[: len(trial.slots)], *(["X"] if trial.x else [])]
-            listen = 0.5 if trial.kind == "headphones" else self.design.listen
-            page = {"page": "trial", "token": token, "stage": trial.stage, "kind": trial.kind}
-            page |= {"question": self._question(trial), "letters": letters, "listen": listen}
-            page |= {"number": number, "total": len(stage)}
-            self._served = (trial.key, token, page, sounds)
-        return self._served[2], self._served[3]
-
-    def _question(self, trial: Trial) -> str:
-        return "Which tone is the quietest?" if trial.kind == "headphones" else self.design.question
-
-    @staticmethod
-    def _heard(trial: Trial) -> list[str]:
-        return [*trial.slots, *([trial.x] if trial.x else [])]
+        if self._served is None or self._served[0] != trial:
+            sounds = [self._sound(trial, heard) for heard in (*trial.slots, trial.x) if heard is not None]
+            letters = [*LETTERS[: len(trial.slots)], "X"][: len(sounds)]
+            question, listen = self.design.question, self.design.listen
+            if trial.kind == "headphones":
+                question, listen = "Which tone is the quietest?", 0.5
+            page = {"page": "trial", "token": secrets.token_urlsafe(12), "stage": trial.stage}
+            page |= {"kind": trial.kind, "question": question, "letters": letters, "listen": listen}
+            self._served = trial, page | {"number": number, "total": len(stage)}, sounds
+        return self._served[1:]
 
     def _record(self, message: dict) -> str:
         """Store an answer to the trial being shown; returns what is wrong with it, if anything is."""
-        if self._served is None or message.get("token") != self._served[1]:
+        if self._served is None or message.get("token") != self._served[1]["token"]:
             return ""  # sent twice, or from a page that is out of date: what is current is shown again
-        key, _, page, _ = self._served
-        trial = next(t for t in trials(self.design, self.listener) if t.key == key)
+        trial, page, _ = self._served
         heard = [float(s) for s in message.get("heard", [])]
         if len(heard) != len(page["letters"]) or min(heard) < page["listen"] - 0.05:
             return f"Please listen to each sound for at least {page['listen']:.0f} s first."
-        facts = trial.facts() | {"heard": [round(s, 2) for s in heard]}
-        facts |= {"switches": int(message.get("switches", 0))}
-        facts |= {"seconds": round(float(message.get("seconds", 0)), 2)}
+        switches, seconds = int(message.get("switches", 0)), round(float(message.get("seconds", 0)), 2)
+        facts = {"heard": [round(s, 2) for s in heard], "switches": switches, "seconds": seconds}
         if trial.kind == "rating":
             given = [float(v) for v in message.get("ratings", [])]
             if len(given) != len(trial.slots) or not all(0 <= v <= 100 for v in given):
@@ -121,9 +110,8 @@ class Session:
             if message.get("choice") not in letters:
                 return "Please choose an answer."
             facts |= {"choice": message["choice"], "chosen": trial.slots[letters.index(message["choice"])]}
-            if trial.x:
-                facts["x"] = trial.x
-        self.store.add(self.listener, key, facts)
+            facts |= {"x": trial.x} if trial.x else {}
+        self.store.add(self.listener, trial.key, trial.facts() | facts)
         return ""
 
     def _sound(self, trial: Trial, condition: str) -> bytes:
@@ -137,9 +125,8 @@ class Session:
         samples[:ramp] *= np.linspace(0, 1, ramp)[:, None]
         samples[len(samples) - ramp :] *= np.linspace(1, 0, ramp)[:, None]
         noise = np.random.default_rng().random((2, *samples.shape), dtype="float32")
-        return encode_file(
-            (samples + (noise[0] - noise[1]) / 2**15).T, rate, "wav"
-        )  # triangular dither, one bit
+        samples += (noise[0] - noise[1]) / 2**15  # triangular dither, one bit
+        return encode_file(samples.T, rate, "wav")
 
 
 def headphone_tone(condition: str, rate: int = 44100) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Listeners who aren't there: answers by rule, to try out design and analysis. Always marked as simulated.
 
-The rule: each listener has a strength for every condition (the stated one, plus the listener's and the item's
-own deviation), and chooses between two clips with the probability 1 / (1 + exp(difference)). Nothing is
-heard.
+The rule: each listener has a strength for every condition (the stated one, plus own deviations of listener
+and item), and chooses between two clips with the probability 1 / (1 + exp(difference)). Nothing is heard.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from .design import Design, trials
-
-__all__ = ["simulate"]
 
 
 def simulate(
@@ -34,26 +31,23 @@ def simulate(
         the item, in log odds, as in `listening.power.power`.
     careless : so many of the listeners always answer A (or 100), and guess in the headphone check.
 
-    In ABX, X is told rightly with the probability 1 / (1 + exp(-|difference|)). Ratings are 50 + 12 strength
+    In ABX, X is told rightly with probability 1 / (1 + exp(-|difference|)); ratings are 50 + 12 strength
     + noise.
     """
-    unknown = set(strengths or {}) - set(design.conditions)
-    if unknown:
-        there = ", ".join(design.conditions)
-        raise ValueError(f"no condition {', '.join(sorted(unknown))}; there are {there}")
+    strengths, number = strengths or {}, {name: k for k, name in enumerate(design.conditions)}
+    if unknown := sorted(set(strengths) - set(number)):
+        raise ValueError(f"no condition {', '.join(unknown)}; there are {', '.join(number)}")
     rng = np.random.default_rng(seed)
-    mean = np.array([(strengths or {}).get(name, 0.0) for name in design.conditions])
-    number = {name: k for k, name in enumerate(design.conditions)}
+    mean = np.array([strengths.get(name, 0.0) for name in number])
     of_item = item_sd / 2**0.5 * rng.standard_normal((len(design.items), len(mean)))
     lines: list[dict] = []
     for listener in range(1, listeners + 1):
-        name = f"simulated {listener:02d}"
-        lines.append({"kind": "listener", "listener": listener, "name": name, "simulated": True})
+        made = {"listener": listener, "simulated": True}
+        lines.append({"kind": "listener", "name": f"simulated {listener:02d}", **made})
         mine = mean + listener_sd / 2**0.5 * rng.standard_normal(len(mean))
         absent = listener > listeners - careless
         for trial in trials(design, listener):
-            line = {"kind": "answer", "listener": listener, "trial": trial.key, "simulated": True}
-            line |= trial.facts()
+            line = {"kind": "answer", "trial": trial.key, **made, **trial.facts()}
             if trial.kind == "headphones":
                 odds = np.ones(3) / 3 if absent else np.where([s == "quiet" for s in trial.slots], 0.96, 0.02)
                 pick = int(rng.choice(3, p=odds))

@@ -14,18 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from ..measures.intervals import wilson
-
-__all__ = [
-    "agreement",
-    "bootstrap",
-    "bradley_terry",
-    "crossed_test",
-    "discrimination",
-    "holm",
-    "preferences",
-    "ratings",
-]
+from ..measures.intervals import need, wilson
 
 
 def bootstrap(
@@ -40,17 +29,12 @@ def bootstrap(
 
     Parameters
     ----------
-    statistic : weights -> numbers
-        Gets one weight per row of `table` (how often the row was drawn: the product over `by`) and returns an
-        array. A draw that leaves nothing to average may return NaN and is left out.
+    statistic : gets one weight per row of `table` (how often the row was drawn: the product over `by`) and
+        returns an array. A draw that leaves nothing to average may return NaN and is left out.
     by : columns whose values are drawn; a column with one value is left as it is.
 
-    Returns
-    -------
-    lo, hi : arrays of the statistic's shape.
-
-    Source: Owen 2007, "The pigeonhole bootstrap" (for crossed units; a little wider than needed, never
-    narrower).
+    Returns lo and hi, arrays of the statistic's shape.
+    Source: Owen 2007, "The pigeonhole bootstrap" (crossed units; a little wider than needed, never narrower).
     """
     rng = np.random.default_rng(seed)
     codes = [pd.factorize(table[column])[0] for column in by]
@@ -76,10 +60,8 @@ def crossed_test(table: pd.DataFrame, value: str, null: float = 0.5) -> dict[str
     Where listeners don't differ at all, nor items (everyone chose the same, say), p is the sign test's with
     one vote per unit of the scarcer kind.
 
-    Returns
-    -------
-    dict with mean, se, df, p. With one listener and one item there is no variance to go by: se and p are NaN.
-
+    Returns a dict of mean, se, df, p. With one listener and one item there is no variance to go by: se and p
+    are NaN.
     Source: Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering".
     """
     from scipy.stats import t as student
@@ -114,15 +96,15 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return np.minimum(adjusted, 1.0)[np.argsort(order)]
 
 
-def _share(table: pd.DataFrame, column: str, boots: int, level: float, seed: int) -> dict[str, float]:
-    """A share of true answers against one half, with both kinds of interval and both kinds of p.
+def _share(table: pd.DataFrame, boots: int, level: float, seed: int) -> dict[str, float]:
+    """The share of `hit` against one half, with both kinds of interval and both kinds of p.
 
     If all answers are the same, no draw differs; then the interval is Wilson's with one vote per listener or
     item, whichever are fewer.
     """
     from scipy.stats import binomtest
 
-    hit = table[column].to_numpy(float)
+    hit = table["hit"].to_numpy(float)
     mean = lambda w: np.divide(w @ hit, w.sum(), out=np.full((), np.nan), where=w.sum() > 0)
     lo, hi = bootstrap(table, mean, boots=boots, level=level, seed=seed)
     if hit.min() == hit.max():
@@ -130,35 +112,34 @@ def _share(table: pd.DataFrame, column: str, boots: int, level: float, seed: int
         lo, hi = wilson(hit[0] * votes, votes, level)
     wilson_lo, wilson_hi = wilson(hit.sum(), len(hit), level)
     found = {"share": float(hit.mean()), "lo": float(lo), "hi": float(hi)}
-    found |= {"p": crossed_test(table, column)["p"], "answers": len(hit)}
+    found |= {"p": crossed_test(table, "hit")["p"], "answers": len(hit)}
     found |= {"listeners": table["listener"].nunique(), "items": table["item"].nunique()}
     found |= {"wilson_lo": wilson_lo, "wilson_hi": wilson_hi}
     return found | {"p_binomial": float(binomtest(int(hit.sum()), len(hit)).pvalue)}
 
 
-def preferences(answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """How often each condition was chosen over each other one.
-
-    Parameters
-    ----------
-    answers : columns listener, item, left, right (conditions heard as A and B) and chosen (one of the two).
-
-    Returns
-    -------
-    pd.DataFrame, one row per pair: condition, over, share (of answers for `condition`), lo, hi (drawn by
-    listener and item), p (`crossed_test`), p_holm (over the pairs), answers, listeners, items, and, as if
-    every answer were independent, wilson_lo, wilson_hi, p_binomial. The pair's first name is the one that
-    comes first in the alphabet.
-    """
-    _need(answers, ["listener", "item", "left", "right", "chosen"])
-    rows = []
-    names = np.sort(answers[["left", "right"]].to_numpy(str), axis=1)
+def _by_pair(answers: pd.DataFrame, other: str, boots: int, level: float, seed: int) -> pd.DataFrame:
+    """`_share` of every pair of conditions; the second is named in the column `other`."""
+    rows, names = [], np.sort(answers[["left", "right"]].to_numpy(str), axis=1)
     for (a, b), part in answers.groupby([names[:, 0], names[:, 1]], sort=True):
-        part = part.assign(hit=part["chosen"].to_numpy() == a)
-        rows.append({"condition": a, "over": b, **_share(part, "hit", boots, level, seed)})
+        rows.append({"condition": a, other: b, **_share(part, boots, level, seed)})
     table = pd.DataFrame(rows)
     table.insert(6, "p_holm", holm(table["p"]))
     return table
+
+
+def preferences(answers: pd.DataFrame, boots: int = 1000, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """How often each condition was chosen over each other one.
+
+    `answers` has the columns listener, item, left, right (conditions heard as A and B) and chosen (one of the
+    two). Returns a pd.DataFrame, one row per pair: condition, over, share (of answers for `condition`), lo,
+    hi (drawn by listener and item), p (`crossed_test`), p_holm (over the pairs), answers, listeners, items,
+    and, as if every answer were independent, wilson_lo, wilson_hi, p_binomial. The pair's first name is the
+    one that comes first in the alphabet.
+    """
+    need(answers, ["listener", "item", "left", "right", "chosen"])
+    first = np.sort(answers[["left", "right"]].to_numpy(str), axis=1)[:, 0]
+    return _by_pair(answers.assign(hit=answers["chosen"].to_numpy() == first), "over", boots, level, seed)
 
 
 def discrimination(
@@ -169,14 +150,8 @@ def discrimination(
     `answers` has the columns listener, item, left, right and correct. Not being told apart is no proof of
     sameness: read the interval's upper end.
     """
-    _need(answers, ["listener", "item", "left", "right", "correct"])
-    rows = []
-    names = np.sort(answers[["left", "right"]].to_numpy(str), axis=1)
-    for (a, b), part in answers.groupby([names[:, 0], names[:, 1]], sort=True):
-        rows.append({"condition": a, "over": b, **_share(part, "correct", boots, level, seed)})
-    table = pd.DataFrame(rows).rename(columns={"over": "against"})
-    table.insert(6, "p_holm", holm(table["p"]))
-    return table
+    need(answers, ["listener", "item", "left", "right", "correct"])
+    return _by_pair(answers.assign(hit=answers["correct"]), "against", boots, level, seed)
 
 
 def bradley_terry(
@@ -190,21 +165,14 @@ def bradley_terry(
     half : this many wins are added each way to every pair that was compared, so that a condition that never
         lost gets a finite strength (and so does every bootstrap draw). 0 is plain maximum likelihood.
 
-    Returns
-    -------
-    pd.DataFrame, one row per condition, strongest first: condition, strength (log odds, mean 0), lo, hi,
-    answers.
-
-    Raises
-    ------
-    ValueError if some conditions were never compared, even indirectly; or, with `half=0`, if one group always
-    won.
-
+    Returns a pd.DataFrame, one row per condition, strongest first: condition, strength (log odds, mean 0),
+    lo, hi, answers. Raises ValueError if some conditions were never compared, even indirectly; or, with
+    `half=0`, if one group always won.
     Source: Bradley & Terry 1952, Biometrika 39; existence: Ford 1957; the added half: Haldane 1956.
     """
     from scipy.sparse.csgraph import connected_components
 
-    _need(answers, ["listener", "item", "left", "right", "chosen"])
+    need(answers, ["listener", "item", "left", "right", "chosen"])
     names = sorted(set(answers["left"]) | set(answers["right"]))
     number = {name: k for k, name in enumerate(names)}
     left, right = (answers[side].map(number).to_numpy() for side in ("left", "right"))
@@ -251,17 +219,12 @@ def ratings(
 ) -> pd.DataFrame:
     """Mean rating of each condition, and its difference from the reference, within item and listener.
 
-    Parameters
-    ----------
-    answers : columns listener, item, condition and rating (0 to 100), one row per slider.
-
-    Returns
-    -------
+    `answers` has the columns listener, item, condition and rating (0 to 100), one row per slider. Returns a
     pd.DataFrame, one row per condition, highest first: condition, mean, lo, hi, difference, difference_lo,
-    difference_hi, p (`crossed_test` of the differences), p_holm, answers. The reference's own differences are
+    difference_hi, p (`crossed_test` of the differences), p_holm, answers; the reference's own differences are
     NaN.
     """
-    _need(answers, ["listener", "item", "condition", "rating"])
+    need(answers, ["listener", "item", "condition", "rating"])
     grid = answers.pivot_table(index=["listener", "item"], columns="condition", values="rating")
     if reference not in grid:
         raise ValueError(f"there is no condition {reference!r}; there are {', '.join(grid)}")
@@ -332,11 +295,3 @@ def agreement(values: pd.DataFrame, kind: str = "nominal", within: Sequence | No
             observed += sum(apart(unit) / (len(unit) - 1) for unit in units)
             expected += apart(pooled) / (len(pooled) - 1)
     return 1 - observed / expected if expected else float("nan")
-
-
-def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise ValueError(f"the answers lack the column(s) {', '.join(missing)}; they have {', '.join(table)}")
-    if table.empty:
-        raise ValueError("there are no answers yet")

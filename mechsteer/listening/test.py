@@ -29,49 +29,33 @@ from .simulation import simulate
 if TYPE_CHECKING:
     from .analysis import Analysis
 
-__all__ = ["ListeningTest"]
-
 
 class ListeningTest:
     """A blind listening test over clips matched by position: the same seeds, or source, in each condition.
 
     Parameters
     ----------
-    conditions : mapping
-        Name -> Generation, or a sequence of (audio, sample_rate). Row k of every condition makes item k.
-    question : str
-        What listeners are asked, such as "Which sounds more like guitar?".
-    name : str
-        The folder's name under `data/listening/`: a-z, 0-9, - and _.
-    kind : str
-        `preference`: two clips, choose one. `abx`: is X the same as A or as B? `rating`: all conditions of an
-        item on one page, a slider from 0 to 100 each.
-    pairs : sequence of (name, name), optional
-        What is compared in forced choice; default every pair.
-    reference, anchor : str, optional
-        For `rating`: the hidden reference, from which differences are taken (default the first condition),
-        and a condition that should come out lowest or highest, by which one sees whether the scale was used.
-        It is *like* MUSHRA (ITU-R BS.1534) only: that asks for impairment against an open reference of known
-        best quality, and for "sounds like guitar" no clip is known to be best.
-    seed : int
-        Order, sides and repeats of every listener.
-    loudness : float
-        LUFS (BS.1770) that all clips are brought to; lower for all if one would clip
-        (`loudness.match_loudness`).
-    listen : float
-        Seconds that each sound must have been heard before an answer counts; at most 0.8 of the longest clip.
-    practice, headphones, repeats : int
-        Practice trials (clips of the test itself; not analysed), trials of the headphone check (0: none), and
-        trials asked a second time with the sides exchanged.
-    screening : Screening
-        Whose answers count. It is stored with the plan, before the first answer.
-    folder : path, optional
-        Default `data/listening/<name>`.
+    conditions : name -> Generation, or a sequence of (audio, sample_rate). Row k of every condition makes
+        item k.
+    question : what listeners are asked, such as "Which sounds more like guitar?".
+    name : the folder's name under `data/listening/`: a-z, 0-9, - and _.
+    kind : `preference`: two clips, choose one. `abx`: is X the same as A or as B? `rating`: all conditions of
+        an item on one page, a slider from 0 to 100 each.
+    pairs : (name, name) each; what is compared in forced choice. Default every pair.
+    reference, anchor : for `rating`: the hidden reference, from which differences are taken (default the
+        first condition), and a condition that should come out lowest or highest, by which one sees whether
+        the scale was used. It is *like* MUSHRA (ITU-R BS.1534) only: that asks for impairment against an open
+        reference of known best quality, and for "sounds like guitar" no clip is known to be best.
+    seed : of every listener's order, sides and repeats.
+    loudness : LUFS (BS.1770) of all clips; lower for all if one would clip (`loudness.match_loudness`).
+    listen : seconds that each sound must be heard before an answer counts; at most 0.8 of the longest clip.
+    practice, headphones, repeats : practice trials (clips of the test itself; not analysed), trials of the
+        headphone check (0: none), and trials asked a second time with the sides exchanged.
+    screening : whose answers count. It is stored with the plan, before the first answer.
+    folder : default `data/listening/<name>`.
 
-    Raises
-    ------
-    ValueError for clips that don't match, a silent clip, an unknown option, or a folder that holds answers to
-        another test. The same call again finds its folder and goes on.
+    Raises ValueError for clips that don't match, a silent clip, an unknown option, or a folder that holds
+    answers to another test. The same call again finds its folder and goes on.
     """
 
     def __init__(
@@ -93,14 +77,13 @@ class ListeningTest:
         folder: str | Path | None = None,
     ):
         if kind not in KINDS or not re.fullmatch(r"[a-z0-9_-]+", name) or not question.strip():
-            told = f"a kind of {', '.join(KINDS)}, a name of a-z, 0-9, - and _, and a question"
-            raise ValueError(f"a test needs {told}")
+            raise ValueError(f"a test needs a kind of {KINDS}, a name of a-z, 0-9, - and _, and a question")
         clips, items, rate = gather(conditions)
         named = [tuple(pair) for pair in pairs or itertools.combinations(clips, 2)]
         unknown = ({c for pair in named for c in pair} | {reference, anchor} - {None}) - set(clips)
         if unknown or any(a == b for a, b in named):
-            there = ", ".join(clips)
-            raise ValueError(f"pairs, reference and anchor must be of {there}; not {sorted(unknown)}")
+            there = f"pairs, reference and anchor must be of {', '.join(clips)}"
+            raise ValueError(f"{there}; not {sorted(unknown)}")
         longest = max(clip.shape[-1] for part in clips.values() for clip in part) / rate
         if kind == "rating":
             named, reference = [], reference or next(iter(clips))
@@ -115,8 +98,8 @@ class ListeningTest:
             if self.design.test_hash == test_hash(clips, options):
                 return
             if AnswerStore(self.folder / "answers.jsonl").lines():
-                told = "choose another name, or take that test up with ListeningTest.open(folder)"
-                raise ValueError(f"{self.folder} holds answers to other clips or options: {told}")
+                other = f"{self.folder} holds answers to other clips or options"
+                raise ValueError(f"{other}: choose another name, or go on with ListeningTest.open(folder)")
             shutil.rmtree(self.folder / "stimuli")
         self.design = save_design(self.folder, clips, rate, options)
         _write_page(self.folder)
@@ -145,14 +128,10 @@ class ListeningTest:
         """The answers so far as a tidy DataFrame; see `listening.analysis.tidy`."""
         from .analysis import tidy  # pandas: a listener's page does without
 
-        store = AnswerStore(self.folder / "answers.jsonl")
-        return tidy(store.lines(), self.design)
+        return tidy(AnswerStore(self.folder / "answers.jsonl").lines(), self.design)
 
     def simulate(self, listeners: int = 20, **options):
-        """Answers of simulated listeners, for trying out an analysis; never written to the test's answers.
-
-        The options are those of `listening.simulation.simulate`.
-        """
+        """Made-up answers to try an analysis on, never written to the test; see `listening.simulation`."""
         from .analysis import tidy
 
         return tidy(simulate(self.design, listeners, **options), self.design)
@@ -166,16 +145,8 @@ class ListeningTest:
     def export(self, folder: str | Path, answers=None, names: bool = False) -> Path:
         """Write stimuli, plan, answers, tables and figures to a new folder that anyone can analyse again.
 
-        Parameters
-        ----------
-        answers : DataFrame, optional
-            Default: the real ones.
-        names : bool
-            Whether listeners' names go along; otherwise they are numbers only.
-
-        Raises
-        ------
-        FileExistsError  if the folder exists.
+        `answers` are a DataFrame, by default the real ones. `names`: whether listeners' names go along;
+        otherwise they are numbers only. Raises FileExistsError if the folder exists.
         """
         if Path(folder).exists():
             raise FileExistsError(f"{folder} exists; an export goes to a new folder")

@@ -12,8 +12,6 @@ import anywidget
 
 from .session import Session
 
-__all__ = ["ListeningPage"]
-
 HERE = Path(__file__).parent
 
 

@@ -1,7 +1,7 @@
 """Read captions: from words to attributes.
 
-`VOCABULARY` maps each phrase to a (slot, value). `parse` reads
-any text: phrases it knows become slot values, filler is passed over, every other word is reported.
+`VOCABULARY` maps each phrase to a (slot, value). `parse` reads any text: phrases it knows become slot values,
+filler is passed over, every other word is reported.
 """
 
 from __future__ import annotations
@@ -63,15 +63,13 @@ numbers of bpm need their neighbours, so `parse` reads them by rule. """
 
 _FILLER = (
     "a an the this that it its is are was be with and or of in on at by for to from as some please very "
-    "quite rather "
-    "tune piece music song track clip melody line lead leads leading led solo solos soloist instrument "
-    "instrumental "
-    "played plays playing play player performed featuring features style genre key tempo speed pace paced "
-    "dynamics "
-    "volume register range pitched mode bpm beats per minute about around kind sort where there "
-    "section sounds sounding like make me give short"
+    "quite rather tune piece music song track clip melody line lead leads leading led solo solos soloist "
+    "instrument instrumental played plays playing play player performed featuring features style genre key "
+    "tempo speed pace paced dynamics volume register range pitched mode bpm beats per minute about around "
+    "kind sort where there section sounds sounding like make me give short"
 )
 FILLER = frozenset(_FILLER.split())
+_NOUNS = {"key", "mode", "tune", "piece", "music", "song", "track", "clip", "melody", "line", "scale"}
 
 _WORD = re.compile(r"[a-z]+(?:#|(?:'[a-z]+))?|\d+(?:\.\d+)?")
 _SPELLINGS = ((r"[-_/]", " "), (r"\u266f", "#"), (r"\u266d", " flat "), (r"(\d)\s*bpm\b", r"\1 bpm"))
@@ -81,24 +79,20 @@ _LONGEST = max(len(phrase.split()) for phrase in VOCABULARY)
 def parse(text: str) -> tuple[dict[str, list], list[str]]:
     """Read attributes out of free text.
 
-    Parameters
-    ----------
-    text : any case and punctuation. Longest phrase first ("no drums" before "drums").
+    `text` may have any case and punctuation; its longest phrases come first ("no drums" before "drums").
 
     Returns
     -------
     attributes : slot -> list of values in order of mention, without repeats. Values: strings; bool for drums;
         0-11 for tonic; tempo is a class word or a float in bpm ("96 bpm", "96 beats per minute").
-    unknown : words that are neither vocabulary nor filler, in order, once each. A number without bpm is
-        unknown.
+    unknown : words neither vocabulary nor filler, in order, once each. A number without bpm is unknown.
     """
     text = text.lower()
     for pattern, replacement in _SPELLINGS:
         text = re.sub(pattern, replacement, text)
     words = _WORD.findall(text)
     found: dict[str, list] = {}
-    unknown: list[str] = []
-    i = 0
+    unknown, i = [], 0
     while i < len(words):
         used, slot, value = _match(words, i)
         if slot is None:
@@ -123,21 +117,14 @@ def _match(words, i):
     if note in _NOTES:
         rest = words[i + 1 : i + 3]
         shift = {"sharp": 1, "flat": -1}.get(rest[0] if rest else "", 0)
-        following = rest[1 if shift else 0 :][:1]
-        # "a" and other lone letters are notes only where a key is named: "in A minor", "F#", "key of D"
-        keyed = following in (["major"], ["minor"]) and not _key_word(words, i, shift)
+        mode, noun = rest[bool(shift) :][:1], rest[1:]
+        # "a" and other lone letters are notes only where a key is named: "in A minor", "F#", "key of D", not
+        # where it is the article of "a minor key", "a major mode", "a minor tune"
+        article = words[i] == "a" and not shift and not _NOUNS.isdisjoint(noun)
+        keyed = mode in (["major"], ["minor"]) and not article
         if sharp or shift or keyed or words[max(i - 2, 0) : i] == ["key", "of"]:
             return 1 + bool(shift), "tonic", (_NOTES[note] + sharp + shift) % 12
     for length in range(min(_LONGEST, len(words) - i), 0, -1):
         if (phrase := " ".join(words[i : i + length])) in VOCABULARY:
             return length, *VOCABULARY[phrase]
     return 1, None, None
-
-
-def _key_word(words, i, shift):
-    """Is the letter at word i the article of "a minor key", "a major mode", "a minor tune"?"""
-    following = words[i + 1 + bool(shift) + 1 : i + 1 + bool(shift) + 2]
-    return words[i] == "a" and not shift and bool(following) and following[0] in _NOUNS
-
-
-_NOUNS = {"key", "mode", "tune", "piece", "music", "song", "track", "clip", "melody", "line", "scale"}

@@ -1,16 +1,13 @@
 """The embedded model's codec: 16 kHz mono audio to 6 codebooks at 25 frames a second, and back.
 
-An audiocraft `CompressionModel`, so that audiocraft's MusicGen takes it as it takes EnCodec. Three parts:
+An audiocraft `CompressionModel`, so that audiocraft's MusicGen takes it as it takes EnCodec. Its encoder is
+log-magnitudes at three resolutions (a long window for pitch, short ones for attacks), ConvNeXt blocks and a
+latent; then comes audiocraft's `ResidualVectorQuantizer`. Its decoder is ConvNeXt blocks that set the
+amplitudes and phase offsets of a bank of sinusoids at fixed frequencies, the equal-tempered semitones and the
+places of their 5th, 7th and 11th harmonics, and the gains of noise bands. A pure tone is then a constant to
+predict, so a small network keeps pitch; a network that predicts phases of an STFT has to learn to turn them.
 
-- encoder: log-magnitudes at three resolutions (a long window for pitch, short ones for attacks), ConvNeXt
-  blocks, a latent;
-- audiocraft's `ResidualVectorQuantizer`;
-- decoder: ConvNeXt blocks that set the amplitudes and phase offsets of a bank of sinusoids at fixed
-  frequencies, the equal-tempered semitones and the places of their 5th, 7th and 11th harmonics, and the gains
-  of noise bands. A pure tone is then a constant to predict, so a small network keeps pitch; a network that
-  predicts phases of an STFT has to learn to turn them.
-
-The idea of sinusoids plus filtered noise is DDSP's (Engel et al. 2020); ConvNeXt blocks at one frame rate are
+Sinusoids plus filtered noise are DDSP's idea (Engel et al. 2020); ConvNeXt blocks at one frame rate are
 Vocos' (Siuzdak 2023).
 """
 

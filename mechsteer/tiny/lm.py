@@ -82,17 +82,14 @@ class SlotConditioner(conditioners.TextConditioner):
             said, unknown = parse(text or "")
             if new := set(unknown) - self.reported:
                 self.reported |= new
-                warnings.warn(
-                    f"words outside the embedded model's vocabulary are ignored: {', '.join(sorted(new))}",
-                    stacklevel=2,
-                )
+                told = f"words outside the embedded model's vocabulary are ignored: {', '.join(sorted(new))}"
+                warnings.warn(told, stacklevel=2)
             rows.append(self.weights(said))
         return torch.from_numpy(np.stack(rows)).to(self.vectors.weight.device)
 
     def forward(self, weights: torch.Tensor):
-        vectors = torch.einsum(
-            "bi,is,id->bsd", weights.to(self.vectors.weight.dtype), self.owner, self.vectors.weight
-        )
+        table = self.vectors.weight
+        vectors = torch.einsum("bi,is,id->bsd", weights.to(table.dtype), self.owner, table)
         return self.output_proj(vectors), torch.ones(vectors.shape[:2], device=vectors.device)
 
 
@@ -104,31 +101,14 @@ def build_lm(config: LMConfig) -> LMModel:
     sinusoids badly.
     """
     fused = {"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}
-    lm = LMModel(
-        pattern_provider=DelayedPatternProvider(config.n_q, delays=list(range(config.n_q))),
-        condition_provider=conditioners.ConditioningProvider({"description": SlotConditioner(config.dim)}),
-        fuser=conditioners.ConditionFuser(fused),
-        n_q=config.n_q,
-        card=config.card,
-        dim=config.dim,
-        num_heads=config.num_heads,
-        num_layers=config.num_layers,
-        hidden_scale=4,
-        norm="layer_norm",
-        norm_first=True,
-        causal=True,
-        memory_efficient=True,
-        cross_attention=True,
-        positional_embedding="sin_rope",
-        activation="gelu",
-        dropout=0.0,
-        bias_proj=False,
-        bias_ff=False,
-        bias_attn=False,
-        weight_init="gaussian",
-        depthwise_init="current",
-        zero_bias_init=True,
-    )
+    sizes = {name: size for name, size in vars(config).items() if name != "max_duration"}
+    blocks = {"hidden_scale": 4, "norm": "layer_norm", "norm_first": True, "activation": "gelu"}
+    blocks |= {"dropout": 0.0, "causal": True, "memory_efficient": True, "cross_attention": True}
+    blocks |= {"bias_proj": False, "bias_ff": False, "bias_attn": False, "positional_embedding": "sin_rope"}
+    start = {"weight_init": "gaussian", "depthwise_init": "current", "zero_bias_init": True}
+    delays = DelayedPatternProvider(config.n_q, delays=list(range(config.n_q)))
+    texts = conditioners.ConditioningProvider({"description": SlotConditioner(config.dim)})
+    lm = LMModel(delays, texts, conditioners.ConditionFuser(fused), **sizes, **blocks, **start)
     rope = lm.transformer.rope
     rope.register_buffer("frequencies", rope.frequencies, persistent=False)  # no weight, shared by all layers
     return lm

@@ -24,9 +24,7 @@ def load(device="cpu", dtype=None, source: Path | None = None):
     device, dtype : where and in which dtype (default float32) the LM is to be; the codec stays in float32.
     source : a folder with `codec.safetensors` and `lm.safetensors`; `data/tiny` when left out.
 
-    Raises
-    ------
-    MissingWeights  if the weights are absent, with the command that trains them.
+    Raises MissingWeights if the weights are absent, with the command that trains them.
     """
     import torch
 
@@ -34,9 +32,8 @@ def load(device="cpu", dtype=None, source: Path | None = None):
     from .lm import LMConfig, build_lm
 
     source = Path(source or folder())
-    lm_file = source / "lm.safetensors"
     codec = load_codec(source, device)
-    weights, config = _read(lm_file)
+    weights, config = _read(source / "lm.safetensors")
     config = LMConfig(**config)
     lm = build_lm(config)
     lm.load_state_dict(weights)
@@ -63,11 +60,8 @@ def _read(path: Path):
     from safetensors import safe_open
 
     if not path.is_file():
-        raise MissingWeights(
-            f"no embedded model: {path} is missing. It is part of the repository (data/tiny); `make "
-            "orchestra` and "
-            "`make tiny` train it anew, in about four hours on two cores"
-        )
+        anew = "`make orchestra` and `make tiny` train it anew, in about four hours on two cores"
+        raise MissingWeights(f"no embedded model: {path}, part of the repository, is missing; {anew}")
     with safe_open(path, "pt") as file:
         weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118
         return weights, json.loads(file.metadata()["config"])

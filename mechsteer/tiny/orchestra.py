@@ -10,18 +10,14 @@ import pandas as pd
 from .. import paths
 from .vocabulary import SECONDS
 
-__all__ = ["chords", "codec_of", "decode", "notes", "table"]
-
 
 def table() -> pd.DataFrame:
     """Every clip, as `ms.clips("orchestra")` gives it; there stands what its columns mean.
 
-    Raises
-    ------
-    FileNotFoundError  where the data are missing, or the package is installed without them.
-    ValueError  for codes and labels of two versions.
+    Raises FileNotFoundError where the data are missing, or the package is installed without them; ValueError
+    for codes and labels of two versions.
     """
-    labels = _shipped("orchestra.parquet").rename(columns={"start": "first_beat"})
+    labels = pd.read_parquet(_where("orchestra.parquet")).rename(columns={"start": "first_beat"})
     with np.load(_where("orchestra_codes.npz"), allow_pickle=False) as held:
         codes, codec = held["codes"], held.get("codec")
     if codec is None or len(codes) != len(labels):
@@ -32,13 +28,8 @@ def table() -> pd.DataFrame:
 
 
 def notes() -> pd.DataFrame:
-    """Every note of every clip: the music as it was written.
-
-    Returns
-    -------
-    pd.DataFrame, one row per note: clip, onset and offset (s), pitch (MIDI), velocity, part (lead, chords,
-    bass or drums).
-    """
+    """The music as it was written, one row per note: clip, onset and offset (s), pitch (MIDI), velocity, part
+    (lead, chords, bass or drums)."""
     return _events("notes")
 
 
@@ -50,17 +41,13 @@ def chords() -> pd.DataFrame:
 def codec_of(made_by: str | None):
     """The codec that decodes codes made by `made_by`: the embedded one or nobody's; None is taken for it.
 
-    Raises
-    ------
-    ValueError  for codes of another codec, naming both.
+    Raises ValueError for codes of another codec, naming both.
     """
     codec, own = _codec()
     if not pd.isna(made_by) and made_by != own:
-        raise ValueError(
-            f"codes of codec {made_by} can be neither read nor decoded here, where the embedded codec is "
-            f"{own}: fetch data/tiny and data/orchestra_codes.npz of one version, or `python -m "
-            "workshop.tiny.ship` both"
-        )
+        mend = "fetch data/tiny and orchestra_codes.npz of one version, or `python -m workshop.tiny.ship`"
+        told = f"codes of codec {made_by} can be neither read nor decoded: the embedded codec is {own}"
+        raise ValueError(f"{told}; {mend} both")
     return codec
 
 
@@ -90,21 +77,15 @@ def _names(labels: pd.DataFrame) -> list[str]:
 
 
 def _events(kind: str) -> pd.DataFrame:
-    labels, events = _shipped("orchestra.parquet"), _shipped(f"orchestra_{kind}.parquet")
+    labels, events = (pd.read_parquet(_where(f"orchestra{of}.parquet")) for of in ("", f"_{kind}"))
     events["clip"] = events["clip"].map(dict(zip(labels["clip"], _names(labels), strict=True)))
     return events
-
-
-def _shipped(name: str) -> pd.DataFrame:
-    return pd.read_parquet(_where(name))
 
 
 def _where(name: str):
     """The path of a shipped file; FileNotFoundError saying how to get it."""
     path = paths.data() / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there: the orchestra ships with the project's repository under data/; clone "
-            "that, or rebuild it with `make orchestra tiny`"
-        )
+        mend = "clone the project's repository, which has it, or rebuild it with `make orchestra tiny`"
+        raise FileNotFoundError(f"{path} is not there: {mend}")
     return path
