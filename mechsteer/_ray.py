@@ -23,7 +23,7 @@ def begin(**options) -> None:
                 raise
 
 
-def spread(worker: type, options: tuple, pieces: Mapping, workers: int) -> Iterator:
+def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> Iterator:
     """Yield what `worker(*options, gpu).process(key, piece)` returns for each {key: piece}, as they get done.
 
     Parameters

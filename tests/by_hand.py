@@ -1,4 +1,4 @@
-"""Sampling and steering written by hand, with PyTorch hooks or in nnsight, without the package's code for them."""
+"""Sampling and steering written by hand, in PyTorch hooks or nnsight, without the package's own code."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ def noise(generators, codebooks: int, card: int) -> torch.Tensor:
 
 
 def pick(logits: torch.Tensor, generators) -> torch.Tensor:
-    """[cond; uncond] logits (2 x clip, codebook, step, card) to one-hot ones that make a greedy choice a sample."""
+    """[cond; uncond] logits (2 x clip, codebook, step, card) to one-hot ones: a greedy choice samples."""
     cond, uncond = logits[:, :, -1].chunk(2)
     guided = uncond + (cond - uncond) * GUIDANCE
     smallest = guided.sort(dim=-1).values[..., -TOP_K, None]
@@ -32,7 +32,7 @@ def gain(step: int, frame_rate: float, start=0.0, stop=None, every=1, ramp=0.0, 
 
 
 def edit(h, step: int, frame_rate: float, rows: list[dict], mode: str, strength: float, norm, d):
-    """Activations (2 x clip, 1, ..., width) after steering each row by its own options; `d` (..., width) is unit."""
+    """Activations (2 x clip, 1, ..., width), each row by its own options; `d` (..., width) is unit."""
     out = h.clone()
     for half, name in enumerate(("cond", "uncond")):
         for index, options in enumerate(rows):

@@ -21,7 +21,7 @@ MODELS = ["meta", "tiny"] if (ROOT / "data" / "tiny" / "card.json").exists() els
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]):
-    """For several workers (`-n 2`): a file's tests stay together, as they share what they load; the longest first."""
+    """For several workers (`-n 2`): a file's tests stay together, as they share what they load."""
     for item in items:
         if not any(item.iter_markers("xdist_group")):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

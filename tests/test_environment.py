@@ -1,4 +1,4 @@
-"""One locked environment: pyproject, lock, environment.yml, Makefile and what is installed all say the same."""
+"""One environment: pyproject, lock, environment.yml, Makefile and what is installed say the same."""
 
 import os
 import re
@@ -74,7 +74,7 @@ def test_conda_brings_the_same_python_and_a_uv_that_reads_the_lock():
 
 
 def test_conda_leaves_every_python_package_to_the_lock():
-    """The direct dependencies cannot differ: conda names none of them, and the lock's are exactly pyproject's."""
+    """Direct dependencies cannot differ: conda names none of them, and the lock's are pyproject's."""
     assert not set(conda_pins()) & (direct() | {canonicalize_name(p["name"]) for p in LOCK["package"]})
     own = next(p for p in LOCK["package"] if p["name"] == "mechsteer")
     meta = own["metadata"]

@@ -13,8 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 HOMES = ("mechsteer", "workshop")
 PATHS = [path for home in HOMES for path in sorted((ROOT / home).rglob("*.py"))]
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
-ORDER = "model activations directions measures show listening".split()  # each imports those before it
-ALL_NEED = "_shared _machine _ray errors paths sound".split()
+ORDER = [
+    "model",
+    "activations",
+    "directions",
+    "measures",
+    "show",
+    "listening",
+]  # each imports those before it
+ALL_NEED = ["_shared", "_machine", "_ray", "errors", "paths", "sound"]
 SHARED = {"mechsteer", *(f"mechsteer.{name}" for name in ALL_NEED)}
 # Arrows that run forward, inside functions: the embedded model and its music, and a clip that shows itself.
 LAZY = {

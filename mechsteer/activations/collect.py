@@ -103,7 +103,7 @@ def collect(
         with store.bar(progress) as bar:
             if engine == "ray":
                 options = Worker.options(model, job, store)
-                for n_clips in _ray.spread(Worker, options, blocks, workers):
+                for n_clips in _ray.over_actors(Worker, options, blocks, workers):
                     bar.update(n_clips)
             else:
                 for block, rows in blocks.items():

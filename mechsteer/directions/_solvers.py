@@ -1,8 +1,8 @@
 """Four ways to turn activations and labels into a linear read-out, many concepts at a time.
 
-All share one `Design`, the training activations, standardised and rotated once: one eigendecomposition serves
-every concept, every penalty and the logistic preconditioner. Shapes: N rows (clips or frames), D features,
-R <= D principal axes, K concepts, A penalties.
+All share one `DesignMatrix`, the training activations, standardised and rotated once: one eigendecomposition
+serves every concept, every penalty and the logistic preconditioner. Shapes: N rows (clips or frames), D
+features, R <= D principal axes, K concepts, A penalties.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Fitting:
 
 
 @dataclass(frozen=True)
-class Design:
+class DesignMatrix:
     """Training activations: centred, scaled to unit variance, rotated to their principal axes."""
 
     z: np.ndarray  # float32 [N, R], (x - mean) / scale @ basis; weighted mean 0
@@ -57,7 +57,7 @@ class Design:
         return raw, b - self.mean @ raw
 
 
-def prepare(x: np.ndarray, weights: np.ndarray | None = None, standardize: str = "feature") -> Design:
+def prepare(x: np.ndarray, weights: np.ndarray | None = None, standardize: str = "feature") -> DesignMatrix:
     """Standardise and rotate training activations x [N, D].
 
     `standardize="feature"` gives every feature unit variance (the usual probe); `"layer"` divides by one
@@ -83,10 +83,10 @@ def prepare(x: np.ndarray, weights: np.ndarray | None = None, standardize: str =
         raise ValueError("the activations do not vary over the training rows, so no direction can be found")
     basis = basis[:, keep].astype(np.float32)
     weights, spectrum = weights.astype(np.float32), spectrum[keep].astype(np.float32)
-    return Design(standard @ basis, weights, mean, scale, basis, spectrum)
+    return DesignMatrix(standard @ basis, weights, mean, scale, basis, spectrum)
 
 
-def mse(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0):
+def solve_mse(design: DesignMatrix, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0):
     """Ridge regression of y [N, K] (+-1 for classes, or the value itself), in closed form.
 
     Minimises mean (y - x.w - b)^2 + alpha |w|^2 for each of `alphas`, a number or one number per column. Like
@@ -98,7 +98,9 @@ def mse(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed
     return design.to_raw(w, np.broadcast_to(b, (len(w), y.shape[1])))
 
 
-def logistic(design: Design, y, alphas=ALPHAS, values: bool = False, seed: int = 0, tol: float = 1e-5):
+def solve_logistic(
+    design: DesignMatrix, y, alphas=ALPHAS, values: bool = False, seed: int = 0, tol: float = 1e-5
+):
     """One-vs-rest logistic regression of y [N, K] in {-1, +1}, all columns at once.
 
     Minimises mean log(1 + exp(-y (x.w + b))) + alpha/2 |w|^2 for each of `alphas` (a number, or one per
@@ -173,7 +175,9 @@ def _sigmoid(x):
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
-def diff_of_means(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0):
+def solve_diff_of_means(
+    design: DesignMatrix, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0
+):
     """Mean of the concept's rows minus mean of the others, in activation space; no penalty, so A = 1.
 
     For values it is the covariance with y (the same direction when y has two values). Score: +1 at the
@@ -187,7 +191,9 @@ def diff_of_means(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = F
     return _calibrate(design, (design.basis @ gap) * design.scale[:, None], y, values)
 
 
-def random_direction(design: Design, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0):
+def solve_random_direction(
+    design: DesignMatrix, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0
+):
     """A control: random directions, each turned and thresholded to fit y like `diff_of_means`; A = 1."""
     directions = np.random.default_rng(seed).standard_normal((len(design.mean), y.shape[1]))
     return _calibrate(design, directions, y, values)
@@ -227,10 +233,12 @@ class Method:
 
 
 _ALL = (
-    Method("logistic", logistic, lambda s, y: np.logaddexp(0, -y * s), penalised=True, classes_only=True),
-    Method("mse", mse, penalised=True),
-    Method("diff_of_means", diff_of_means),
-    Method("random", random_direction),
+    Method(
+        "logistic", solve_logistic, lambda s, y: np.logaddexp(0, -y * s), penalised=True, classes_only=True
+    ),
+    Method("mse", solve_mse, penalised=True),
+    Method("diff_of_means", solve_diff_of_means),
+    Method("random", solve_random_direction),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 

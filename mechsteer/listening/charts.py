@@ -41,7 +41,9 @@ def strengths(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
     return _titled(fig, f"{design.question} Most: {table.loc[table['strength'].idxmax(), 'condition']}", who)
 
 
-def power(table: pd.DataFrame, target: float = 0.8, colour: str = "preference", title: str = "") -> go.Figure:
+def power_curves(
+    table: pd.DataFrame, target: float = 0.8, colour: str = "preference", title: str = ""
+) -> go.Figure:
     """Power by number of listeners, a line for each value of `colour`; the target is dashed.
 
     `table` is what `listening.power.power` returns, for several preferences put together with a column

@@ -38,7 +38,7 @@ def level(audio: np.ndarray) -> np.ndarray:
     return np.where(strength > SILENCE, audio / np.maximum(strength, SILENCE), 0.0).astype(np.float32)
 
 
-def power(audio: np.ndarray, size: int, hop: int) -> np.ndarray:
+def power_spectrum(audio: np.ndarray, size: int, hop: int) -> np.ndarray:
     """Power spectrogram with a Hann window of `size` samples, (clip, frame, bin); a tone of RMS 1 has 1."""
     window = np.hanning(size + 1)[:-1].astype(np.float32)
     padded = np.pad(audio, ((0, 0), (size // 2, size // 2)))
@@ -71,16 +71,16 @@ def _triangles(edges, size):
 
 def log_mel(audio: np.ndarray, size: int = 1024, hop: int = 256, bands: int = 64) -> np.ndarray:
     """Natural log of mel-band power, (clip, band, frame)."""
-    return np.log(power(level(audio), size, hop) @ mel_filters(size, bands) + FLOOR).swapaxes(1, 2)
+    return np.log(power_spectrum(level(audio), size, hop) @ mel_filters(size, bands) + FLOOR).swapaxes(1, 2)
 
 
-def notes(audio: np.ndarray, size: int = 8192, hop: int = 2048) -> np.ndarray:
+def note_spectrum(audio: np.ndarray, size: int = 8192, hop: int = 2048) -> np.ndarray:
     """Magnitude of each semitone of five octaves from A1 (55 Hz), (clip, note, frame); a lone one has 1.2."""
-    return np.sqrt(power(level(audio), size, hop) @ note_filters(size)).swapaxes(1, 2)
+    return np.sqrt(power_spectrum(level(audio), size, hop) @ note_filters(size)).swapaxes(1, 2)
 
 
 def chroma(audio: np.ndarray, size: int = 4096, hop: int = 640) -> np.ndarray:
     """Power per pitch class from A1 to G#6, C first, square root taken, (clip, 12, frame)."""
-    bands = power(level(audio), size, hop) @ note_filters(size)
+    bands = power_spectrum(level(audio), size, hop) @ note_filters(size)
     octaves = bands.reshape(*bands.shape[:2], -1, 12).sum(axis=2)
     return np.roll(np.sqrt(octaves), LOWEST_NOTE % 12, axis=-1).swapaxes(1, 2)

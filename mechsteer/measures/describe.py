@@ -114,7 +114,7 @@ def brightness(audio: Any, sample_rate: int) -> np.ndarray:
     clips, hertz = to_clips(audio, sample_rate, sample_rate, 1)[:, 0], np.fft.rfftfreq(2048, 1 / sample_rate)
     found = []
     for clip in spectra.level(clips):
-        magnitude = np.sqrt(spectra.power(clip[None], 2048, 512)[0])  # frame, bin
+        magnitude = np.sqrt(spectra.power_spectrum(clip[None], 2048, 512)[0])  # frame, bin
         level = np.square(magnitude).sum(1)
         heard = magnitude[level > 1e-6 * level.max()]
         found.append(np.median(heard @ hertz / heard.sum(1)) if len(heard) else np.nan)

@@ -84,7 +84,7 @@ with warnings.catch_warnings(), _imported_later(*_HEAVY):
 def build(source: str | Path) -> tuple[MusicGen, str]:
     """A MusicGen on the CPU in float32, and its weights' hash, from a checkpoint of Meta's format."""
     files = (_checkpoints.LM_FILE, _checkpoints.CODEC_FILE)
-    package, codec_package = (_checkpoints.read(_checkpoints.locate(source, file)) for file in files)
+    package, codec_package = (_checkpoints.read_file(_checkpoints.locate(source, file)) for file in files)
     check_memory(str(source), 4 * sum(t.numel() for t in package["best_state"].values()))
     cfg = OmegaConf.create(package["xp.cfg"])
     cfg.device, cfg.dtype = "cpu", "float32"

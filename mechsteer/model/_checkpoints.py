@@ -76,7 +76,7 @@ def _reachable(host: str) -> bool:
     return True
 
 
-def read(path: Path) -> dict:
+def read_file(path: Path) -> dict:
     """One checkpoint file as a dict of tensors and plain values.
 
     Raises

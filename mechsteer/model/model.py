@@ -52,7 +52,7 @@ def load(
     if str(name) == "tiny":
         from ..tiny import loading
 
-        musicgen, weights = loading.load(device="cpu", dtype=torch.float32), None
+        musicgen, weights = loading.load_embedded(device="cpu", dtype=torch.float32), None
     else:
         musicgen, weights = _audiocraft.build(name)
     return Model(musicgen, Path(name).name if Path(name).is_dir() else str(name), weights, device, dtype)

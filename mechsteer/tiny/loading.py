@@ -16,7 +16,7 @@ def folder() -> Path:
     return paths.data() / "tiny"
 
 
-def load(device="cpu", dtype=None, source: Path | None = None):
+def load_embedded(device="cpu", dtype=None, source: Path | None = None):
     """The embedded model as an audiocraft `MusicGen`.
 
     Parameters

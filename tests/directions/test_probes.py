@@ -124,8 +124,8 @@ def test_solvers_agree_with_scikit_learn():
     y = np.where(rng.standard_normal((300, 3)) + (x[:, :3] - 5) > 0.7, 1, -1).astype("float32")
     design = _solvers.prepare(x)
     z = (x - x.mean(0)) / x.std(0)
-    w_ridge, _ = _solvers.mse(design, y)
-    w_logistic, b_logistic = _solvers.logistic(design, y)
+    w_ridge, _ = _solvers.solve_mse(design, y)
+    w_logistic, b_logistic = _solvers.solve_logistic(design, y)
     for i, alpha in enumerate(_solvers.ALPHAS):
         for k in range(3):
             ridge = Ridge(alpha * len(x)).fit(z, y[:, k]).coef_ / x.std(0)
@@ -147,7 +147,7 @@ def test_logistic_probes_converge_where_a_plane_separates_the_classes():
     y = np.where(x @ normal > 1.0, 1, -1).astype("float32")[:, None]
     for standardize in ("feature", "layer"):
         design = _solvers.prepare(x, standardize=standardize)
-        path, _ = _solvers.logistic(design, y, (1.0, 1e-2, 1e-4, 1e-6))
+        path, _ = _solvers.solve_logistic(design, y, (1.0, 1e-2, 1e-4, 1e-6))
         for w, alpha in zip(path, (1.0, 1e-2, 1e-4, 1e-6), strict=True):
             theirs = LogisticRegression(
                 C=1 / (alpha * len(x)), tol=1e-10, solver="newton-cholesky", max_iter=1000
@@ -155,10 +155,10 @@ def test_logistic_probes_converge_where_a_plane_separates_the_classes():
             theirs = theirs.fit((x - design.mean) / design.scale, y[:, 0]).coef_[0] / design.scale
             assert cosine(w[:, 0], theirs) > 0.999
             assert np.linalg.norm(w[:, 0]) == pytest.approx(np.linalg.norm(theirs), rel=0.02)
-            alone, _ = _solvers.logistic(design, y, [alpha])  # from nothing, as find_directions does
+            alone, _ = _solvers.solve_logistic(design, y, [alpha])  # from nothing, as find_directions does
             assert cosine(alone[0, :, 0], theirs) > 0.999
     with pytest.warns(RuntimeWarning, match="not converged"):
-        _solvers.logistic(design, y, [1e-6], tol=-1.0)  # which nothing can meet
+        _solvers.solve_logistic(design, y, [1e-6], tol=-1.0)  # which nothing can meet
 
 
 def test_scaling_shifting_and_rotating_activations_move_directions_as_they_must():

@@ -167,7 +167,7 @@ def test_the_shipped_table_is_complete_and_the_weights_are_small():
 def test_spectra_put_a_tone_where_it_belongs():
     t = np.arange(4 * RATE) / RATE
     tones = np.stack([np.sin(2 * np.pi * 440 * t), 0.01 * np.sin(2 * np.pi * 261.63 * t)])
-    notes = spectra.notes(tones).mean(-1)
+    notes = spectra.note_spectrum(tones).mean(-1)
     assert notes.argmax(1).tolist() == [69 - spectra.LOWEST_NOTE, 60 - spectra.LOWEST_NOTE]
     np.testing.assert_allclose(notes.max(1), 1.2, atol=0.15)
     assert spectra.chroma(tones).mean(-1).argmax(1).tolist() == [9, 0]
@@ -217,9 +217,9 @@ def test_tempo_is_read_between_the_steps():
 
 def test_training_and_test_clips_share_no_score_and_a_larger_orchestra_keeps_the_test():
     from workshop.tiny.judge import choose
-    from workshop.tiny.orchestra import plan
+    from workshop.tiny.orchestra import plan_clips
 
-    small, large = (choose(plan(0, paired=8, test=6, valid=2, single=n), 40) for n in (60, 90))
+    small, large = (choose(plan_clips(0, paired=8, test=6, valid=2, single=n), 40) for n in (60, 90))
     assert not set(small[small.split == "train"].score) & set(small[small.split == "test"].score)
     test = large[large.split == "test"]
     assert (test.groupby(["score", "style"]).size() == 1).all() and len(test) == 24

@@ -218,7 +218,7 @@ def test_a_key_is_said_where_tonic_and_mode_are():
 
 def test_missing_weights_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="make tiny"):
-        loading.load(source=tmp_path)
+        loading.load_embedded(source=tmp_path)
 
 
 def test_what_ships_is_small_and_is_what_the_card_measured():

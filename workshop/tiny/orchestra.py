@@ -40,7 +40,7 @@ _GROUPS = tuple(SIZES)
 _CHUNK = 48  # clips per unit of work: two test scores, eight paired scores
 
 
-def plan(seed: int = 0, **sizes: int) -> pd.DataFrame:
+def plan_clips(seed: int = 0, **sizes: int) -> pd.DataFrame:
     """Every clip of a build, before any note is composed.
 
     Parameters
@@ -112,7 +112,7 @@ def build_orchestra(out: str | Path, seed: int = 0, jobs: int = 1, **sizes: int)
         raise ValueError(
             f"{out} holds another build; give its seed and sizes (see build.json) or another folder"
         )
-    clips = plan(seed, **sizes)
+    clips = plan_clips(seed, **sizes)
     shape = (len(clips), round(SECONDS * RATE))
     if not (out / "audio.npy").exists():
         with paths.replacing(out / "audio.npy") as scratch:

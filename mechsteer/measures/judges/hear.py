@@ -127,7 +127,7 @@ def _listen(audio, sample_rate, name, path):
 
 
 def _judge(name, path, clips):
-    mel, notes = spectra.log_mel(clips), spectra.notes(clips)
+    mel, notes = spectra.log_mel(clips), spectra.note_spectrum(clips)
     if name == "features":
         out = statistics.judge(mel, notes, _weights(path)[0])
         return out | {"tempo": tempo_of(out["beat"], statistics.BPM)}
