@@ -1,7 +1,7 @@
 """The embedded model: a small MusicGen of our own, trained by `workshop.tiny` on labelled music.
 
 Its weights lie in `data/tiny/`: `codec.safetensors`, `lm.safetensors` (float16; the configurations are in
-their metadata) and `card.json`, what was measured. `load` puts them into audiocraft's own classes.
+their metadata) and `card.json`, what was measured. `load_embedded` puts them into audiocraft's own classes.
 """
 
 import json
@@ -45,7 +45,7 @@ def load_embedded(device="cpu", dtype=None, source: Path | None = None):
 
 
 def load_codec(source: Path | None = None, device="cpu"):
-    """The embedded model's codec alone, an audiocraft `CompressionModel`; raises as `load` does."""
+    """The embedded model's codec alone, an audiocraft `CompressionModel`; raises as `load_embedded` does."""
     from .codec import Codec, CodecConfig
 
     weights, config = _read(Path(source or folder()) / "codec.safetensors")

@@ -20,7 +20,7 @@ SMALL: dict[str, dict] = {
     "01_collect_activations": {"SCORES": 2},
     "02_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "03_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
-    "04_steer_and_listen": {"N": 2, "STRENGTHS": [0.2], "STEPS": 3, "SCORES": 24},
+    "04_steer_and_listen": {"N": 2, "STRENGTHS": [0.2], "SCORES": 24},
     "05_blind_listening_test": {"SCORES": 4, "ITEMS": 3, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 50},
     "06_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2},
 }
