@@ -305,7 +305,8 @@ def test_a_picture_is_drawn_by_chrome(scores, tmp_path):
         ("# {}\nlayer,score\n0,0.75\n1,\n", "changed: score by at most 0.25"),
         ("# {}\nlayer,score\n0,0.5\n1,1\n", "changed: score by at most inf"),
         ("# {}\nlayer,score\n0,0.5\n", "changed: 2 rows became 1"),
-        ("# {}\nlayer,auc\n0,0.5\n1,\n", "changed: columns layer, score became layer, auc"),
+        ("# {}\nlayer,auc\n0,0.5\n1,\n", "changed: columns new auc and without score"),
+        ("# {}\nscore,layer\n0.5,0\n,1\n", "changed: columns in another order"),
         ("# {}\nlayer,score\n0,half\n1,\n", "changed: the rows differ in score"),
     ],
 )

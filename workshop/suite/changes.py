@@ -29,7 +29,9 @@ def difference(before: str, after: str) -> str:
         return "same"
     old, new = (pd.read_csv(io.StringIO(text), skiprows=1) for text in (before, after))
     if list(old) != list(new):
-        return f"changed: columns {', '.join(old)} became {', '.join(new)}"
+        added, gone = [c for c in new if c not in old], [c for c in old if c not in new]
+        said = [f"{way} {', '.join(names)}" for way, names in (("new", added), ("without", gone)) if names]
+        return f"changed: columns {' and '.join(said) or 'in another order'}"
     if len(old) != len(new):
         return f"changed: {len(old)} rows became {len(new)}"
     moved = {}
