@@ -1,8 +1,8 @@
 """Load a MusicGen, look inside it, and generate, steered or not.
 
 `model` has `load` and the `Model` it makes; `sites` the places in a layer; `steering` what to add, where and
-when; `effects` that value as tensors; `sampling` tokens from logits; `generation` sound in and clips out;
-`errors` what a notebook shows as one sentence. Behind them: `_audiocraft`, `_checkpoints`, `_vectors`.
+when; `effects` that value as tensors; `sampling` tokens from logits; `generation` sound in and clips out.
+Behind them: `_audiocraft`, `_checkpoints`, `_vectors`.
 """
 
 from .._shared import modules
