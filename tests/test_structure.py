@@ -13,14 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOMES = ("mechsteer", "workshop")
 PATHS = [path for home in HOMES for path in sorted((ROOT / home).rglob("*.py"))]
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
-ORDER = [
-    "model",
-    "activations",
-    "directions",
-    "measures",
-    "show",
-    "listening",
-]  # each imports those before it
+ORDER = ["model", "activations", "directions", "measures", "show", "listening"]  # imports go back only
 ALL_NEED = ["_shared", "_machine", "_ray", "errors", "paths", "sound"]
 SHARED = {"mechsteer", *(f"mechsteer.{name}" for name in ALL_NEED)}
 # Arrows that run forward, inside functions: the embedded model and its music, and a clip that shows itself.
@@ -31,30 +24,15 @@ LAZY = {
     ("mechsteer.model.generation", "mechsteer.show.player"),
 }
 WITHOUT_TORCH = [
-    "activations.clips",
-    "activations.frames",
-    "activations._store",
-    "directions.find",
-    "directions.scores",
-    "directions.geometry",
-    "directions.files",
-    "directions._solvers",
-    "directions._labels",
-    "measures.describe",
-    "measures.distances",
-    "measures.intervals",
-    "measures.loudness",
-    "show.plots",
-    "show.saving",
-    "show.player",
-    "listening",
-    "listening.export",
-    "listening.charts",
-    "listening.power",
-    "listening.test",
-    "listening.widget",
+    "activations.clips", "activations.frames", "activations._store",
+    "directions.find", "directions.scores", "directions.geometry", "directions.files",
+    "directions._solvers", "directions._labels",
+    "measures.describe", "measures.distances", "measures.intervals", "measures.loudness",
+    "show.plots", "show.saving", "show.player",
+    "listening", "listening.export", "listening.charts", "listening.power",
+    "listening.test", "listening.widget",
     "paths",
-]
+]  # fmt: skip
 
 
 def imports(name: str, deep: bool) -> set[str]:
@@ -109,11 +87,9 @@ def test_each_folder_imports_only_those_before_it():
         if not name.startswith("mechsteer.") or name in SHARED or room(name) == "tiny":
             continue
         for other in siblings(name, deep=True) - SHARED:
-            back = other.startswith("mechsteer.") and room(other) in ORDER
-            if (
-                not (back and ORDER.index(room(other)) <= ORDER.index(room(name)))
-                and (name, other) not in LAZY
-            ):
+            ours = other.startswith("mechsteer.") and room(other) in ORDER
+            back = ours and ORDER.index(room(other)) <= ORDER.index(room(name))
+            if not back and (name, other) not in LAZY:
                 wrong.append(f"{name} imports {other}")
     assert not wrong
 
@@ -126,33 +102,24 @@ def test_what_all_share_imports_nothing_of_ours():
 def test_the_embedded_model_needs_the_model_only_and_is_reached_lazily():
     tiny = [name for name in FILES if name.startswith("mechsteer.tiny")]
     for name in tiny:
-        others = {
-            other for other in siblings(name, deep=True) - SHARED if not other.startswith("mechsteer.tiny")
-        }
+        others = siblings(name, deep=True) - SHARED - set(tiny)
         assert {room(other) for other in others} <= {"model"}, name
     for name, other in LAZY:
-        assert other in siblings(name, deep=True) - siblings(name, deep=False), (
-            f"{name} should load {other} lazily"
-        )
+        late = siblings(name, deep=True) - siblings(name, deep=False)
+        assert other in late, f"{name} should load {other} lazily"
 
 
 def test_modules_don_t_import_each_other():
+    graph = {n: siblings(n, deep=True) - {o for m, o in LAZY if m == n} for n in FILES}
     try:
-        tuple(
-            TopologicalSorter(
-                {n: siblings(n, deep=True) - {o for m, o in LAZY if m == n} for n in FILES}
-            ).static_order()
-        )
+        tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
 
 
 def test_nothing_imports_the_workshop():
-    assert not [
-        n
-        for n in FILES
-        if n.startswith("mechsteer") and any(s.startswith("workshop") for s in siblings(n, True))
-    ]
+    ours = [name for name in FILES if name.startswith("mechsteer")]
+    assert not [n for n in ours if any(other.startswith("workshop") for other in siblings(n, deep=True))]
     for path in (ROOT / "notebooks").iterdir():
         if path.suffix in (".py", ".ipynb"):
             assert not re.search(r"(from|import) workshop", path.read_text(encoding="utf-8")), path.name
@@ -179,10 +146,8 @@ def test_torch_stays_out_of_what_reads_saved_data(name):
 def test_importing_the_package_loads_nothing_heavy():
     heavy = {"torch", "pandas", "numpy", "plotly", "xarray"}
     code = f"import sys, mechsteer; print(*sorted({heavy} & set(sys.modules)))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-        == "\n"
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "\n"
 
 
 def test_public_names_are_few_and_where_they_are_said_to_be():
@@ -191,9 +156,8 @@ def test_public_names_are_few_and_where_they_are_said_to_be():
     assert len(dir(mechsteer)) <= 40
     for name, owner in mechsteer._OWNERS.items():
         tree = ast.parse(FILES[f"mechsteer.{owner}"].read_text(encoding="utf-8"))
-        assert name in {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}, (
-            f"{owner}.{name}"
-        )
+        made = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        assert name in made, f"{owner}.{name}"
         assert getattr(mechsteer, name).__doc__
     for folder in mechsteer._FOLDERS:
         inside = {n.split(".")[2] for n in FILES if n.startswith(f"mechsteer.{folder}.")}
@@ -208,11 +172,8 @@ def test_nothing_unpickles():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         roots = {i.split(".")[0] for i in imports(name, deep=True)}
         assert not roots & {"cloudpickle", "dill", "joblib", "shelve", "marshal"}, name
-        used = {
-            n.attr
-            for n in ast.walk(tree)
-            if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "pickle"
-        }
+        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        used = {node.attr for node in attributes if ast.unparse(node.value) == "pickle"}
         used |= {i.split(".")[1] for i in imports(name, deep=True) if i.startswith("pickle.")}
         assert used <= {"UnpicklingError"}, (
             f"{name} may catch what a refused pickle raises, nothing else: {used}"
@@ -221,12 +182,10 @@ def test_nothing_unpickles():
             given = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
             assert not given.get("allow_pickle"), f"{name}:{call.lineno}"
             if ast.unparse(call.func) == "torch.load":
-                assert given.get("weights_only") is True, (
-                    f"{name}:{call.lineno}: torch.load needs weights_only=True"
-                )
-            assert ast.unparse(call.func) not in {"pd.read_pickle", "pandas.read_pickle"}, (
-                f"{name}:{call.lineno}"
-            )
+                safe = given.get("weights_only") is True
+                assert safe, f"{name}:{call.lineno}: torch.load needs weights_only=True"
+            unpickles = ast.unparse(call.func) in {"pd.read_pickle", "pandas.read_pickle"}
+            assert not unpickles, f"{name}:{call.lineno}"
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -252,9 +211,8 @@ def test_the_helper_stays_thin():
 
 
 def test_no_tracked_text_names_a_path_of_some_machine():
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
+    command = ["git", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     machine = re.compile(r"(?<![\w.:+/~$}-])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
     binary = {".png", ".mp3", ".flac", ".wav", ".safetensors", ".parquet", ".npz", ".js"}
     named = []
