@@ -6,6 +6,7 @@ the panel is pictured there after one press of its button, as the reader of the 
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -39,6 +40,7 @@ def test_the_slider_brings_new_audio_beside_the_twin(tmp_path, monkeypatch):
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += "" if PICTURES else SMALL
     nbformat.write(book, tmp_path / path.name)
+    shutil.copy(path.with_name("checks.py"), tmp_path)
     monkeypatch.setenv("MECHSTEER_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
     with jupyterlab(tmp_path) as address, browser() as chrome, page(chrome, viewport=WIDE) as tab:

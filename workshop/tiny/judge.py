@@ -21,8 +21,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from mechsteer import paths
-from mechsteer.measures._spectra import RATE, log_mel
-from mechsteer.measures._spectra import notes as note_spectra
+from mechsteer.measures._spectra import RATE, log_mel, note_spectrum
 from mechsteer.measures.intervals import share
 from mechsteer.measures.judges import _statistics
 from mechsteer.measures.judges._network import SLACK, Network, beat_bpm
@@ -57,7 +56,7 @@ def cached_spectra(
         path = work / f"spectra-{chosen[0]:06d}-{chosen[-1]:06d}-{len(chosen)}.npz"
         if not path.exists():
             sound = audio[chosen].astype(np.float32) / 32768
-            arrays = {"mel": log_mel(sound), "notes": note_spectra(sound)}
+            arrays = {"mel": log_mel(sound), "notes": note_spectrum(sound)}
             with paths.replacing(path) as scratch:
                 np.savez(scratch, clips=chosen, **{k: v.astype(np.float16) for k, v in arrays.items()})
         with np.load(path) as held:
