@@ -229,6 +229,8 @@ def test_what_ships_is_small_and_is_what_the_card_measured():
     assert card["model_hash"] == load("tiny").hash
     for row in card["measures"]:
         assert row["n"] >= 1 and np.isfinite(row["value"]), row
+        assert ("layer" in row) == ("site" in row) and row.get("layer", 0) != -1, row
+        assert row.get("site") != "input" or row["layer"] is None, row
 
 
 def test_shipped_orchestra_sounds_like_its_labels():

@@ -37,6 +37,7 @@ COMMAND = "python -m workshop.tiny.card"
 HEARD = ("lead", "style", "drums", "mode")
 JUDGES = ("cnn", "features")
 SPEED = "speed, x real time"
+READABLE = "readable at layer"
 
 
 def share_row(hits, **what) -> dict:
@@ -98,7 +99,7 @@ def layer_rows(model) -> list[dict]:
     table = table[table["method"] == table["metric"].map(metrics)]
     keys = ["label", "site", "layer", "metric"]
     return [
-        {"measure": "readable at layer", "attribute": label, "site": site, "metric": metric}
+        {"measure": READABLE, "attribute": label, "site": site, "metric": metric}
         | {"layer": None if pd.isna(layer) else int(layer)}
         | {"value": fold["score"].mean(), "lo": fold["score"].min(), "hi": fold["score"].max()}
         | {"n": acts.sizes["clip"], "interval": f"range of {len(fold)} folds"}
@@ -119,6 +120,9 @@ def speed_rows(model, seconds: float = 8.0) -> list[dict]:
         found = {"value": np.median(rate), "lo": rate.min(), "hi": rate.max(), "interval": "range"}
         rows.append({"measure": SPEED, "attribute": f"batch {batch}", "n": repeats} | found)
     return rows
+
+
+ALONE = {"speed": (SPEED, speed_rows), "layers": (READABLE, layer_rows)}  # what needs the shipped music only
 
 
 def measure_model(model, orchestra: Orchestra, n: int) -> tuple[list[dict], dict]:
@@ -240,16 +244,17 @@ def main():
         "--figures", action="store_true", help="also write figures/tiny_* and figures/audio/tiny_*"
     )
     parser.add_argument(
-        "--speed", action="store_true", help="measure speed anew and leave the rest: best on an idle machine"
+        "--only", choices=ALONE, help="measure this anew and leave the rest; speed is best on an idle machine"
     )
     args = parser.parse_args()
     model = load("tiny")
-    if args.speed:
+    if args.only:
         card = json.loads((folder() / "card.json").read_text())
         if card["model_hash"] != model.hash:
-            raise SystemExit("the card is of other weights; measure all of it: leave --speed out")
-        kept = [row for row in card["measures"] if row["measure"] != SPEED]
-        write(card | {"training": training_facts(args.work), "measures": kept + rounded(speed_rows(model))})
+            raise SystemExit("the card is of other weights; measure all of it: leave --only out")
+        measure, rows = ALONE[args.only]
+        kept = [row for row in card["measures"] if row["measure"] != measure]
+        write(card | {"measures": kept + rounded(rows(model))})
         return
     orchestra = Orchestra(args.orchestra, "cpu")
     rows = layer_rows(model) + speed_rows(model)
