@@ -171,13 +171,7 @@ def test_nothing_unpickles():
     for name, path in FILES.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         roots = {i.split(".")[0] for i in imports(name, deep=True)}
-        assert not roots & {"cloudpickle", "dill", "joblib", "shelve", "marshal"}, name
-        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-        used = {node.attr for node in attributes if ast.unparse(node.value) == "pickle"}
-        used |= {i.split(".")[1] for i in imports(name, deep=True) if i.startswith("pickle.")}
-        assert used <= {"UnpicklingError"}, (
-            f"{name} may catch what a refused pickle raises, nothing else: {used}"
-        )
+        assert not roots & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, name
         for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
             given = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
             assert not given.get("allow_pickle"), f"{name}:{call.lineno}"

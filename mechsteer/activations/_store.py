@@ -36,7 +36,7 @@ class Store:
         import zarr
 
         self.where, self.arrays, self.labels = where, arrays, labels
-        self.group = zarr.open_group(arrays, mode="r+")
+        self.group = zarr.open_group(arrays, mode="r+", zarr_format=3)  # which knows no pickled objects
         self.attrs = dict(self.group.attrs)
         self.n, self.block = len(labels), self.attrs["block"]
 
@@ -44,7 +44,7 @@ class Store:
     def at(cls, path: str | Path) -> Store:
         """The store at a path; ValueError if there is none, or one of an older kind."""
         path = Path(path)
-        if (path / LABELS).is_file():
+        if (path / LABELS).is_file() and (path / ARRAYS / "zarr.json").is_file():
             return cls(path, path / ARRAYS, pd.read_parquet(path / LABELS))
         if (path / "zarr.json").is_file():
             older = "is zarr, but not as this mechsteer keeps it (older ones kept the labels inside)"
@@ -117,7 +117,8 @@ class Store:
         if not done.all():
             so_far = f"{self.where} holds {int(done.sum())} of {self.n} clips so far"
             warnings.warn(f"{so_far}; the same ms.collect call finishes it", stacklevel=3)
-        acts = xr.open_zarr(self.arrays, consolidated=False, chunks=None, drop_variables=["done", "problem"])
+        options = {"consolidated": False, "chunks": None, "zarr_format": 3}
+        acts = xr.open_zarr(self.arrays, drop_variables=["done", "problem"], **options)
         plain = lambda c: c.to_numpy() if pd.api.types.is_numeric_dtype(c) else c.to_numpy(str)
         acts = acts.assign_coords({name: ("clip", plain(column)) for name, column in self.labels.items()})
         told = zip(acts["clip"].values[done], problem[done], strict=True)

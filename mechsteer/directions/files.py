@@ -62,13 +62,15 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
         raise FileNotFoundError(f"no direction at {path}; ms.save_direction writes one")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} isn't a direction saved by this package (no {FORMAT} card)")
-            values = file.get_tensor("direction")
-    except SafetensorError as error:
-        raise ValueError(f"{path} isn't a safetensors file, or is cut short: {error}") from error
-    direction = xr.DataArray.from_dict({**json.loads(metadata["card"]), "data": values})
+            metadata, values = file.metadata() or {}, file.get_tensor("direction")
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"it has no {FORMAT} card")
+        direction = xr.DataArray.from_dict({**json.loads(metadata["card"]), "data": values})
+        _check_card(direction, "norm", "layer")
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} isn't a direction that ms.save_direction wrote, or is damaged: {error}"
+        ) from error
     if model is not None:
         check_model(direction, model)
     return direction

@@ -107,8 +107,11 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
         ) from error
     lm.load_state_dict(package["best_state"])
     lm.cfg = cfg
-    if "pretrained" in codec_package:
-        codec = CompressionModel.get_pretrained(codec_package["pretrained"])
+    if (codec_name := codec_package.get("pretrained")) is not None:
+        if codec_name not in _checkpoints.CODECS:  # audiocraft would open any path or repository named here
+            known = " or ".join(_checkpoints.CODECS)
+            raise ValueError(f"{source} asks for the codec {codec_name!r}; mechsteer fetches {known} only")
+        codec = CompressionModel.get_pretrained(codec_name)
     else:
         codec_cfg = OmegaConf.create(codec_package["xp.cfg"])
         codec_cfg.device = "cpu"

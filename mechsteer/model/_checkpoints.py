@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import re
 import socket
 import urllib.parse
@@ -18,6 +17,7 @@ from ..errors import MissingWeights
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
+CODECS = ("facebook/encodec_32khz", "facebook/encodec_24khz")  # what a file may name in place of weights
 TRAINING_ONLY = ("embed_avg", "cluster_size", "inited")  # a quantiser's running averages
 SIZES = ("small", "medium", "large", "stereo-small", "stereo-medium", "stereo-large")
 NAMES = ("tiny", *(f"facebook/musicgen-{size}" for size in SIZES))
@@ -85,11 +85,9 @@ def read_file(path: Path) -> dict:
     """
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        what = "it holds more than tensors and plain values, or is damaged"
+    except Exception as error:  # damaged files raise of every kind, and torch's own text says how to run code
+        what = f"it is damaged, or holds more than tensors and plain values ({type(error).__name__})"
         raise ValueError(f"{path} was not loaded: {what}") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
     known = isinstance(package, dict) and (
         "pretrained" in package or {"best_state", "xp.cfg"} <= set(package)
     )

@@ -511,6 +511,9 @@ def test_an_unfinished_store_opens_with_a_warning(model, tmp_path, monkeypatch):
         assert ms.open_activations(tmp_path / "acts").sizes["clip"] == 4
     with pytest.raises(ValueError, match="nowhere is not a store of activations"):
         ms.open_activations(tmp_path / "nowhere")
+    (tmp_path / "acts/arrays/zarr.json").rename(tmp_path / "acts/arrays/.zgroup")  # format 2 may hold pickles
+    with pytest.raises(ValueError, match="acts is not a store of activations"):
+        ms.open_activations(tmp_path / "acts")
 
 
 def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_path, monkeypatch):

@@ -275,9 +275,13 @@ def test_files_that_are_no_directions(found, tmp_path):
     save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="isn't a direction"):
         files.load_direction(tmp_path / "other.safetensors")
+    for card in ({}, {"card": "{}"}, {"card": "no JSON"}, {"card": "[]"}):
+        save_file({"direction": np.zeros(3)}, tmp_path / "x.safetensors", {"format": files.FORMAT, **card})
+        with pytest.raises(ValueError, match="isn't a direction.*or is damaged"):
+            files.load_direction(tmp_path / "x.safetensors")
     path = files.save_direction(tmp_path / "jazz.safetensors", one)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="isn't a safetensors file, or is cut short"):
+    with pytest.raises(ValueError, match="isn't a direction.*or is damaged"):
         files.load_direction(path)
     with pytest.raises(FileNotFoundError):
         files.load_direction(tmp_path / "nowhere.safetensors")

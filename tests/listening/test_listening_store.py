@@ -50,7 +50,7 @@ def test_a_line_cut_short_by_a_crash_costs_that_line_only(tmp_path):
 
 NAMES = [
     "../../etc/passwd",
-    "/tmp/x",
+    "/absolute/path",
     "a\x00b\nc",
     "<script>alert(1)</script>",
     "名前 🎧",

@@ -1,7 +1,9 @@
 """The model interface, on a checkpoint of Meta's format and on the embedded model."""
 
+import contextlib
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from meta_checkpoint import write
 
 import mechsteer as ms
 from mechsteer.activations.read import mean_norms
+from mechsteer.model import _checkpoints
 from mechsteer.model.steering import Steering
 
 PROMPTS = [
@@ -115,6 +118,29 @@ def test_a_melody_model_is_refused_in_one_sentence(meta_folder, tmp_path):
     )
     with pytest.raises(ValueError, match="chroma_stem.*demucs.*musicgen-small"):
         ms.load(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_one_clear_error_whatever_is_damaged(tmp_path):
+    path = tmp_path / "state_dict.bin"
+    torch.save({"best_state": {}, "xp.cfg": "a: 1"}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x85]) + whole[place + 1 :])
+        with contextlib.suppress(ValueError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of another protocol
+            _checkpoints.read_file(path)
+    path.write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match="was not loaded: it is damaged") as error:
+        _checkpoints.read_file(path)
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_codec_is_fetched_only_where_meta_publishes_it(meta_folder, tmp_path):
+    (tmp_path / "state_dict.bin").write_bytes((meta_folder / "state_dict.bin").read_bytes())
+    for name in (str(meta_folder), "somebody/codec"):
+        torch.save({"pretrained": name}, tmp_path / "compression_state_dict.bin")
+        with pytest.raises(ValueError, match=r"asks for the codec.*facebook/encodec_32khz"):
+            ms.load(tmp_path)
 
 
 class Payload:
