@@ -118,10 +118,10 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def listening_page(folder: Path, theme: str = "light") -> Iterator[str]:
+def listening_page(folder: Path, theme: str = "light", *options: str) -> Iterator[str]:
     """A listening test as `python -m mechsteer.listening.page` shows it; yields the page's address."""
     port = free_port()
-    arguments = ["mechsteer.listening.page", str(folder), f"--port={port}", f"--theme={theme}"]
+    arguments = ["mechsteer.listening.page", str(folder), f"--port={port}", f"--theme={theme}", *options]
     with _server(arguments, folder, port, "/voila/static/voila.js"):
         yield f"http://127.0.0.1:{port}/"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +13,15 @@ import pandas as pd
 
 from .. import paths
 from . import stats
-from .design import Design, Screening, trials
+from .answers import records
+from .design import Design, Screening, Trial, trials
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
 def tidy(lines: Sequence[dict], design: Design) -> pd.DataFrame:
-    """Answers as a table, in the order given.
+    """Answers as a table, in the order given; what doesn't belong to the plan is skipped, with a warning.
 
     Returns
     -------
@@ -28,23 +30,48 @@ def tidy(lines: Sequence[dict], design: Design) -> pd.DataFrame:
     heard as A and B), choice (the letter), chosen (the condition), x and correct (ABX and headphone check);
     for ratings, one row per slider: position (0 is A), condition, rating.
     """
-    names = {line["listener"]: line["name"] for line in lines if line["kind"] == "listener"}
+    known, skipped = records(lines)
+    who = lambda line: (line["listener"], bool(line.get("simulated")))
+    names = {who(line): line["name"] for line in known if line["kind"] == "listener"}
+    plans = {n: {t.key: t for t in trials(design, n)} for n in {line["listener"] for line in known}}
     rows = []
-    for line in (line for line in lines if line["kind"] == "answer"):
-        made, check = bool(line.get("simulated", False)), line["stage"] == "headphones"
-        row = {"listener": f"{'S' if made else 'L'}{line['listener']:02d}", "name": names[line["listener"]]}
-        row |= {"simulated": made, "stage": line["stage"], "trial": line["trial"]}
-        row |= {"item": f"tone {line['item']}" if check else design.items[line["item"]]}
-        row |= {key: line.get(key) for key in ("repeat", "time", "seconds", "switches")}
-        if "ratings" in line:
-            heard = enumerate(line["slots"])
+    for line in (line for line in known if line["kind"] == "answer"):
+        number, made = who(line)
+        trial = plans[number].get(line["trial"])
+        if trial is None or not _answers(line, trial):
+            skipped += 1
+            continue
+        check, name = trial.stage == "headphones", names.get((number, made), f"listener {number}")
+        row = {"listener": f"{'S' if made else 'L'}{number:02d}", "name": name, "simulated": made}
+        row |= {"stage": trial.stage, "trial": trial.key}
+        row |= {"item": f"tone {trial.item}" if check else design.items[trial.item], "repeat": trial.repeat}
+        row |= {key: line.get(key) for key in ("time", "seconds", "switches")}
+        if trial.kind == "rating":
+            heard = enumerate(trial.slots)
             rows += [row | {"position": k, "condition": c, "rating": line["ratings"][c]} for k, c in heard]
             continue
-        right = "quiet" if check else line.get("x")
-        row |= dict(zip(("left", "right"), line["slots"], strict=False))  # a check has a third sound
+        right = "quiet" if check else trial.x
+        row |= dict(zip(("left", "right"), trial.slots, strict=False))  # a check has a third sound
         row |= {key: line.get(key) for key in ("choice", "chosen", "x")}
         rows.append(row | {"correct": line["chosen"] == right if right else None})
+    if skipped:
+        told = f"{skipped} answer(s) don't belong to the plan of this test and are skipped."
+        warnings.warn(told, stacklevel=2)
     return pd.DataFrame(rows)
+
+
+def _answers(line: dict, trial: Trial) -> bool:
+    """Whether an answer is to this very trial, and is one that can be given."""
+    if any(line.get(key) != value for key, value in {**trial.facts(), "x": trial.x}.items()):
+        return False
+    number = lambda value, most: type(value) in (int, float) and 0 <= value <= most
+    if not all(number(line.get(key) or 0, np.inf) for key in ("seconds", "switches")):
+        return False
+    if trial.kind != "rating":
+        return (line.get("choice"), line.get("chosen")) in zip("ABC", trial.slots, strict=False)
+    given = line.get("ratings")
+    whole = isinstance(given, dict) and given.keys() == set(trial.slots)
+    return whole and all(number(value, 100) for value in given.values())
 
 
 def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None) -> pd.DataFrame:

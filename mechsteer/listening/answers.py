@@ -2,8 +2,8 @@
 
 `answers.jsonl` holds two kinds of lines: `listener` (a name and the number it got, which decides the order of
 that listener's trials) and `answer`. Nothing is ever changed or deleted. A lock makes reading, checking and
-writing one step, so any number of kernels and pages can share the file. A line cut short by a crash is left
-there and skipped.
+writing one step, so any number of kernels and pages can share the file. A line that is damaged, or is neither
+kind, is left there and skipped, with a warning; it may have dealt a number, so no newcomer gets that one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import json
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 LONGEST_NAME = 80
 
@@ -25,7 +26,7 @@ def clean_name(name: str) -> str:
 
     Raises ValueError if nothing is left, or more than 80 characters are.
     """
-    text = unicodedata.normalize("NFC", str(name))
+    text = unicodedata.normalize("NFC", str(name)[:1000])
     text = " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in text).split())
     if not text:
         raise ValueError("Please enter a name. Any name will do, so long as it stays the same.")
@@ -34,18 +35,41 @@ def clean_name(name: str) -> str:
     return text
 
 
+def records(lines: Iterable[Any]) -> tuple[list[dict], int]:
+    """Known records among JSON values, each once and the first of its kind, and the number of unknown ones.
+
+    A listener twice is one record, and so are two answers to a trial; a second name for a number is unknown.
+    """
+    found: dict[tuple, dict] = {}
+    names: dict[tuple, str] = {}
+    unknown = 0
+    for line in lines:
+        told = line if isinstance(line, dict) else {}
+        kind, number, made = (told.get(key) for key in ("kind", "listener", "simulated"))
+        text = told.get("name" if kind == "listener" else "trial")
+        known = kind in ("listener", "answer") and made in (None, False, True)
+        known &= type(number) is int and number > 0 and isinstance(text, str) and text.strip() != ""
+        if known and kind == "listener":
+            known = names.setdefault((number, bool(made)), text) == text
+        if known:
+            found.setdefault((kind, number, bool(made), text), line)
+        unknown += not known
+    return list(found.values()), unknown
+
+
 class AnswerStore:
     """Answers of one test in `path`; every method opens, locks and closes the file."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self._told = 0  # how many skipped lines were warned of
 
     def lines(self) -> list[dict]:
-        """Every whole line, in the order written; warns of lines that are damaged within the file."""
+        """The `records` of the file, in the order written; warns once of the lines that are skipped."""
         if not self.path.exists():
             return []
         with self._locked("rb") as file:
-            return self._parse(file.read())
+            return self._parse(file.read())[0]
 
     def listeners(self) -> dict[str, int]:
         """Name -> number, from 1 in order of arrival."""
@@ -57,12 +81,16 @@ class AnswerStore:
         return [line for line in found if listener in (None, line["listener"])]
 
     def register(self, name: str) -> int:
-        """The number of a listener; a new name gets the next one."""
+        """The number of a listener; a new name gets the next one that no line, lost or not, can have dealt.
+
+        Numbers are dealt without gaps, so the largest is at most the known listeners and all skipped lines.
+        """
         name = clean_name(name)
         with self._locked("r+b") as file:
-            known = self._names(self._parse(file.read()))
+            found, skipped = self._parse(file.read())
+            known = self._names(found)
             if name not in known:
-                known[name] = len(known) + 1
+                known[name] = max([len(known) + skipped, *(line["listener"] for line in found)]) + 1
                 self._write(file, {"kind": "listener", "listener": known[name], "name": name})
         return known[name]
 
@@ -76,7 +104,7 @@ class AnswerStore:
         answer : what else to keep; plain JSON values
         """
         with self._locked("r+b") as file:
-            for line in self._parse(file.read()):
+            for line in self._parse(file.read())[0]:
                 if line["kind"] == "answer" and line["listener"] == listener and line["trial"] == trial:
                     return False
             self._write(file, {"kind": "answer", "listener": listener, "trial": trial, **answer})
@@ -84,7 +112,10 @@ class AnswerStore:
 
     @staticmethod
     def _names(lines: list[dict]) -> dict[str, int]:
-        return {line["name"]: line["listener"] for line in lines if line["kind"] == "listener"}
+        found: dict[str, int] = {}
+        for line in (line for line in lines if line["kind"] == "listener"):
+            found.setdefault(line["name"], line["listener"])
+        return found
 
     @contextlib.contextmanager
     def _locked(self, mode: str) -> Iterator:
@@ -97,18 +128,20 @@ class AnswerStore:
             fcntl.flock(file, fcntl.LOCK_SH if mode == "rb" else fcntl.LOCK_EX)
             yield file
 
-    def _parse(self, content: bytes) -> list[dict]:
-        whole, _, torn = content.rpartition(b"\n")
-        found, damaged = [], 0
-        for line in whole.splitlines():
+    def _parse(self, content: bytes) -> tuple[list[dict], int]:
+        *whole, torn = content.split(b"\n")
+        values, damaged = [], 0
+        for line in [*whole, torn] if torn else whole:
             try:
-                found.append(json.loads(line))
-            except ValueError:  # cut short by a crash, then closed by the next write
+                values.append(json.loads(line.decode()))
+            except (ValueError, RecursionError):  # cut short by a crash, say
                 damaged += 1
-        if damaged:
-            told = f"{damaged} line(s) of {self.path.name} are damaged and skipped; {len(found)} are whole."
-            warnings.warn(told, stacklevel=4)
-        return found
+        found, unknown = records(values)
+        if (skipped := damaged + unknown) > self._told:
+            told = f"{skipped} line(s) of {self.path.name} are damaged or unknown and skipped"
+            warnings.warn(f"{told}; {len(found)} are whole.", stacklevel=4)
+            self._told = skipped
+        return found, skipped
 
     @staticmethod
     def _write(file, line: dict) -> None:

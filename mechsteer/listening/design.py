@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,7 +126,8 @@ def _forced(design: Design, rng: np.random.Generator, mirrored: int) -> list[Tri
 
 def _rating(design: Design, rng: np.random.Generator, listener: int) -> list[Trial]:
     base, rows = rng.permutation(design.conditions), rng.permutation(len(design.items))
-    slots = [tuple(str(s) for s in np.roll(base, row + listener)) for row in rows]  # rows of a Latin square
+    turn = listener % len(base)
+    slots = [tuple(str(s) for s in np.roll(base, row + turn)) for row in rows]  # rows of a Latin square
     return [Trial(f"{item}", "main", "rating", item, row) for item, row in enumerate(slots)]
 
 
@@ -187,11 +189,24 @@ def save_design(folder: Path, clips: Mapping[str, Sequence], rate: int, options:
 
 
 def load_design(folder: Path) -> Design:
-    """Read the plan of a test; raises FileNotFoundError if the folder holds none."""
+    """Read the plan of a test; raises FileNotFoundError if the folder holds none.
+
+    The plan may be a stranger's: ValueError if it isn't whole, or a sound isn't a file of the folder's own.
+    """
     path = Path(folder) / "design.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no listening test (no design.json)")
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    facts |= {"test_hash": facts.pop("fingerprint"), "screening": Screening(**facts["screening"])}
-    facts |= {key: tuple(facts[key]) for key in ("conditions", "items")}
-    return Design(**facts | {"pairs": tuple(map(tuple, facts["pairs"]))})
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts |= {"test_hash": facts.pop("fingerprint"), "screening": Screening(**facts["screening"])}
+        facts |= {key: tuple(facts[key]) for key in ("conditions", "items")}
+        design = Design(**facts | {"pairs": tuple(map(tuple, facts["pairs"]))})
+        asked = [design.stimuli[c][str(k)] for c in design.conditions for k in range(len(design.items))]
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} isn't the plan of a listening test: copy it again ({error!r})") from None
+    home = Path(folder).resolve() / "stimuli"
+    for name in asked:
+        file = home / f"{name}.flac"
+        if not re.fullmatch("[0-9a-f]{8,64}", str(name)) or file.resolve() != file:
+            raise ValueError(f"{path} names a sound that isn't in its own stimuli/ ({name!r}): don't open it")
+    return design

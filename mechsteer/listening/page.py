@@ -1,40 +1,63 @@
 """Show a test as a page of its own, by voila: `python -m mechsteer.listening.page data/listening/guitar`.
 
-On this machine only unless told otherwise; any number of listeners may come, each visit gets its own kernel.
-The page asks for nothing from other servers.
+On this machine only unless told otherwise; up to `--most` listeners at once, each in a kernel of their own.
+The page asks nothing of other servers, answers to its own names only, and serves no file of the test.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
+import socket
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .design import load_design
+from .test import write_page
+
 SHARE = Path(__file__).with_name("jupyter")  # holds our voila template
+ANY = ("0.0.0.0", "::", "")
 
 
-def command(folder: str | Path, port: int = 8866, ip: str = "127.0.0.1", theme: str = "light") -> list[str]:
-    """The arguments that start voila on the test in `folder`; it needs `environment` too.
+def own_names(ip: str, more: Iterable[str] = ()) -> set[str]:
+    """The names under which a page on `ip` is reached; with 0.0.0.0 all addresses of this machine."""
+    found = {"localhost", "127.0.0.1", "::1", ip, *more}
+    if ip in ANY:
+        import psutil
 
-    Raises FileNotFoundError if the folder holds no test.
+        found |= {a.address.split("%")[0] for nets in psutil.net_if_addrs().values() for a in nets}
+        found |= {socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn()}
+    return {name.lower().strip("[]") for name in found - set(ANY)}
+
+
+def serve(folder: str | Path, port: int, ip: str, theme: str, hosts: Iterable[str], most: int) -> None:
+    """Show the test in `folder` until stopped; kernels run a notebook of ours, never one from the folder.
+
+    Raises FileNotFoundError if the folder holds no test, ValueError if its plan can't be trusted.
     """
-    page = Path(folder) / "take.ipynb"
-    if not page.is_file():
-        raise FileNotFoundError(f"{folder} holds no listening test (take.ipynb): make one with ListeningTest")
-    options = [f"--port={port}", f"--Voila.ip={ip}", f"--theme={theme}", "--template=listening"]
-    return [sys.executable, "-m", "voila", str(page), *options, "--no-browser"]
+    from traitlets.config import Config
 
+    from ._door import Kernels, Page
 
-def environment() -> dict[str, str]:
-    """The environment in which voila finds our template."""
-    places = filter(None, [str(SHARE), os.environ.get("JUPYTER_PATH")])
-    return {**os.environ, "JUPYTER_PATH": os.pathsep.join(places)}
+    load_design(folder)
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(SHARE), os.environ.get("JUPYTER_PATH")]))
+    chosen = {"template": "listening", "theme": theme, "multi_kernel_manager_class": Kernels}
+    chosen |= {"allow_template_override": "NO", "allow_theme_override": "NO"}
+    with tempfile.TemporaryDirectory() as place:
+        write_page(Path(place), Path(folder).resolve())
+        options = {"port": port, "port_retries": 0, "ip": ip, "open_browser": False, "config_file_paths": []}
+        app = Page(notebook_path=str(Path(place) / "take.ipynb"), log_level=30, **options)
+        app.hosts, app.shown = own_names(ip, hosts), f"[{ip}]" if ":" in ip else ip
+        if ip in ANY:
+            app.shown = socket.gethostname()
+        app.update_config(Config(VoilaConfiguration=chosen, Kernels={"most": most}))
+        app.initialize([])
+        app.start()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: becomes voila's process."""
+    """The command line."""
     import importlib.util
 
     about, open_to = __doc__.splitlines()[0], "0.0.0.0 lets other machines in: there is no password"
@@ -43,15 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8866)
     parser.add_argument("--ip", default="127.0.0.1", help=open_to)
     parser.add_argument("--theme", default="light", choices=["light", "dark"])
+    named = "another name that listeners reach the page by, such as test.example.org (repeatable)"
+    parser.add_argument("--host", action="append", default=[], metavar="NAME", help=named)
+    several = "listeners at once, each with a kernel of about 90 MB; the next is asked to come back later"
+    parser.add_argument("--most", type=int, default=20, help=several)
     given = parser.parse_args(arguments)
     if importlib.util.find_spec("voila") is None:
         parser.exit(2, "The page needs voila: uv sync --extra listening, or pip install voila\n")
     try:
-        line = command(given.folder, given.port, given.ip, given.theme)
-    except FileNotFoundError as error:
+        serve(given.folder, given.port, given.ip, given.theme, given.host, given.most)
+    except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{error}\n")
-    print(f"The test is at http://{given.ip}:{given.port}/ (stop with Ctrl-C)", flush=True)
-    os.execve(line[0], line, environment())
 
 
 if __name__ == "__main__":

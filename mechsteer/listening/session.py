@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from .design import Design, Trial, trials
 
 LETTERS = "ABCDEFGHIJKLMNOP"
 FADE = 0.01  # s, at both ends of a clip, so that loops don't click
+ASKED = ("hello", "name", "someone else", "next", "answer")
+STAGES = ("headphones", "practice", "main")
+UNREADABLE = "This page sent something that the test can't read. Please reload it."
 
 
 class Session:
@@ -32,18 +36,27 @@ class Session:
         self._served: tuple[Trial, dict, list[bytes]] | None = None  # trial, page with its token, sounds
 
     def handle(self, message: dict) -> tuple[dict, list[bytes]]:
-        """Answer one message: `hello`, `name`, `someone else`, `next` or `answer` (key `do`)."""
+        """Answer one message: `hello`, `name`, `someone else`, `next` or `answer` (key `do`).
+
+        Any other JSON value is answered too: by the current page, with an error.
+        """
+        message = message if isinstance(message, dict) else {}
         done = message.get("do")
+        error = "" if done in ASKED else UNREADABLE
         if done == "name":
-            return self._enter(str(message.get("name", "")), bool(message.get("again")))
+            name = message.get("name")
+            return self._enter(name if isinstance(name, str) else "", bool(message.get("again")))
         if done == "someone else":
             self.name = self.listener = self._served = None
             self._introduced.clear()
         if self.listener is None:
-            return self._welcome()
-        if done == "next":
-            self._introduced.add(str(message.get("stage")))
-        error = self._record(message) if done == "answer" else ""
+            return self._welcome(error)
+        if done == "next" and message.get("stage") in STAGES:
+            self._introduced.add(message["stage"])
+        elif done == "next":
+            error = UNREADABLE
+        elif done == "answer":
+            error = self._record(message)
         page, sounds = self._current()
         return {**page, "error": error}, sounds
 
@@ -62,18 +75,22 @@ class Session:
             return self._welcome(str(error))
         known = self.store.listeners()
         if name in known and not again:
-            done, total = len(self.store.answers(known[name])), len(trials(self.design, known[name]))
-            return {"page": "resume", "name": name, "done": done, "total": total}, []
+            plan, left = self._left(known[name])
+            return {"page": "resume", "name": name, "done": len(plan) - len(left), "total": len(plan)}, []
         self.name, self.listener = name, self.store.register(name)
         self._served = None
         return self._current()
 
+    def _left(self, listener: int) -> tuple[list[Trial], list[Trial]]:
+        """The plan of a listener, and which of its trials aren't answered."""
+        plan = trials(self.design, listener)
+        answered = {line["trial"] for line in self.store.answers(listener)}
+        return plan, [trial for trial in plan if trial.key not in answered]
+
     def _current(self) -> tuple[dict, list[bytes]]:
-        plan = trials(self.design, self.listener)
-        answered = {line["trial"] for line in self.store.answers(self.listener)}
-        left = [trial for trial in plan if trial.key not in answered]
+        plan, left = self._left(self.listener)
         if not left:
-            return {"page": "done", "answered": len(answered)}, []
+            return {"page": "done", "answered": len(plan)}, []
         trial = left[0]
         stage = [t for t in plan if t.stage == trial.stage]
         number = stage.index(trial) + 1
@@ -95,14 +112,15 @@ class Session:
         if self._served is None or message.get("token") != self._served[1]["token"]:
             return ""  # sent twice, or from a page that is out of date: what is current is shown again
         trial, page, _ = self._served
-        heard = [float(s) for s in message.get("heard", [])]
-        if len(heard) != len(page["letters"]) or min(heard) < page["listen"] - 0.05:
+        heard = _numbers(message.get("heard"), len(page["letters"]), page["listen"] - 0.05)
+        if not heard:
             return f"Please listen to each sound for at least {page['listen']:.0f} s first."
-        switches, seconds = int(message.get("switches", 0)), round(float(message.get("seconds", 0)), 2)
-        facts = {"heard": [round(s, 2) for s in heard], "switches": switches, "seconds": seconds}
+        if not (told := _numbers([message.get("switches", 0), message.get("seconds", 0)], 2)):
+            return UNREADABLE
+        heard, seconds = [round(s, 2) for s in heard], round(told[1], 2)
+        facts = {"heard": heard, "switches": int(told[0]), "seconds": seconds}
         if trial.kind == "rating":
-            given = [float(v) for v in message.get("ratings", [])]
-            if len(given) != len(trial.slots) or not all(0 <= v <= 100 for v in given):
+            if not (given := _numbers(message.get("ratings"), len(trial.slots), most=100)):
                 return "Please rate every sound."
             facts["ratings"] = dict(zip(trial.slots, given, strict=True))
         else:
@@ -127,6 +145,13 @@ class Session:
         noise = np.random.default_rng().random((2, *samples.shape), dtype="float32")
         samples += (noise[0] - noise[1]) / 2**15  # triangular dither, one bit
         return encode_file(samples.T, rate, "wav")
+
+
+def _numbers(values: Any, count: int, least: float = 0, most: float = 1e9) -> list[float]:
+    """So many numbers within the limits, or none if the values are anything else."""
+    whole = isinstance(values, list) and len(values) == count
+    good = whole and all(type(v) in (int, float) and least <= v <= most for v in values)
+    return [float(v) for v in values] if good else []
 
 
 def headphone_tone(condition: str, rate: int = 44100) -> np.ndarray:

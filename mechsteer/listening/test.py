@@ -97,12 +97,13 @@ class ListeningTest:
             self.design = load_design(self.folder)
             if self.design.test_hash == test_hash(clips, options):
                 return
-            if AnswerStore(self.folder / "answers.jsonl").lines():
+            answers = self.folder / "answers.jsonl"
+            if answers.exists() and answers.stat().st_size:
                 other = f"{self.folder} holds answers to other clips or options"
                 raise ValueError(f"{other}: choose another name, or go on with ListeningTest.open(folder)")
             shutil.rmtree(self.folder / "stimuli")
         self.design = save_design(self.folder, clips, rate, options)
-        _write_page(self.folder)
+        write_page(self.folder)
 
     @classmethod
     def open(cls, folder: str | Path) -> ListeningTest:
@@ -153,12 +154,12 @@ class ListeningTest:
         return export(self.folder, Path(folder), self.analyse(answers), answers, names)
 
 
-def _write_page(folder: Path) -> None:
-    """The notebook that voila shows as a page."""
+def write_page(folder: Path, test: str | Path = ".") -> None:
+    """Write the notebook `take.ipynb`, which shows the page of the test in another folder, or in its own."""
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
 
-    source = 'import mechsteer as ms\n\nms.ListeningTest.open(".").take()'
+    source = f"import mechsteer as ms\n\nms.ListeningTest.open({str(test)!r}).take()"
     book = new_notebook(cells=[new_code_cell(source, id="page")])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     paths.replace(folder / "take.ipynb", nbformat.writes(book) + "\n")

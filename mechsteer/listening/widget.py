@@ -28,4 +28,5 @@ class ListeningPage(anywidget.AnyWidget):
 
     def _on_page(self, _, message: dict, __) -> None:
         page, sounds = self._session.handle(message)
-        self.send({**page, "reply": message.get("id")}, sounds)
+        number = message.get("id") if isinstance(message, dict) else None
+        self.send({**page, "reply": number if isinstance(number, int) else None}, sounds)
