@@ -2,7 +2,7 @@
 it.
 
 `MECHSTEER_FIGURES` and `MECHSTEER_RUNS` redirect what notebooks write (tests and runs on other models use
-them).
+them). A notebook that is run by hand writes nothing that git tracks.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .errors import NoCheckout
 
-__all__ = ["data", "figures", "listening", "project", "replace", "replacing", "runs"]
+__all__ = ["data", "figures", "listening", "project", "replace", "replacing", "runs", "shipped_figures"]
 
 
 def _checkout() -> Path | None:
@@ -41,9 +41,14 @@ def data() -> Path:
     return root / "data"
 
 
-def figures() -> Path:
-    """Where `save_figure` writes: `$MECHSTEER_FIGURES`, else `figures/`."""
-    return Path(os.environ.get("MECHSTEER_FIGURES") or project() / "figures")
+def figures(otherwise: Path | None = None) -> Path:
+    """Where `save_figure` writes: `$MECHSTEER_FIGURES`, else `otherwise`, else `data/runs/figures/`."""
+    return Path(os.environ.get("MECHSTEER_FIGURES") or otherwise or runs() / "figures")
+
+
+def shipped_figures() -> Path:
+    """The figures that ship: `figures/` of the checkout, where only the project's commands write."""
+    return project() / "figures"
 
 
 def runs() -> Path:

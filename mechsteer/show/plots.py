@@ -37,6 +37,11 @@ pio.templates["mechsteer"] = go.layout.Template(
         "yaxis": _axis,
     }
 )
+# Plotly's toolbar would offer to upload the figure, and its logo leads outside: off, on pages and in Jupyter.
+CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False}
+for _way in map(pio.renderers.__getitem__, pio.renderers):
+    if hasattr(_way, "config"):
+        _way.config = {**(_way.config or {}), **CONFIG}
 
 
 def layer_curves(

@@ -16,6 +16,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .. import paths
+from ..errors import Told
+from .plots import CONFIG
 
 
 def chrome() -> str | None:
@@ -53,7 +55,7 @@ def save_figure(
     ----------
     data : the numbers behind the figure, one row per drawn thing; its `attrs` join the provenance.
     name : `NN_what_it_shows`, as in `02_accuracy_by_layer`.
-    folder : default `figures/` (see `mechsteer.paths.figures`).
+    folder : default `data/runs/figures/` (see `mechsteer.paths.figures`), which git ignores.
     **provenance : what made the numbers, such as model (its hash), seed and command; the CSV's first line.
 
     Returns the paths written. Without a Chrome, or if it fails, there is no PNG and a warning says what to
@@ -87,8 +89,7 @@ def write_picture(fig: go.Figure, name: str, folder: Path, page: bool = True) ->
     png, html, figure = (folder / f"{name}.{kind}" for kind in ("png", "html", "json"))
     if page:
         paths.replace(figure, fig.to_json() + "\n")
-        with paths.replacing(html) as scratch:
-            fig.write_html(scratch, include_plotlyjs="directory", div_id=name)
+        write_page(fig, html)
     try:
         if chrome() is None:
             raise RuntimeError("there is no Chrome or Chromium (Debian: apt install chromium)")
@@ -101,17 +102,32 @@ def write_picture(fig: go.Figure, name: str, folder: Path, page: bool = True) ->
     return [png, html, figure]
 
 
+def write_page(fig: go.Figure, html: Path) -> None:
+    """The page alone, beside the plotly.min.js that its folder's pages share; nothing in it leads outside."""
+    with paths.replacing(html) as scratch:
+        fig.write_html(scratch, include_plotlyjs="directory", div_id=html.stem, config=dict(CONFIG))
+
+
+def _saved(file: str, folder: Path | None) -> Path:
+    """A file in `folder`, which by default is that of own runs, or the shipped one for what isn't there."""
+    own = Path(folder or paths.figures()) / file
+    return own if folder or own.is_file() else paths.shipped_figures() / file
+
+
 def stored_figure(name: str, folder: Path | None = None) -> go.Figure:
     """A saved figure, to be drawn again; `layout.meta["numbers"]` is the `numbers_hash` of what it shows.
 
+    Without a folder it is the one that your own run saved, or, where there is none, the shipped one.
+
     Raises ValueError if there is none, or if the file holds something else; it says what writes one.
     """
-    path = Path(folder or paths.figures()) / f"{name}.json"
+    path = _saved(f"{name}.json", folder)
     if not path.is_file():
         raise ValueError(f"no {path.name} to draw from: {made_by(name)} writes it")
     try:
-        return go.Figure(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return go.Figure({"data": stored["data"], **stored})
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path.name} holds no Plotly figure: {made_by(name)} writes it anew") from error
 
 
@@ -124,11 +140,34 @@ def made_by(name: str) -> str:
 def read_figure(name: str | Path, folder: Path | None = None) -> pd.DataFrame:
     """The numbers behind a saved figure (its name or the CSV's path); `attrs` holds the provenance.
 
-    pandas alone should be told `skiprows=1`, not `comment="#"`, which would cut the notes C# and F# short.
+    Without a folder they are those of your own run, or, where there are none, the shipped ones. pandas alone
+    should be told `skiprows=1`, not `comment="#"`, which would cut the notes C# and F# short.
+
+    Raises FileNotFoundError if there is none, and ValueError for a file that isn't a figure's table.
     """
-    path = Path(name) if str(name).endswith(".csv") else Path(folder or paths.figures()) / f"{name}.csv"
-    with path.open(encoding="utf-8") as file:
-        facts = json.loads(file.readline().removeprefix("# "))
-    table = pd.read_csv(path, skiprows=1)
+    path = Path(name) if str(name).endswith(".csv") else _saved(f"{name}.csv", folder)
+    try:
+        with path.open(encoding="utf-8") as file:
+            facts = dict(json.loads(file.readline().removeprefix("# ")))
+        table = pd.read_csv(path, skiprows=1)
+    except (ValueError, TypeError) as error:
+        told = f"{path.name} is damaged or no table of ms.save_figure: {made_by(path.stem)} writes it anew"
+        raise ValueError(told) from error
     table.attrs.update(facts)
+    return table
+
+
+def study_table(name: str = "doses") -> pd.DataFrame:
+    """A table of the shipped study: `doses` (a row per steering and strength) or `clips` (what judges heard).
+
+    Raises Told (one sentence) if it is missing or damaged; names the file and what brings it back.
+    """
+    path = paths.data() / "study" / f"{name}.parquet"
+    try:
+        table = pd.read_parquet(path)
+        table[["experiment", "name", "strength", "model_hash"]]
+    except Exception as error:  # pyarrow's are of every kind
+        state = "is damaged" if path.exists() else "is missing"
+        mends = f"`git checkout {path.parent}` brings the shipped one back, `make study` makes it anew"
+        raise Told(f"{path} {state}: {mends}") from error
     return table

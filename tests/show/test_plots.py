@@ -1,13 +1,19 @@
 """Figures: what is drawn is what the table says, and saving leaves picture, page and numbers."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 import xarray as xr
 from conftest import require
 
 import mechsteer as ms
+from mechsteer import paths
 from mechsteer.measures.intervals import means_by
 from mechsteer.show import plots, saving
 from workshop.suite import changes
@@ -286,6 +292,63 @@ def test_the_figure_folder_can_be_redirected(scores, tmp_path, monkeypatch):
     with pytest.warns(UserWarning):
         saving.save_figure(plots.layer_curves(scores), scores, "02_scores")
     assert (tmp_path / "elsewhere" / "02_scores.csv").exists()
+
+
+def test_a_run_by_hand_is_read_before_what_ships(scores, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    monkeypatch.delenv("MECHSTEER_FIGURES", raising=False)
+    monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(paths, "project", lambda: tmp_path)
+    fig = plots.layer_curves(scores, title="Ships")
+    with pytest.warns(UserWarning):
+        saving.save_figure(fig, scores, "02_scores", tmp_path / "figures")
+    assert saving.stored_figure("02_scores").layout.title.text == "Ships"
+    assert saving.read_figure("02_scores")["score"].iloc[0] == pytest.approx(scores["score"].iloc[0])
+    with pytest.warns(UserWarning):
+        written = saving.save_figure(fig.update_layout(title="Mine"), scores.assign(score=0), "02_scores")
+    assert {path.parent for path in written} == {tmp_path / "runs/figures"}
+    assert saving.stored_figure("02_scores").layout.title.text == "Mine"
+    assert (saving.read_figure("02_scores")["score"] == 0).all()
+    assert saving.stored_figure("02_scores", paths.shipped_figures()).layout.title.text == "Ships"
+
+
+@pytest.mark.parametrize("text", ["", "layer,score\n0,1\n", "# 5\nlayer\n0\n", "# {}\n"])
+def test_what_is_no_figures_table_is_told_in_a_sentence(text, tmp_path):
+    (tmp_path / "02_scores.csv").write_text(text)
+    with pytest.raises(ValueError, match="02_scores.csv is damaged or no table .*make notebooks ONLY=02"):
+        saving.read_figure("02_scores", tmp_path)
+
+
+def test_nothing_shown_or_saved_offers_to_upload(scores, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "chrome", lambda: None)
+    fig = plots.layer_curves(scores)
+    off = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False}
+    for renderer in ("plotly_mimetype", "jupyterlab", "vscode", "plotly_mimetype+notebook"):
+        monkeypatch.setattr(pio.renderers, "default", renderer)
+        bundle = fig._repr_mimebundle_()
+        assert bundle["application/vnd.plotly.v1+json"]["config"] == off
+        assert '"showSendToCloud": false' in bundle.get("text/html", '"showSendToCloud": false')
+    with pytest.warns(UserWarning):
+        saving.save_figure(fig, scores, "02_scores", tmp_path)
+    page = (tmp_path / "02_scores.html").read_text(encoding="utf-8")
+    assert '"showSendToCloud": false' in page and '"displaylogo": false' in page
+    assert "plotly.com" not in page and "plotlyServerURL" not in page
+
+
+def test_a_fresh_kernel_shows_figures_without_the_upload():
+    """As the runner starts it, and as JupyterLab does, whatever part of `show` is imported."""
+    show = "fig = go.Figure(go.Scatter(y=[1])); b = fig._repr_mimebundle_()"
+    show += "; print(b['application/vnd.plotly.v1+json']['config']['showSendToCloud'], *sorted(b))"
+    for part in ("plots", "saving"):
+        code = f"import plotly.graph_objects as go; from mechsteer.show import {part}; {show}"
+        env = os.environ | {
+            "PLOTLY_RENDERER": "plotly_mimetype+png" if saving.chrome() else "plotly_mimetype"
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("False application/vnd.plotly.v1+json"), part
+        assert not saving.chrome() or "image/png" in done.stdout
 
 
 def test_a_picture_is_drawn_by_chrome(scores, tmp_path):

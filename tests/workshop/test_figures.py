@@ -1,13 +1,16 @@
 """`make figures`: drawn again from what is stored, and what changed is said."""
 
 import json
+import re
+import shutil
 import subprocess
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from conftest import ROOT, require
 
-from mechsteer import paths
+from mechsteer import errors, paths
 from mechsteer.show import plots, saving
 from workshop.study import figures
 from workshop.suite import redraw
@@ -15,7 +18,9 @@ from workshop.suite import redraw
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A project with one committed figure of the embedded model, `02_line`."""
+    """A project with one committed figure of the embedded model, `02_line`, and no study."""
+    monkeypatch.delenv("MECHSTEER_FIGURES", raising=False)
+    monkeypatch.setattr(redraw, "DRAWN", {})
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     monkeypatch.setattr(paths, "data", lambda: tmp_path / "data")
     monkeypatch.setattr(saving, "chrome", lambda: None)
@@ -88,15 +93,117 @@ def test_a_figure_without_a_stamp_and_a_figure_without_a_model_are_told_apart(sh
 
 
 def test_what_cannot_be_drawn_names_its_notebook(shelf, capsys):
-    (shelf / "02_line.json").unlink()
-    assert redraw.main(["02"]) == 1
-    assert "no 02_line.json to draw from: make notebooks ONLY=02" in capsys.readouterr().out
     (shelf / "02_line.json").write_text("[1, 2")
-    assert redraw.main(["02_line"]) == 1
-    assert "holds no Plotly figure" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds no Plotly figure: make notebooks ONLY=02"):
+        redraw.redraw("02_line", shelf)
+    (shelf / "02_line.json").unlink()
+    with pytest.raises(ValueError, match="no 02_line.json to draw from: make notebooks ONLY=02"):
+        redraw.redraw("02_line", shelf)
     with pytest.raises(SystemExit) as stop:
         redraw.main(["07"])
     assert stop.value.code == 2 and "has 02_line" in capsys.readouterr().err
+
+
+def damage(path, content):
+    """Take a file away, cut it in two, or write something else in its place."""
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "cut" else content)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not written")
+@pytest.mark.parametrize(
+    ("kind", "content", "said"),
+    [
+        ("csv", None, "missing: 02_line.csv; make notebooks ONLY=02 makes it anew"),
+        ("csv", b"x,y\n0,1\n", "unreadable: 02_line.csv; make notebooks ONLY=02 makes it anew"),
+        ("csv", b"", "unreadable: 02_line.csv; make notebooks ONLY=02"),
+        ("csv", b"# 5\nx,y\n0,1\n", "unreadable: 02_line.csv; make notebooks ONLY=02"),
+        ("csv", b'# {"model": "tiny abc"}\n', "unreadable: 02_line.csv; make notebooks ONLY=02"),
+        ("csv", b"\x89PNG\r\n\x1a\n\xff", "unreadable: 02_line.csv; make notebooks ONLY=02"),
+        ("csv", "cut", "02_line.csv; make notebooks ONLY=02"),
+        ("json", None, "missing: 02_line.json; make notebooks ONLY=02 makes it anew"),
+        ("json", "cut", "unreadable: 02_line.json; make notebooks ONLY=02 makes it anew"),
+        ("json", b"null", "unreadable: 02_line.json; make notebooks ONLY=02"),
+        ("json", b"{}", "unreadable: 02_line.json; make notebooks ONLY=02"),
+        ("json", b"\xff\xfe", "unreadable: 02_line.json; make notebooks ONLY=02"),
+    ],
+)
+def test_a_part_that_is_missing_or_damaged_is_named_with_its_command(shelf, capsys, kind, content, said):
+    damage(shelf / f"02_line.{kind}", content)
+    (shelf / "02_line.html").unlink()
+    assert redraw.main([]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("02_line") and said in line
+    drawn = kind == "csv"  # from the JSON, which is there
+    assert (shelf / "02_line.html").is_file() == drawn == ("picture" in line)
+    assert ("numbers same" in line) == (kind == "json")
+
+
+@pytest.mark.filterwarnings("ignore:.*was not written")
+def test_a_figure_that_is_gone_altogether_is_known_from_the_last_commit(shelf, capsys):
+    shutil.rmtree(shelf)
+    assert redraw.main(["02_line"]) == 1
+    assert "missing: 02_line.csv, missing: 02_line.json; make notebooks" in capsys.readouterr().out
+    save([1.0], shelf, name="05_new")
+    for name in ("00_panel", "listening_dark", "06_left"):
+        (shelf / f"{name}.png").write_bytes(b"")
+    (shelf / "plotly.min.js").touch()
+    assert redraw.names_in(shelf) == ["02_line", "05_new", "06_left"]
+    shutil.rmtree(shelf.parent / ".git")
+    assert redraw.names_in(shelf) == ["05_new", "06_left"], "without git, what is there"
+
+
+@pytest.mark.filterwarnings("ignore:.*was not written")
+def test_a_figure_of_the_study_has_its_numbers_written_again(shelf, capsys, monkeypatch):
+    study = pd.DataFrame({"experiment": ["guitar"], "name": "mse", "strength": [0.2], "model": "tiny"})
+    study = study.assign(model_hash="abc", seed=0, n=100)
+    table, fig = shelf.parent / "data/study/doses.parquet", go.Figure(go.Scatter(x=[0.2], y=[1.0]))
+    monkeypatch.setattr(redraw, "DRAWN", {"04_sites": lambda study: (fig, study)})
+    assert redraw.main(["04"]) == 1
+    line = capsys.readouterr().out
+    assert "doses.parquet is missing: " in line and "`make study` makes it anew" in line
+    table.parent.mkdir()
+    study.to_parquet(table)
+    assert redraw.main(["04"]) == 1
+    assert "missing: 04_sites.csv, written again" in capsys.readouterr().out
+    assert saving.read_figure("04_sites", shelf)["strength"].tolist() == [0.2]
+    assert redraw.main(["04"]) == 0
+    damage(table, "cut")
+    (shelf / "04_sites.html").unlink()
+    assert redraw.main(["04"]) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "doses.parquet is damaged" in line and "picture" in line and (shelf / "04_sites.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["doses", "clips"])
+@pytest.mark.parametrize("content", [None, b"", "cut", b"PAR1 and no more", "other"])
+def test_a_study_table_that_cannot_be_read_is_one_sentence(name, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "data", lambda: tmp_path)
+    path = tmp_path / f"study/{name}.parquet"
+    path.parent.mkdir()
+    shutil.copy(ROOT / f"data/study/{name}.parquet", path)
+    if content == "other":
+        pd.DataFrame({"x": [1]}).to_parquet(path)
+    else:
+        damage(path, content)
+    with pytest.raises(errors.Told) as told:
+        figures.shipped() if name == "doses" else saving.study_table(name)
+    state = "missing" if content is None else "damaged"
+    assert f"{path} is {state}: " in str(told.value) and "`make study`" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_page_of_an_older_toolbar_is_written_again_and_nothing_else_is(shelf):
+    html, before = shelf / "02_line.html", (shelf / "02_line.json").read_bytes()
+    page = html.read_text(encoding="utf-8")
+    html.write_text(re.sub(r'\{"showSendToCloud.*?\}', '{"responsive": true}', page), encoding="utf-8")
+    assert "showSendToCloud" not in html.read_text(encoding="utf-8")
+    with pytest.warns(UserWarning):
+        assert redraw.main([]) == 0
+    assert '"showSendToCloud": false' in html.read_text(encoding="utf-8")
+    assert (shelf / "02_line.json").read_bytes() == before
 
 
 def test_the_present_style_is_drawn(shelf, monkeypatch):
@@ -129,8 +236,28 @@ def test_the_figures_of_the_study_are_drawn_from_its_table(tmp_path, monkeypatch
 
 
 def test_every_figure_that_ships_can_be_drawn_again():
-    names = sorted(path.stem for path in (ROOT / "figures").glob("*.csv"))
+    names = redraw.names_in(ROOT / "figures")
     assert len(names) >= 18 and set(figures.DRAWN) <= set(names)
     for name in names:
+        assert redraw.unusable(name, ROOT / "figures") == {}
         assert saving.stored_figure(name, ROOT / "figures").data, name
         assert redraw.figure_changed(name, ROOT / "figures") == "", name
+
+
+def test_no_page_that_ships_offers_an_upload():
+    pages = sorted((ROOT / "figures").glob("*.html"))
+    assert len(pages) >= 18
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert '"showSendToCloud": false' in text and '"displaylogo": false' in text, page.name
+        assert "cloud.plotly" not in text and "plotlyServerURL" not in text, page.name
+
+
+def test_the_earlier_results_of_a_study_are_read_before_it_goes_on(tmp_path, monkeypatch):
+    from workshop.study import run
+
+    (tmp_path / "clips.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr("sys.argv", ["run", "--out", str(tmp_path)])
+    monkeypatch.setattr(run, "load", lambda name: pytest.fail("computes before it looks"))
+    with pytest.raises(SystemExit, match="clips.parquet is damaged: delete it, and `make study`"):
+        run.main()

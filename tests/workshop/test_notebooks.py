@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mechsteer import paths
@@ -119,6 +122,33 @@ def test_an_error_that_says_all_is_told_in_its_one_sentence(tmp_path):
     assert not (tmp_path / "build").exists()
 
 
+@pytest.mark.parametrize("fault", ["cut", "another zip", "no configuration", "other weights"])
+def test_a_damaged_model_is_one_sentence_that_names_it(fault, meta_folder, tmp_path, monkeypatch, capsys):
+    import torch
+
+    folder = shutil.copytree(meta_folder, tmp_path / "broken")
+    file = folder / "state_dict.bin"
+    if fault == "cut":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif fault == "another zip":
+        file.unlink()
+        shutil.make_archive(str(file), "zip", tmp_path, "broken")
+        file.with_name("state_dict.bin.zip").rename(file)
+    else:
+        package = torch.load(file, weights_only=True)
+        part = {
+            "no configuration": {"xp.cfg": "a: [1"},
+            "other weights": {"best_state": {"a": torch.ones(1)}},
+        }
+        torch.save(package | part[fault], file)
+    monkeypatch.setattr(paths, "project", lambda: tmp_path)
+    write(tmp_path / "notebooks/01_load.ipynb", "import mechsteer as ms\nms.load(MODEL)")
+    assert notebooks.main(["--model", str(folder)]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("01_load stopped") and str(folder) in said, said
+    assert "\n" not in said and "Traceback" not in said and len(said) < 600
+
+
 def test_a_run_past_its_limit_is_stopped(tmp_path):
     path = write(tmp_path / "notebooks/01_sleep.ipynb", "import time\ntime.sleep(1)", "time.sleep(600)")
     with pytest.raises(notebooks.NotebookError, match="ran longer than 3 s"):
@@ -155,6 +185,31 @@ def test_another_model_goes_to_its_own_folder(tmp_path, monkeypatch, capsys):
     assert path.read_bytes() == before
     said = capsys.readouterr().out
     assert "01_name" in said and "figure 01_sizes: new" in said
+
+
+def test_only_the_command_line_writes_the_figures_that_ship(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "project", lambda: tmp_path)
+    draw = "from mechsteer import paths\nfolder = paths.figures()\nfolder.mkdir(parents=True, exist_ok=True)"
+    draw += "\n_ = (folder / '01_sizes.csv').write_text('# {}\\nn\\n1\\n')"
+    path = write(tmp_path / "notebooks/01_draw.ipynb", draw)
+    notebooks.execute(path)
+    assert not (tmp_path / "figures").exists() and (paths.runs() / "figures/01_sizes.csv").is_file()
+    (tmp_path / "README.md").write_text("")
+    assert notebooks.main([]) == 0
+    assert (tmp_path / "figures/01_sizes.csv").is_file()
+    assert "figure 01_sizes: new" in capsys.readouterr().out
+
+
+def test_tests_and_hand_runs_write_beside_the_figures_that_ship(monkeypatch):
+    assert not paths.figures().is_relative_to(ROOT), "the tests' own runs are outside the checkout"
+    monkeypatch.delenv("MECHSTEER_RUNS")
+    assert paths.figures() == ROOT / "data/runs/figures" and paths.shipped_figures() == ROOT / "figures"
+    assert paths.figures(paths.shipped_figures()) == ROOT / "figures"
+    for place in (paths.figures(), paths.listening()):
+        ignored = subprocess.run(["git", "check-ignore", "-q", place / "any"], cwd=ROOT)
+        assert ignored.returncode == 0 or not (ROOT / ".git").exists()
+    monkeypatch.setenv("MECHSTEER_FIGURES", "elsewhere")
+    assert paths.figures() == paths.figures(paths.shipped_figures()) == Path("elsewhere")
 
 
 def test_the_command_line_reports_failure_and_wrong_names(tmp_path, monkeypatch, capsys):
@@ -280,20 +335,40 @@ def test_every_notebook_has_exercises_with_a_check_and_a_solution_that_runs(path
 if STORED:
 
     @pytest.fixture(scope="module")
-    def shared(tmp_path_factory) -> Path:
-        """One folder for all notebooks: later ones read what earlier ones wrote."""
-        return tmp_path_factory.mktemp("suite")
+    def checkout(tmp_path_factory) -> Path:
+        """A copy of the checkout, one for all notebooks: later ones read what earlier ones wrote."""
+        folder = tmp_path_factory.mktemp("checkout")
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+        names = done.stdout.split("\0") if done.returncode == 0 else []
+        for name in names or pytest.skip("needs a git checkout to say what changed"):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        for step in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "as it is"]):
+            subprocess.run(
+                ["git", "-c", "user.name=A", "-c", "user.email=a@b.c", *step], cwd=folder, check=True
+            )
+        return folder
 
     @pytest.mark.timeout(600)
     @pytest.mark.xdist_group("notebooks")
     @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-    def test_the_notebook_runs_with_small_parameters(path, shared):
-        book = notebooks.execute(
-            path, SMALL[path.stem], figures=shared / "figures", runs=shared / "runs", limit=590
-        )
+    def test_the_notebook_runs_by_hand_and_changes_nothing_that_git_tracks(path, checkout, monkeypatch):
+        for name in ("MECHSTEER_FIGURES", "MECHSTEER_RUNS"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("PYTHONPATH", str(checkout))
+        book = notebooks.execute(checkout / "notebooks" / path.name, SMALL[path.stem], limit=590)
         assert all(
             cell.execution_count for cell in book.cells if cell.cell_type == "code" and cell.source.strip()
         )
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True
+        )
+        assert status.returncode == 0 and status.stdout == ""
+        drawn = checkout / "data/runs/figures"
+        assert list(drawn.glob(f"{path.stem[:2]}_*.csv"))
+        assert not path.stem.startswith("00") or (drawn / "audio/00_pushed.mp3").is_file()
 
     @pytest.mark.timeout(600)
     @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import plotly.express as px
 import plotly.graph_objects as go
 from scipy.stats import binomtest
 
-from mechsteer import paths
 from mechsteer.directions.scores import PROBES
 from mechsteer.measures.describe import success
 from mechsteer.show import plots
+from mechsteer.show.saving import study_table
 
 from . import COMMAND
 
@@ -30,8 +30,11 @@ _ORDER = lambda names: names.map({name: k for k, name in enumerate(_TINTS)})
 
 
 def shipped() -> pd.DataFrame:
-    """The shipped table: a row per experiment, steering and strength, as `run.run_experiment` returns it."""
-    return pd.read_parquet(paths.data() / "study" / "doses.parquet")
+    """The shipped table: a row per experiment, steering and strength, as `run.run_experiment` returns it.
+
+    Raises Told if it is missing or damaged; names the file and what brings it back.
+    """
+    return study_table("doses")
 
 
 def facts(study: pd.DataFrame) -> dict:

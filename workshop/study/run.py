@@ -286,6 +286,8 @@ def main():
         known(args.only)
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    for path in (args.out / "doses.parquet", args.out / "clips.parquet"):
+        earlier(path)  # said now, not when the first experiment is through
     model, folder = load(args.model), args.out
     facts = {"seed": args.seed, "model": model.name, "model_hash": model.hash}
     facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
@@ -309,13 +311,21 @@ def add(table: pd.DataFrame, path: Path):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            old = pd.read_parquet(path)
+        if (old := earlier(path)) is not None:
             same = old["model_hash"] == table["model_hash"].iloc[0]
             others = same & ~old["experiment"].isin(table["experiment"])
             table = pd.concat([old[others], table], ignore_index=True)
         with paths.replacing(path) as scratch:
             table.to_parquet(scratch, compression="zstd", compression_level=19, index=False)
+
+
+def earlier(path: Path) -> pd.DataFrame | None:
+    """What earlier runs left in a file; None without one. SystemExit if it is damaged: says what to do."""
+    try:
+        return pd.read_parquet(path) if path.exists() else None
+    except Exception as error:  # pyarrow's are of every kind
+        told = "is damaged: delete it, and `make study` makes it anew from the cells kept in data/runs/study"
+        raise SystemExit(f"{path} {told}") from error
 
 
 def direction_file(experiment: str, name: str, folder: Path | None = None) -> Path:

@@ -11,7 +11,8 @@ __all__ = ["changes", "difference", "snapshot"]
 
 def snapshot(folder: Path) -> dict[str, str]:
     """Name -> text of every figure's CSV in a folder, to be compared with what is there later."""
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.csv"))}
+    files = sorted(Path(folder).glob("*.csv"))
+    return {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in files}
 
 
 def changes(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
@@ -27,7 +28,10 @@ def difference(before: str, after: str) -> str:
     """
     if before == after:
         return "same"
-    old, new = (pd.read_csv(io.StringIO(text), skiprows=1) for text in (before, after))
+    try:
+        old, new = (pd.read_csv(io.StringIO(text), skiprows=1) for text in (before, after))
+    except ValueError:  # one of them was cut off, or never was a table
+        return "changed: what was there before, or is there now, can't be read"
     if list(old) != list(new):
         added, gone = [c for c in new if c not in old], [c for c in old if c not in new]
         said = [f"{way} {', '.join(names)}" for way, names in (("new", added), ("without", gone)) if names]

@@ -41,6 +41,7 @@ __all__ = [
 
 MAX_BYTES = 1_000_000
 DEFAULT_MODEL = "tiny"
+_LOADING = re.compile(r"mechsteer/model/model\.py[^\n]*, in load\(")  # a line of a traceback
 
 
 class NotebookError(RuntimeError):
@@ -111,7 +112,7 @@ def execute(
     ----------
     path : Path of the notebook; its folder is the kernel's working directory, as in JupyterLab.
     parameters : values for names that the cell tagged `parameters` declares.
-    figures, runs : where `save_figure` and runs write; default `figures/` and `data/runs/`.
+    figures, runs : where `save_figure` and runs write; default where a run by hand writes, `data/runs/`.
     limit : s, for the whole notebook.
     failed : where to leave the half-executed copy if a cell fails.
 
@@ -127,9 +128,10 @@ def execute(
     if unknown:
         there = ", ".join(declared) or "none"
         raise NotebookError(f"{path.stem} has no parameter {', '.join(unknown)}; it has {there}.")
+    places = {"MECHSTEER_FIGURES": figures, "MECHSTEER_RUNS": runs}
+    places = {name: place or os.environ.get(name) for name, place in places.items()}
     environment = {
-        "MECHSTEER_FIGURES": str((figures or paths.figures()).resolve()),
-        "MECHSTEER_RUNS": str((runs or paths.runs()).resolve()),
+        **{name: str(Path(place).resolve()) for name, place in places.items() if place},
         "PLOTLY_RENDERER": "plotly_mimetype+png" if _chrome() else "plotly_mimetype",
         "TQDM_MININTERVAL": "5",
     }
@@ -163,6 +165,13 @@ def execute(
                 (failed / path.name).write_bytes(copy.read_bytes())
             # no colours: this may go to a log
             trace = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
+            if _LOADING.search(trace):  # a checkpoint's fault, not the notebook's
+                said = " ".join(f"{error.ename}: {error.evalue}".split())
+                said = said if len(said) < 300 else f"{said[:300]} ..."
+                asked = (parameters or {}).get("MODEL", "its own")
+                raise NotebookError(
+                    f"{path.stem} stopped: the model {asked} can't be loaded: {said}"
+                ) from error
             raise NotebookError(
                 f"{path.stem}: cell {error.exec_count} failed with {error.ename}: "
                 f"{error.evalue}{where}\n{trace}"
@@ -300,8 +309,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_one(book: Path, model: str, limit: float) -> tuple[float, str, dict[str, str]]:
     """Run one notebook for the command line: its seconds, a remark, and what became of its figures."""
-    began = time.monotonic()
-    options, parameters, note = {"failed": paths.project() / "build" / "notebooks"}, {}, ""
+    began, parameters, note = time.monotonic(), {}, ""
+    options = {"figures": paths.figures(paths.shipped_figures())}
+    options["failed"] = paths.project() / "build" / "notebooks"
     if model != DEFAULT_MODEL:
         home = paths.runs() / re.sub(r"[^\w.-]+", "_", model.strip("/"))
         options |= {"out": home / "notebooks" / book.name, "figures": home / "figures", "runs": home}
@@ -311,10 +321,9 @@ def _run_one(book: Path, model: str, limit: float) -> tuple[float, str, dict[str
             note = f"  -> {options['out']}"
         else:
             note = "  (takes no MODEL)"
-    folder = options.get("figures", paths.figures())
-    before = changes.snapshot(folder)
+    before = changes.snapshot(options["figures"])
     run_notebook(book, parameters, limit=limit, **options)
-    drawn = changes.changes(before, changes.snapshot(folder))
+    drawn = changes.changes(before, changes.snapshot(options["figures"]))
     own = {name: change for name, change in drawn.items() if name.startswith(f"{book.name[:2]}_")}
     return time.monotonic() - began, note, own
 

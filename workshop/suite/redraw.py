@@ -3,12 +3,14 @@
 A figure is stored as its numbers (csv), as Plotly's JSON, as a page (html) and a picture (png). The figures
 of the shipped study are drawn from its table in data/study; of the others page and picture are written anew
 from the JSON. Said of each: whether its numbers are those of the last commit, whether it was drawn from these
-very numbers, and whether they belong to the present weights. Where one doesn't hold, the line names the
-notebook that computes it anew.
+very numbers, whether they belong to the present weights, and which of its files are missing or can't be read,
+of every figure that is there, or was in the last commit. Where one doesn't hold, the line names the command
+that computes it anew.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,12 +19,25 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from mechsteer import paths
-from mechsteer.show import saving
+from mechsteer.errors import Told
+from mechsteer.show import plots, saving
 
 from ..study.figures import DRAWN, facts, shipped
 from . import changes
 
-__all__ = ["committed", "figure_changed", "main", "redraw", "redraw_study", "weights_changed"]
+__all__ = [
+    "committed",
+    "figure_changed",
+    "look",
+    "main",
+    "names_in",
+    "redraw",
+    "redraw_study",
+    "unusable",
+    "weights_changed",
+]
+
+SCREENSHOTS = ("00_panel",)  # and all whose name has no number: a picture alone, which no save_figure wrote
 
 
 def redraw(name: str, folder: Path) -> str:
@@ -37,8 +52,18 @@ def redraw(name: str, folder: Path) -> str:
     fig = go.Figure(stored).update_layout(template="mechsteer")
     # compared as objects: the order of keys is nobody's business
     restyled = json.loads(fig.to_json()) != json.loads(stored.to_json())
-    page = restyled or not (folder / f"{name}.html").is_file()
-    return _told(png, before, saving.write_picture(fig, name, folder, page=page))
+    if not restyled and not _plain(html := folder / f"{name}.html"):
+        saving.write_page(fig, html)
+    return _told(png, before, saving.write_picture(fig, name, folder, page=restyled))
+
+
+def _plain(html: Path) -> bool:
+    """Whether a page is there to its end, with the script it shares and the present toolbar."""
+    if not html.is_file() or not html.with_name("plotly.min.js").is_file():
+        return False
+    text = html.read_text(encoding="utf-8", errors="replace")
+    toolbar = (f'"{key}": {json.dumps(value)}' for key, value in plots.CONFIG.items() if value != "")
+    return text.rstrip().endswith("</html>") and all(part in text for part in toolbar)
 
 
 def redraw_study(name: str, folder: Path) -> str:
@@ -55,14 +80,40 @@ def _told(png: Path, before: bytes | None, written: list[Path]) -> str:
     return "same" if png.read_bytes() == before else "redrawn"
 
 
-def committed(name: str, folder: Path) -> str | None:
-    """A figure's csv as of the last commit; None if it is not in there, or there is no git."""
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in a folder; None if it says no, or isn't there."""
     try:
-        show = ["git", "show", f"HEAD:./{name}.csv"]
-        done = subprocess.run(show, cwd=folder, capture_output=True, check=False)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False)
     except FileNotFoundError:
         return None
-    return done.stdout.decode() if done.returncode == 0 else None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def committed(name: str, folder: Path) -> str | None:
+    """A figure's csv as of the last commit; None if it is not in there, or there is no git."""
+    return _git(folder, "show", f"HEAD:./{name}.csv")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Every figure that the folder holds a part of, or held in the last commit, and those of the study."""
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    files |= set((_git(folder, "ls-tree", "--name-only", "HEAD", "./") or "").split())
+    parts = [re.fullmatch(r"([a-z0-9_]+)\.(csv|json|html|png)", file) for file in files]
+    made = {part[1] for part in parts if part and (part[2] != "png" or re.match(r"\d\d_", part[1]))}
+    study = set(DRAWN) if folder == paths.shipped_figures() else set()
+    return sorted(made - set(SCREENSHOTS) | study)
+
+
+def unusable(name: str, folder: Path) -> dict[str, str]:
+    """Which of a figure's csv and JSON are missing or can't be read: {"csv": "missing: 02_heads.csv"}."""
+    said = {}
+    for kind, read in (("csv", saving.read_figure), ("json", saving.stored_figure)):
+        file = folder / f"{name}.{kind}"
+        try:
+            read(name, folder)
+        except (OSError, ValueError):
+            said[kind] = f"{'unreadable' if file.exists() else 'missing'}: {file.name}"
+    return said
 
 
 def weights_changed(name: str, folder: Path) -> str:
@@ -77,7 +128,8 @@ def weights_changed(name: str, folder: Path) -> str:
 
 def figure_changed(name: str, folder: Path) -> str:
     """If a figure was drawn from other numbers than those in its csv: that, and what to run; else ""."""
-    stamp = (saving.stored_figure(name, folder).layout.meta or {}).get("numbers")
+    meta = saving.stored_figure(name, folder).layout.meta
+    stamp = meta.get("numbers") if isinstance(meta, dict) else None
     _, _, table = (folder / f"{name}.csv").read_text(encoding="utf-8").partition("\n")
     if stamp == saving.numbers_hash(table):
         return ""
@@ -85,32 +137,46 @@ def figure_changed(name: str, folder: Path) -> str:
     return f"{told}: {saving.made_by(name)} makes it anew"
 
 
+def look(name: str, folder: Path) -> tuple[list[str], list[str]]:
+    """Draw one figure again; returns what there is to say of it, and what of that isn't as it should be."""
+    lacks, wrong, picture = unusable(name, folder), [], None
+    if name in DRAWN:
+        try:
+            picture = redraw_study(name, folder)
+            wrong, lacks = [f"{lack}, written again" for lack in lacks.values()], {}
+        except Told as error:  # the study's table is missing; what was drawn from it may be there
+            wrong = [str(error)]
+    if picture is None and "json" not in lacks:
+        picture = redraw(name, folder)
+    if lacks:
+        wrong.append(f"{', '.join(lacks.values())}; {saving.made_by(name)} makes it anew")
+    said = [f"picture {picture}"] if picture else []
+    if "csv" not in lacks:
+        now, before = (folder / f"{name}.csv").read_text(encoding="utf-8"), committed(name, folder)
+        said = [f"numbers {'new' if before is None else changes.difference(before, now)}", *said]
+        wrong += [weights_changed(name, folder), "" if "json" in lacks else figure_changed(name, folder)]
+    return said, list(filter(None, wrong))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 when every figure could be drawn and belongs to what is shipped, else 1."""
+    """The command line; 0 when every figure is there and belongs to what is shipped, else 1."""
     parser = argparse.ArgumentParser(
         prog="python -m workshop.suite.redraw", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "names", nargs="*", help="which figures (02_heads, or 02 for all of that notebook); default all"
     )
-    given, folder = parser.parse_args(arguments), paths.figures()
-    every = sorted(path.stem for path in folder.glob("*.csv"))
+    given, folder = parser.parse_args(arguments), paths.figures(paths.shipped_figures())
+    folder.mkdir(parents=True, exist_ok=True)
+    every = names_in(folder)
     names = [n for n in every if not given.names or any(n == g or n.startswith(f"{g}_") for g in given.names)]
     if not names:
         parser.exit(2, f"No such figure; {folder} has {', '.join(every) or 'none'}.\n")
     right = True
     for name in names:
-        drawn = redraw_study(name, folder) if name in DRAWN else None
-        now, before = (folder / f"{name}.csv").read_text(encoding="utf-8"), committed(name, folder)
-        numbers = "new" if before is None else changes.difference(before, now)
-        try:
-            told = [f"picture {drawn or redraw(name, folder)}"]
-            stale = [check(name, folder) for check in (figure_changed, weights_changed)]
-        except ValueError as error:
-            told, stale = [], [str(error)]
-        stale = list(filter(None, stale))
-        right &= not stale
-        print(f"{name:30s} {'; '.join([f'numbers {numbers}', *told, *stale])}", flush=True)
+        said, wrong = look(name, folder)
+        right &= not wrong
+        print(f"{name:30s} {'; '.join([*said, *wrong])}", flush=True)
     return int(not right)
 
 

@@ -59,16 +59,16 @@ def draw(model, shown: dict, rows: int = 4, step: int = 4) -> None:
     title = "The embedded model: what it learnt from, through its codec, asked for, and left alone"
     fig.update_layout(width=1500, height=230 * rows, title=title, coloraxis=colours)
     facts = {"model": model.hash, "command": "python -m workshop.tiny.card --figures"}
-    save_figure(fig, pd.DataFrame(table), "tiny_clips", **facts)
-    folder = paths.figures() / "audio"
+    folder = paths.figures(paths.shipped_figures())
+    save_figure(fig, pd.DataFrame(table), "tiny_clips", folder, **facts)
     for lead in LEADS:  # the first prompt that asks for it
         clip = int(np.flatnonzero(asked["lead"] == lead)[0])
         name = "tiny_prompted_{lead}_{style}_{tempo:.0f}bpm.mp3".format(**asked.iloc[clip])
-        paths.replace(folder / name, encode_file(shown["prompted"][clip], rate, "mp3"))
+        paths.replace(folder / "audio" / name, encode_file(shown["prompted"][clip], rate, "mp3"))
     for i in range(2):
         for kind in ("original", "reconstruction", "unprompted"):
             clip = shown[kind][picks[kind][i]]
-            paths.replace(folder / f"tiny_{kind}_{i + 1}.mp3", encode_file(clip, rate, "mp3"))
+            paths.replace(folder / "audio" / f"tiny_{kind}_{i + 1}.mp3", encode_file(clip, rate, "mp3"))
 
 
 def mel_levels(clip: np.ndarray, rate: int, hop: int = 256, size: int = 1024, bands: int = 64):
