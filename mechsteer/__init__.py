@@ -43,6 +43,7 @@ _NAMES = {  # module -> what it gives to notebooks
     "listening.test": "ListeningTest",
     "listening.power": "listeners_needed",
 }
+_METHODS = "generate nll trace encode decode sequence conditions".split()  # noqa: SIM905  (of a model)
 _OWNERS = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted({*_OWNERS, *_FOLDERS})
@@ -53,7 +54,9 @@ def __getattr__(name):
         return getattr(importlib.import_module(f".{_OWNERS[name]}", __name__), name)
     if name in _FOLDERS:
         return importlib.import_module(f".{name}", __name__)
-    hint = did_you_mean(name, __all__, f"It has {', '.join(__all__)}")
+    hint = did_you_mean(name, [*__all__, *_METHODS], f"It has {', '.join(__all__)}")
+    if any(f"{method!r}?" in hint for method in _METHODS):
+        hint += " It is a method of the model that ms.load gives"
     raise AttributeError(f"module 'mechsteer' has no attribute {name!r}. {hint}")
 
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-__all__ = ["MissingWeights", "NoCheckout", "NoSuchDevice", "Told", "TooLittleMemory"]
+__all__ = ["MissingWeights", "NoCheckout", "NoSuchDevice", "Told", "TooLittleMemory", "Unusable"]
 
 
 class Told(Exception):  # noqa: N818  (what it is called depends on what it tells)
@@ -28,6 +28,22 @@ class NoSuchDevice(Told, ValueError):
 
 class TooLittleMemory(Told, MemoryError):
     """A model or a batch needs more memory than is free; says how much, and what needs less."""
+
+
+class Unusable(Told, ValueError):
+    """A file is there and isn't what it should be: damaged, or of another kind; says what to do."""
+
+
+@contextlib.contextmanager
+def reading(path, mend: str) -> Iterator[None]:
+    """Turn whatever readers of files complain of inside the block into Unusable, which names the file."""
+    try:
+        yield
+    except (Told, FileNotFoundError):
+        raise
+    except Exception as error:  # every format has many ways to complain
+        why = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:120]
+        raise Unusable(f"{path} is damaged, or isn't what it should be ({why}): {mend}") from error
 
 
 @contextlib.contextmanager

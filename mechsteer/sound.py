@@ -5,8 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from ._shared import number
 
-def to_clips(audio: Any, sample_rate: int, to_rate: int, channels: int) -> np.ndarray:
+SILENCE = 1e-4  # -80 dB of full scale
+
+
+def to_clips(
+    audio: Any, sample_rate: int, to_rate: int, channels: int, cancelling: bool = True
+) -> np.ndarray:
     """Audio of any rate, channels and dtype as float32 (clip, channel, sample) at `to_rate` with `channels`.
 
     Parameters
@@ -14,16 +20,17 @@ def to_clips(audio: Any, sample_rate: int, to_rate: int, channels: int) -> np.nd
     audio : (sample,), (channel, sample) or (clip, channel, sample); integers are scaled by their full range
     sample_rate, to_rate : int, Hz; resampled with soxr
     channels : int; several are averaged into one, or one is copied
+    cancelling : whether channels may cancel each other in that average, which leaves silence
 
     Raises
     ------
-    ValueError  for empty, non-finite or complex audio, and what looks like (sample, channel).
+    ValueError  for empty, non-finite or complex audio, what looks like (sample, channel), and a rate outside
+        100 Hz to 1 MHz.
     """
+    sample_rate = number("sample_rate (Hz)", sample_rate, 100, 1e6)
     x = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
-    if not 1 <= x.ndim <= 3 or x.size == 0 or sample_rate <= 0:
-        raise ValueError(
-            f"audio of shape {x.shape} at {sample_rate} Hz; give (channel, sample) or (clip, channel, sample)"
-        )
+    if not 1 <= x.ndim <= 3 or x.size == 0:
+        raise ValueError(f"audio of shape {x.shape}; give (channel, sample) or (clip, channel, sample)")
     x = x.reshape((1,) * (3 - x.ndim) + x.shape)
     if x.shape[1] > 16 and x.shape[2] <= 16:
         raise ValueError(f"audio of shape {audio.shape} looks like (sample, channel); transpose it first")
@@ -36,7 +43,11 @@ def to_clips(audio: Any, sample_rate: int, to_rate: int, channels: int) -> np.nd
     if not np.isfinite(x).all():
         raise ValueError("the audio holds NaN or infinite samples")
     if x.shape[1] != channels:
-        x = np.repeat(x.mean(axis=1, keepdims=True), channels, axis=1)
+        mix = x.mean(axis=1, keepdims=True)
+        gone = (abs(mix).max((1, 2)) < SILENCE) & (abs(x).max((1, 2)) >= SILENCE)
+        if gone.any() and not cancelling:
+            raise ValueError("the channels cancel each other: averaged, the clip is silent; give one of them")
+        x = np.repeat(mix, channels, axis=1)
     if sample_rate != to_rate:
         import soxr
 
@@ -50,6 +61,8 @@ def encode_file(clip: np.ndarray, sample_rate: int, format: str = "wav") -> byte
 
     if format.upper() not in soundfile.available_formats():
         raise ValueError(f"can't write {format!r}; this libsndfile writes wav, flac, ogg and mp3 at most")
-    out = io.BytesIO()
-    soundfile.write(out, np.clip(clip.T, -1, 1), sample_rate, format=format.upper())
+    if not np.isfinite(clip).all():
+        raise ValueError("the clip holds NaN or infinite samples")
+    out, rate = io.BytesIO(), number("sample_rate (Hz)", sample_rate, 100, 1e6, whole=True)
+    soundfile.write(out, np.clip(clip.T, -1, 1), rate, format=format.upper())
     return out.getvalue()

@@ -20,11 +20,12 @@ SHARED = {"mechsteer", *(f"mechsteer.{name}" for name in ALL_NEED)}
 LAZY = {
     ("mechsteer.model.model", "mechsteer.tiny.loading"),
     ("mechsteer.activations.clips", "mechsteer.tiny.orchestra"),
+    ("mechsteer.activations._rows", "mechsteer.tiny.orchestra"),
     ("mechsteer.activations.frames", "mechsteer.tiny.orchestra"),
     ("mechsteer.model.generation", "mechsteer.show.player"),
 }
 WITHOUT_TORCH = [
-    "activations.clips", "activations.frames", "activations._store",
+    "activations.clips", "activations._rows", "activations.frames", "activations._store",
     "directions.find", "directions.scores", "directions.geometry", "directions.files",
     "directions._solvers", "directions._labels",
     "measures.describe", "measures.distances", "measures.intervals", "measures.loudness",

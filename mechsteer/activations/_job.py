@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from .. import __version__
 from ..model._vectors import digest
 from ..model.model import Model, load
 from ..model.sites import INPUT, SITES, check_site
+from ..sound import to_clips
+from ._rows import held_codes, own_codes, problem_of
 from ._store import Arrays, Store
-from .clips import held_codes, own_codes, problem_of, read_clip
+from .clips import read_clip
 from .read import POOLS, Reader, auto_batch, read
 
 BLOCK = 32  # clips; fewer where frames make them heavy
@@ -67,7 +70,7 @@ class Job:
         block = int(np.clip(BLOCK_BYTES // each, 1, BLOCK))
         return dataclasses.replace(self, arrays=arrays, clip_bytes=each, block=block)
 
-    def attrs(self, model: Model, table: pd.DataFrame) -> dict:
+    def attrs(self, model: Model, keys: list[str]) -> dict:
         """What a store says of itself: everything that decides the numbers, as JSON values."""
         generate = dict(self.generate or {})
         if steering := generate.get("steering"):
@@ -82,7 +85,7 @@ class Job:
             "pool": self.pool,
             "prompt": "one per clip" if self.told else self.prompt or "unconditional",
             "generate": json.dumps(generate, ensure_ascii=False),
-            "data": f"{len(table)} clips {clips_hash(table, self.told, seeds=bool(generate))}",
+            "data": f"{len(keys)} clips {hashlib.sha256(' '.join(keys).encode()).hexdigest()[:12]}",
             "seed": generate.get("seed", "not used: nothing here is random"),
             "dtype": self.dtype,
             "block": self.block,
@@ -98,7 +101,12 @@ class Job:
         for places, lengths, found in each:
             out["n_frames"][places] = lengths
             for name, values in found.items():
-                out[name][(places, *map(slice, values.shape[1:]))] = values  # frames beyond these stay NaN
+                with np.errstate(over="ignore"):  # told below; frames beyond a clip's own stay NaN
+                    out[name][(places, *map(slice, values.shape[1:]))] = values
+        for i, site in product(range(n), self.sites):
+            fine = np.isfinite(out[f"{site}_norm"][i]).all() and not np.isinf(out[site][i]).any()
+            if not (fine or problems[i]):
+                problems[i] = f"its activations at {site} are NaN, or too large for {self.dtype}"
         return out, problems
 
     def _batch(self, model: Model, n_frames: int) -> int:
@@ -157,13 +165,13 @@ def _texts(column: pd.Series) -> list[str | None]:
 def codes_for(model: Model, rows: pd.DataFrame) -> tuple[list, list[str]]:
     """Codes (codebook, frame) of every row of `ms.clips`, None where there are none; and why, else ""."""
     codes, problems = {}, {}  # by row
-    waiting: dict[tuple, dict[int, np.ndarray]] = {}  # (shape, Hz) -> row -> audio
+    waiting: dict[tuple, dict[int, np.ndarray]] = {}  # shape -> row -> audio, as the codec takes it
 
-    def encode(alike: tuple) -> None:
-        """Encode clips of one shape and rate together; what the model refuses of one, it refuses of all."""
-        clips = waiting.pop(alike)
+    def encode(shape: tuple) -> None:
+        """Encode clips of one shape together; what the model refuses of one, it refuses of all."""
+        clips = waiting.pop(shape)
         try:
-            made = model.encode(np.stack(list(clips.values())), alike[1], len(clips))
+            made = model.encode(np.stack(list(clips.values())), model.sample_rate, len(clips))
             codes.update(zip(clips, made, strict=True))
         except ValueError as error:
             problems.update(dict.fromkeys(clips, str(error)))
@@ -176,20 +184,15 @@ def codes_for(model: Model, rows: pd.DataFrame) -> tuple[list, list[str]]:
                 codes[i] = own
                 continue
             audio, rate = read_clip(row)
+            (audio,) = to_clips(audio, rate, model.sample_rate, model.codec.channels, cancelling=False)
         except ValueError as error:
             problems[i] = str(error)
             continue
-        alike = audio.shape, rate
-        waiting.setdefault(alike, {})[i] = audio
-        samples = audio.shape[-1] * model.sample_rate / rate
-        if (len(waiting[alike]) + 1) * samples > ENCODED_AT_ONCE:
-            encode(alike)
-    for alike in list(waiting):
-        encode(alike)
-    for i, one in codes.items():
-        fits = one.ndim == 2 and len(one) == model.n_codebooks and one.shape[1] > 0
-        if not (fits and one.min() >= 0 and one.max() < model.lm.card):
-            problems[i] = f"codes {tuple(one.shape)} are not of this model's codec"
+        waiting.setdefault(audio.shape, {})[i] = audio
+        if (len(waiting[audio.shape]) + 1) * audio.shape[-1] > ENCODED_AT_ONCE:
+            encode(audio.shape)
+    for shape in list(waiting):
+        encode(shape)
     every = range(len(rows))
     return [None if i in problems else codes[i] for i in every], [problems.get(i, "") for i in every]
 
@@ -214,13 +217,28 @@ def check_options(model: Model, sites, layers, pool, generate) -> tuple[tuple[st
     return tuple(dict.fromkeys(map(check_site, sites))), tuple(sorted(set(layers)))
 
 
-def clips_hash(table: pd.DataFrame, told: bool, seeds: bool) -> str:
-    """Twelve hex digits for these clips: names, places, lengths, codes, prompts if told, seeds; no labels."""
-    made = hashlib.sha256()
-    for name in ("clip", "start", "duration", *["prompt"] * told, *["seed"] * seeds):
-        if name in table:
-            made.update(json.dumps([name, table[name].astype(str).tolist()]).encode())
-    for row in table.to_dict("records") if "codes" in table else ():
+def clip_keys(table: pd.DataFrame, told: bool, seeds: bool) -> list[str]:
+    """Twelve hex digits per clip, of all that decides its activations but for model and options.
+
+    Name, place, length, codes or the whole file's content, prompt if it is told, seed; no labels.
+    """
+    files: dict[str, str] = {}
+
+    def content(path) -> str:
+        if path not in files:
+            try:
+                with open(path, "rb") as file:
+                    files[path] = hashlib.file_digest(file, "blake2b").hexdigest()
+            except OSError:  # which is the clip's problem
+                files[path] = ""
+        return files[path]
+
+    found = []
+    for row in table.to_dict("records"):
+        names = ("clip", "start", "duration", *["prompt"] * told, *["seed"] * seeds)
         codes = held_codes(row)
-        made.update(b"" if codes is None else np.asarray(codes, dtype=np.int64).tobytes())
-    return made.hexdigest()[:12]
+        sound = content(row["path"]) if codes is None and "path" in row else ""
+        made = hashlib.sha256(json.dumps([[str(row.get(name, "")) for name in names], sound]).encode())
+        made.update(b"" if codes is None else np.asarray(codes).astype(np.int64).tobytes())
+        found.append(made.hexdigest()[:12])
+    return found

@@ -1,16 +1,19 @@
 """Activations on disk: a folder, filled block by block, that survives a kill at any moment.
 
 In it are `arrays`, a zarr group chunked per block of clips and layer, and `labels.parquet`, one row per clip.
-A block's data are written first, then its entry in `done` is set, each file in one atomic step; what isn't
-done is written again by the next call. Model and options are the group's attributes (JSON, in `zarr.json`).
+A block's data are written first, then its entry in `done`, the checksum of all that, each file in one atomic
+step; a block that isn't done, or isn't what its checksum says, is written again by the next call. Model and
+options are the group's attributes (JSON, in `zarr.json`), sealed by a checksum of their own; so are labels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from .._shared import progress
 from ..paths import replacing
 
 ARRAYS, LABELS = "arrays", "labels.parquet"
-FREE = ("block", "versions")  # attributes in which a store may differ from the call that goes on with it
+FREE = ("block", "versions", "seal")  # in which a store may differ from the call that goes on with it
 Arrays = dict[str, tuple[dict[str, int], str, float]]
 """What is held of each clip: name -> ({dim: size}, dtype, value where nothing is written)."""
 
@@ -30,31 +33,40 @@ class Store:
     """Arrays that are filled block by block, and a table of labels; `begin` makes or goes on with one.
 
     `where` is its folder (None in memory), `attrs` are facts about model and options, `block` is in clips.
+    `labels` are None where they are damaged. ValueError if more than labels and blocks are.
     """
 
-    def __init__(self, where: Path | None, arrays, labels: pd.DataFrame):
+    def __init__(self, where: Path | None, arrays, labels: pd.DataFrame | None = None):
         import zarr
 
-        self.where, self.arrays, self.labels = where, arrays, labels
-        self.group = zarr.open_group(arrays, mode="r+", zarr_format=3)  # which knows no pickled objects
-        self.attrs = dict(self.group.attrs)
-        self.n, self.block = len(labels), self.attrs["block"]
+        self.where, self.arrays = where, arrays
+        try:
+            self.group = zarr.open_group(arrays, mode="r+", zarr_format=3)  # which knows no pickled objects
+            self.attrs = dict(self.group.attrs)
+            if self.attrs.pop("seal", None) != _seal(self.attrs):
+                raise ValueError("its options are not those written")
+            self.n, self.block = self.group["source"].shape[0], self.attrs["block"]
+            self.names = sorted(set(self.group) - {"done", "problem", "source"})
+        except (ValueError, LookupError, TypeError, OSError) as error:
+            raise ValueError(f"{where} is damaged ({error}): delete the folder and collect again") from error
+        self.labels = _read_labels(where / LABELS, self.n) if labels is None else labels
 
     @classmethod
     def at(cls, path: str | Path) -> Store:
         """The store at a path; ValueError if there is none, or one of an older kind."""
         path = Path(path)
         if (path / LABELS).is_file() and (path / ARRAYS / "zarr.json").is_file():
-            return cls(path, path / ARRAYS, pd.read_parquet(path / LABELS))
+            return cls(path, path / ARRAYS)
         if (path / "zarr.json").is_file():
             older = "is zarr, but not as this mechsteer keeps it (older ones kept the labels inside)"
             raise ValueError(f"{path} {older}: collect again, into another folder")
         raise ValueError(f"{path} is not a store of activations; ms.collect(..., out=...) makes one")
 
     @classmethod
-    def begin(cls, path, arrays: Arrays, labels: pd.DataFrame, attrs: dict) -> Store:
+    def begin(cls, path, arrays: Arrays, labels: pd.DataFrame, attrs: dict, keys: list[str]) -> Store:
         """Make a store (in memory if `path` is None), or go on with the one that is there, with these labels.
 
+        `keys` say what each clip is made from. What is damaged is marked as not done, and a warning names it.
         Raises ValueError if something else is there, or activations of another model, clips or options (names
         both).
         """
@@ -63,14 +75,14 @@ class Store:
         labels = _typed(labels)
         if path is None:
             memory = zarr.storage.MemoryStore()
-            _create(memory, arrays, len(labels), attrs)
+            _create(memory, arrays, keys, attrs)
             return cls(None, memory, labels)
         path = Path(path)
         if not path.exists():
             partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
             try:
-                _create(partial / ARRAYS, arrays, len(labels), attrs)
-                labels.to_parquet(partial / LABELS)
+                _create(partial / ARRAYS, arrays, keys, attrs)
+                _write_labels(labels, partial / LABELS)
                 os.rename(partial, path)
             except OSError:
                 if not path.exists():  # else another process was quicker, and its store is looked at below
@@ -80,21 +92,63 @@ class Store:
         store = cls.at(path)
         if differ := [k for k in attrs if k not in FREE and attrs[k] != store.attrs.get(k)]:
             both = "; ".join(f"{k}: {store.attrs.get(k)!r} there, {attrs[k]!r} here" for k in differ)
+            if "data" in differ and store.n == len(keys):
+                was = store.group["source"][:]
+                others = [str(clip) for clip, a, b in zip(labels["clip"], was, keys, strict=True) if a != b]
+                both += f"; {len(others)} clips are made from other sound or text: {', '.join(others[:3])}"
             mend = "choose another out=, call with the same model, clips and options, or delete that folder"
             raise ValueError(f"{path} was collected otherwise ({both}). Nothing was changed: {mend}")
-        if not store.labels.equals(labels):
+        if store.labels is None or not store.labels.equals(labels):
             with replacing(path / LABELS) as scratch:
-                labels.to_parquet(scratch)
+                _write_labels(labels, scratch)
             store.labels = labels
+        for block in store.damaged():
+            store.group["source"][store.rows(block)] = np.array(keys[store.rows(block)], dtype=object)
+            store.group["done"][block] = 0
         return store
+
+    def damaged(self) -> list[int]:
+        """Numbers of the blocks that are done and aren't what was written; a warning names their clips.
+
+        Reads the whole store, block by block: about a second per GB.
+        """
+        found = [block for block in np.flatnonzero(self._sums()).tolist() if not self._whole(block)]
+        clips = [str(clip) for block in found for clip in self.labels["clip"].iloc[self.rows(block)]]
+        if clips:
+            some = ", ".join(clips[:3]) + ", ..." * (len(clips) > 3)
+            told = f"{self.where} is damaged at {len(clips)} of {self.n} clips ({some})"
+            warnings.warn(f"{told}; ms.collect, called as before, makes them again", stacklevel=4)
+        return found
+
+    def _sums(self) -> np.ndarray:
+        """What `done` says of every block; 0 where that can't be read."""
+        found = np.zeros(self.group["done"].shape, "uint64")
+        for block in range(len(found)):
+            with contextlib.suppress(Exception):  # zarr has many ways to complain
+                found[block] = self.group["done"][block]
+        return found
+
+    def _whole(self, block: int) -> bool:
+        try:
+            return int(self.group["done"][block]) == self._checksum(block)
+        except Exception:  # a chunk that is cut short or garbled: zarr has many ways to complain
+            return False
+
+    def _checksum(self, block: int) -> int:
+        """Of all that is stored of a block; never 0."""
+        rows, made = self.rows(block), 0
+        for name in self.names:
+            made = zlib.crc32(np.ascontiguousarray(self.group[name][rows]), made)
+        text = [self.group[name][rows].tolist() for name in ("problem", "source")]
+        return zlib.crc32(json.dumps(text).encode(), made) + 1
 
     def done(self) -> np.ndarray:
         """Whether the block of a clip is written: bool (clip,)."""
-        return np.repeat(self.group["done"][:] > 0, self.block)[: self.n]
+        return np.repeat(self._sums() > 0, self.block)[: self.n]
 
     def todo(self) -> list[int]:
         """Numbers of the blocks that aren't done."""
-        return np.flatnonzero(self.group["done"][:] == 0).tolist()
+        return np.flatnonzero(self._sums() == 0).tolist()
 
     def rows(self, block: int) -> slice:
         return slice(block * self.block, min((block + 1) * self.block, self.n))
@@ -104,21 +158,31 @@ class Store:
         return progress(total=self.n, initial=int(self.done().sum()), unit="clip", show=show)
 
     def write(self, block: int, arrays: dict[str, np.ndarray], problems: list[str]) -> None:
-        """Write a block, all its arrays over its rows, then mark it as done."""
+        """Write a block, all its arrays over its rows, then mark it as done, by their checksum."""
         rows = self.rows(block)
         for name, values in arrays.items():
             self.group[name][rows] = values
         self.group["problem"][rows] = np.array(problems, dtype=object)
-        self.group["done"][block] = 1
+        self.group["done"][block] = self._checksum(block)
 
-    def dataset(self) -> xr.Dataset:
-        """See `open_activations`."""
-        done, problem = self.done(), self.group["problem"][:].astype(object).astype(str)
+    def dataset(self, damaged: list[int] = ()) -> xr.Dataset:
+        """See `open_activations`; without the damaged blocks, of which a warning has told."""
+        if self.labels is None:
+            raise ValueError(
+                f"the labels of {self.where} are damaged: ms.collect, called as before, mends them"
+            )
+        done = self.done()
         if not done.all():
             so_far = f"{self.where} holds {int(done.sum())} of {self.n} clips so far"
             warnings.warn(f"{so_far}; the same ms.collect call finishes it", stacklevel=3)
+        problem = np.full(self.n, "", dtype=object)
+        for block in np.flatnonzero(self._sums()).tolist():
+            if block in damaged:
+                done[self.rows(block)] = False
+            else:
+                problem[self.rows(block)] = self.group["problem"][self.rows(block)]
         options = {"consolidated": False, "chunks": None, "zarr_format": 3}
-        acts = xr.open_zarr(self.arrays, drop_variables=["done", "problem"], **options)
+        acts = xr.open_zarr(self.arrays, drop_variables=["done", "problem", "source"], **options)
         plain = lambda c: c.to_numpy() if pd.api.types.is_numeric_dtype(c) else c.to_numpy(str)
         acts = acts.assign_coords({name: ("clip", plain(column)) for name, column in self.labels.items()})
         told = zip(acts["clip"].values[done], problem[done], strict=True)
@@ -133,8 +197,12 @@ class Store:
         return acts.assign_coords(layer=self.attrs["layers"])
 
 
-def open_activations(path: str | Path) -> xr.Dataset:
-    """Open a store that `collect` wrote: the clips that could be read, lazily (nothing is loaded but labels).
+def open_activations(path: str | Path, verify: bool = True) -> xr.Dataset:
+    """Open a store that `collect` wrote: the clips that could be read, lazily (nothing is kept but labels).
+
+    Parameters
+    ----------
+    verify : read all of it once, about a second per GB, and leave out what isn't what was written
 
     Returns
     -------
@@ -147,9 +215,31 @@ def open_activations(path: str | Path) -> xr.Dataset:
 
     Raises
     ------
-    ValueError  if there is no store. A store that isn't finished is opened with a warning.
+    ValueError  if there is no store, or it is damaged beyond its blocks.
+    UserWarning  for a store that isn't finished, or whose blocks are damaged: names the clips left out.
     """
-    return Store.at(path).dataset()
+    store = Store.at(path)
+    return store.dataset(store.damaged() if verify else ())
+
+
+def _seal(attrs: dict) -> int:
+    return zlib.crc32(json.dumps(attrs, sort_keys=True).encode())
+
+
+def _write_labels(labels: pd.DataFrame, path: Path) -> None:
+    labels = labels.copy()
+    labels.attrs["seal"] = zlib.crc32(labels.to_csv().encode())
+    labels.to_parquet(path)
+
+
+def _read_labels(path: Path, n: int) -> pd.DataFrame | None:
+    """The n rows of labels that were written, or None if they are damaged."""
+    try:
+        labels = pd.read_parquet(path)
+    except Exception:  # parquet has many ways to complain
+        return None
+    whole = len(labels) == n and labels.attrs.get("seal") == zlib.crc32(labels.to_csv().encode())
+    return labels if whole else None
 
 
 def _typed(labels: pd.DataFrame) -> pd.DataFrame:
@@ -167,16 +257,19 @@ def _typed(labels: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _create(where, arrays: Arrays, n: int, attrs: dict) -> None:
-    """An empty group for n clips, made by zarr, as xarray writes the whole of any array that it makes."""
+def _create(where, arrays: Arrays, keys: list[str], attrs: dict) -> None:
+    """An empty group for clips, made by zarr, as xarray writes the whole of any array that it makes."""
     import zarr
 
-    group, block = zarr.create_group(where, attributes=attrs, overwrite=True), min(attrs["block"], n)
+    n, sealed = len(keys), attrs | {"seal": _seal(json.loads(json.dumps(attrs)))}
+    group, block = zarr.create_group(where, attributes=sealed, overwrite=True), min(attrs["block"], n)
     for name, (dims, dtype, blank) in arrays.items():
         chunks = (block, *(1 if dim == "layer" else size for dim, size in dims.items()))
         options = dict(dtype=dtype, fill_value=blank, compressors=None)  # activations hardly shrink
         options |= dict(dimension_names=["clip", *dims], chunks=chunks)
         group.create_array(name, shape=(n, *dims.values()), **options)
-    group.create_array("problem", shape=(n,), chunks=(block,), dtype=str, dimension_names=["clip"])
+    for name in ("problem", "source"):
+        group.create_array(name, shape=(n,), chunks=(block,), dtype=str, dimension_names=["clip"])
+    group["source"][:] = np.array(keys, dtype=object)
     blocks = (-(-n // attrs["block"]),)
-    group.create_array("done", shape=blocks, chunks=(1,), dtype="uint8", dimension_names=["block"])
+    group.create_array("done", shape=blocks, chunks=(1,), dtype="uint64", dimension_names=["block"])

@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .._shared import spelled
+from ..sound import SILENCE
+from ._rows import NOT_UTF8, SHORT, header_of, held_codes, printable, problem_of, seconds_of, wrong_length
+
 KINDS = "wav flac mp3 ogg oga opus aif aiff au caf w64 m4a aac mp4 wma"
 SUFFIXES = frozenset(f".{kind}" for kind in KINDS.split())
 OWN = ("clip", "path", "codes", "codec", "start", "duration", "problem")
 """Columns that are not labels; `group` is kept beside the labels."""
-SILENCE = 1e-4  # -80 dB of full scale
-SHORT = 0.02  # s; a file that lacks more than this of what its header promises is truncated
 
 
+@spelled
 def clips(source="orchestra", segment: float | None = None, label: str = "genre", group=None) -> pd.DataFrame:
     """Labelled clips from where they are, checked by their headers; no audio is decoded yet.
 
@@ -49,7 +52,8 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
     Raises
     ------
     FileNotFoundError  if the source isn't there.
-    ValueError  for a source without audio files or without a column `path`, or a segment that isn't positive.
+    ValueError  for a source without audio files or without a column `path`, a table that can't be read, or
+        that has a column `problem` of its own, or a segment that isn't positive.
 
     Taught in 01_collect_activations.
     """
@@ -71,9 +75,9 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
     own = table.get("group", table["path"])
     table["group"] = own.where(own.notna(), table["path"])
     table["clip"] = table["clip"].astype(str) if "clip" in table else table["path"]
-    table["problem"], table["seconds"] = zip(*(_header(root / path) for path in table["path"]), strict=True)
-    table["path"] = [str(root / path) for path in table["path"]]
-    return _cut(table, segment)
+    headers = [header_of(root, path) for path in table["path"]]
+    table["path"] = [str(root / path) if path else "" for path in table["path"]]
+    return _cut(table, headers, segment)
 
 
 def _listed(source, label: str) -> tuple[pd.DataFrame, Path]:
@@ -92,43 +96,36 @@ def _listed(source, label: str) -> tuple[pd.DataFrame, Path]:
             files = [p for p in files if not any(part.startswith(".") for part in p.parts)]
             if not files:
                 raise ValueError(f"{source} holds no audio file ({', '.join(sorted(SUFFIXES))})")
-            labels = [p.parts[0] if len(p.parts) > 1 else "" for p in files]
-            return pd.DataFrame({"path": [p.as_posix() for p in files], label: labels}), source
+            labels = [printable(p.parts[0]) if len(p.parts) > 1 else "" for p in files]
+            return pd.DataFrame({"path": [printable(p.as_posix()) for p in files], label: labels}), source
         read = {".csv": pd.read_csv, ".parquet": pd.read_parquet}.get(source.suffix.lower())
         if read is None:
             raise ValueError(f"{source} is neither a folder nor a .csv or .parquet table")
-        table, root = read(source), source.parent
+        try:
+            table, root = read(source), source.parent
+        except (ValueError, OSError) as error:  # damaged, empty, of another encoding
+            why = str(error).partition("\n")[0][:100]
+            if isinstance(error, UnicodeDecodeError):
+                text = printable(source.read_bytes().decode(errors="surrogateescape"))
+                why = f"line {1 + text[: text.index(NOT_UTF8)].count(chr(10))} isn't UTF-8; save it as UTF-8"
+            raise ValueError(f"{source} can't be read as a table: {why}") from error
+    if "problem" in table and table["problem"].fillna("").astype(str).str.strip().any():
+        kept = "the name under which ms.clips says what is wrong with a clip"
+        raise ValueError(f"the table has a column 'problem', {kept}: rename or drop it")
     if "path" not in table or table.empty:
         there = ", ".join(map(str, table)) or "nothing"
         raise ValueError(f"the manifest needs rows and a column 'path'; it has {there}")
-    table["path"] = table["path"].astype(str)
+    table["path"] = table["path"].fillna("").astype(str).str.strip()
     return table.reset_index(drop=True), root
 
 
-def _header(path: Path) -> tuple[str, float]:
-    """What a file's header says: (problem or "", seconds)."""
-    import soundfile
-
-    if not path.is_file():
-        return "missing file", 0.0
-    if path.stat().st_size == 0:
-        return "empty file", 0.0
-    try:
-        info = soundfile.info(str(path), verbose=True)
-    except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        return "not audio that libsndfile reads (wav, flac, ogg, mp3), or damaged", 0.0
-    if any(line.startswith("data ") and "should be" in line for line in info.extra_info.splitlines()):
-        return f"truncated: {info.duration:.2f} s are there, the header promises more", info.duration
-    return ("" if info.frames > 0 else "no samples (empty or truncated)"), info.duration
-
-
-def _cut(table: pd.DataFrame, segment: float | None) -> pd.DataFrame:
-    """Rows of files as rows of clips: start, duration and a unique name each."""
+def _cut(table: pd.DataFrame, headers: list[tuple[str, float]], segment: float | None) -> pd.DataFrame:
+    """Rows of files as rows of clips: start, duration, problem and a unique name each."""
     rows, seen = [], {}
-    for row in table.to_dict("records"):
-        seconds = row.pop("seconds")
-        begin = 0.0 if pd.isna(row.get("start")) else float(row["start"])
-        length = seconds - begin if pd.isna(row.get("duration")) else float(row["duration"])
+    for i, (row, (problem, seconds)) in enumerate(zip(table.to_dict("records"), headers, strict=True)):
+        row |= {"problem": problem, "clip": row["clip"] or f"row {i}"}
+        begin, length = seconds_of(row, "start", 0.0), seconds_of(row, "duration", np.nan)
+        length = seconds - begin if np.isnan(length) else length
         if not row["problem"] and not (begin >= 0 and 0 < length <= seconds - begin + SHORT):
             given = f"start {begin:g} s and duration {length:g} s"
             row["problem"] = f"{given} lie outside the file's {seconds:.2f} s"
@@ -166,7 +163,10 @@ def read_clip(row) -> tuple[np.ndarray, int]:
     if codes is not None:
         from ..tiny import orchestra
 
-        return orchestra.decode(codes, row.get("codec"))
+        audio, rate = orchestra.decode(codes, row.get("codec"))
+        if problem := wrong_length(row, audio.shape[1] / rate, 0.1):
+            raise ValueError(problem)
+        return audio, rate
     import soundfile
 
     try:
@@ -198,30 +198,3 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
         if problem:
             found.append({"clip": row["clip"], "path": row.get("path", ""), "problem": problem})
     return pd.DataFrame(found, columns=["clip", "path", "problem"])
-
-
-def problem_of(row) -> str:
-    """What is wrong with a row, or ""; also where a table put together from several has NaN."""
-    problem = row.get("problem")
-    return "" if pd.isna(problem) else problem
-
-
-def held_codes(row):
-    """A row's codes, or None; also where a table put together from clips with and without codes has NaN."""
-    codes = row.get("codes")
-    return None if np.ndim(codes) == 0 else codes
-
-
-def own_codes(row, codec: str):
-    """The codes of a row that the model whose `Model.codec_hash` is `codec` takes as they are.
-
-    uint16 or int [codebook, frame]; None where audio must be encoded, ValueError where there is no way to it.
-    Codes that don't say whose they are count as the model's own.
-    """
-    codes, made_by = held_codes(row), row.get("codec")
-    if codes is None or pd.isna(made_by) or made_by == codec:
-        return codes
-    from ..tiny import orchestra
-
-    orchestra.codec_of(made_by)
-    return None

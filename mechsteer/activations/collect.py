@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,18 @@ import torch
 import xarray as xr
 
 from .. import _ray
+from .._shared import number, spelled
 from ..model.model import Model, load
-from ._job import Job, Worker, check_options, codes_for
+from ._job import Job, Worker, check_options, clip_keys, codes_for
+from ._rows import own_codes, problem_of, unusable
 from ._store import Store
-from .clips import OWN, SHORT, check, own_codes
+from .clips import OWN, check
 
 RESERVED = {"resid_norm", "layer", "head", "frame", "codebook", "d_model", "d_head"}
+ALIKE = 32  # clips, of which some must differ
 
 
+@spelled
 def collect(
     model: Model | str | Path,
     clips: pd.DataFrame | list[str | None],
@@ -59,7 +64,9 @@ def collect(
         Options of `Model.generate`: duration (s), seed, guidance, temperature, top_k, steering. Prompt i has
         seed `seed` + i, or the column `seed`. The conditional half is read, after steering; codes are kept.
     out : path, optional
-        A folder: arrays in zarr, labels in parquet. None: in memory, for small collections.
+        A folder: arrays in zarr, labels in parquet. None: in memory, for small collections. What a clip was
+        made from is kept as a hash of its sound (a second per GB of files at every call), and what was stored
+        as a checksum per block: another sound under the same name is refused, what is damaged is made again.
     batch_size : int or "auto", clips per forward pass, which changes the numbers by rounding only
     dtype : "float32" or "float16", of what is stored
     strict : bool, read all clips first and raise if any can't be used, before any work
@@ -75,7 +82,8 @@ def collect(
     ------
     ValueError  for unknown options; clips without names, twice the same, or (strict) unusable; `out` holding
         activations of another model, other clips or options (names both); codes of a codec that isn't here;
-        more than the free disk takes.
+        a label with lists in its cells; more than the free disk takes.
+    UserWarning  if the activations of some layer are the same for all clips.
 
     Taught in 01_collect_activations.
     """
@@ -84,9 +92,16 @@ def collect(
         raise ValueError(f"engine={engine!r}, out={out!r}; {choose}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype={dtype!r}; choose float32 or float16")
+    if batch_size != "auto":
+        batch_size = number("batch_size", batch_size, 1, whole=True)
+    if generate is not None and prompt is not None:
+        raise ValueError("with generate= the prompts come as clips; leave prompt= out")
+    workers = number("workers", workers, 1, whole=True)
     model = load(model) if isinstance(model, str | Path) else model
     sites, layers = check_options(model, sites, layers, pool, generate)
     generate = None if generate is None else {"duration": 8.0, "seed": 0} | generate
+    if generate is not None:
+        generate["duration"] = number("duration", generate["duration"], 0, 1e6)
     table = _prompts(clips, generate) if generate is not None else _clips(clips, model, prompt)
     if strict and len(bad := check(table)):
         unusable = f"{len(bad)} of {len(table)} clips can't be used (strict=True)"
@@ -97,7 +112,8 @@ def collect(
     labels = _labels(table, job.arrays)
     _room(job.clip_bytes * len(table), out, pool)
     began_here = out is not None and not Path(out).exists()
-    store = Store.begin(out, job.arrays, labels, job.attrs(model, table))
+    keys = clip_keys(table, told, seeds=generate is not None)
+    store = Store.begin(out, job.arrays, labels, job.attrs(model, keys), keys)
     try:
         blocks = {block: table.iloc[store.rows(block)] for block in store.todo()}
         with store.bar(progress) as bar:
@@ -115,6 +131,12 @@ def collect(
         raise
     acts = store.dataset()
     _report(acts, labels)
+    for site in sites if acts.sizes["clip"] > 1 else ():
+        some = acts[site].isel(clip=slice(ALIKE)).load()
+        over = [dim for dim in some.dims if dim != "layer"]
+        if len(same := some["layer"].values[(some == some.isel(clip=0)).all(over).values]):
+            told = f"all {some.sizes['clip']} first clips have the same {site} at layers {same.tolist()}"
+            warnings.warn(f"{told}: nothing can be read there; are these the model's weights?", stacklevel=3)
     return acts
 
 
@@ -158,13 +180,7 @@ def _clips(clips: pd.DataFrame, model: Model, prompt) -> pd.DataFrame:
             kept = "the name under which the prompts of prompt= would be kept"
             raise ValueError(f"the clips have a column 'prompt', {kept}: rename or drop the column")
         table["prompt"] = list(prompt)
-    problem = table["problem"].fillna("") if "problem" in table else pd.Series("", index=table.index)
-    if "duration" in table:
-        most = model.max_duration
-        long = (problem == "") & (table["duration"] > most + SHORT)
-        cut = f"longer than the {most:g} s this model was made for: ms.clips(..., segment={most:g}) cuts it"
-        problem[long] = [f"lasts {s:.1f} s, {cut}" for s in table["duration"][long]]
-    return table.assign(problem=problem)
+    return table.assign(problem=[problem_of(row) or unusable(row, model) for row in table.to_dict("records")])
 
 
 def _prompts(prompts, generate: dict) -> pd.DataFrame:
@@ -174,9 +190,14 @@ def _prompts(prompts, generate: dict) -> pd.DataFrame:
         give = "give a list of prompts or a DataFrame with a column `prompt`"
         raise ValueError(f"to collect while generating, {give}")
     table = table.reset_index(drop=True).drop(columns=["codes", "path", "codec"], errors="ignore")
-    seeds = int(generate["seed"]) + np.arange(len(table))
+    if odd := [t for t in table["prompt"] if not (isinstance(t, str) or pd.isna(t))]:
+        raise ValueError(f"prompts are text, or None for no text, not {odd[0]!r:.80}")
+    if any(map(problem_of, table.to_dict("records"))):
+        raise ValueError("the prompts have a column 'problem', which is taken: rename or drop it")
+    seeds = number("seed", generate["seed"], 0, 2**62, whole=True) + np.arange(len(table))
     own = {"clip": [f"{i:05d}" for i in range(len(table))], "seed": seeds}
     table = table.assign(**{k: v for k, v in own.items() if k not in table})
+    table["seed"] = [number(f"seed of row {i}", s, 0, 2**63 - 1, True) for i, s in enumerate(table["seed"])]
     return table if "group" in table else table.assign(group=table["clip"])
 
 
@@ -214,6 +235,10 @@ def _labels(table: pd.DataFrame, arrays) -> pd.DataFrame:
     labels = table.drop(columns=[name for name in OWN if name in table and name != "clip"])
     if taken := sorted(set(labels) & (RESERVED | set(arrays))):
         raise ValueError(f"label {', '.join(taken)}: that name is taken in the Dataset; rename the column")
+    for name, column in labels.select_dtypes(object).items():
+        if lists := [i for i, value in enumerate(column) if pd.api.types.is_list_like(value)]:
+            told = f"label {name!r} has a {type(column.iloc[lists[0]]).__name__} in row {lists[0]}"
+            raise ValueError(f"{told}: give one value per cell, for instance a column of true or false each")
     return labels.assign(clip=labels["clip"].astype(str))
 
 

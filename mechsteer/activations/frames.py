@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from .._shared import spelled
+
 NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
+@spelled
 def frame_labels(
     acts: xr.Dataset,
     notes: pd.DataFrame | None = None,

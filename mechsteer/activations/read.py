@@ -61,6 +61,7 @@ class Reader:
 
     def __enter__(self) -> Reader:
         self.hooks = contextlib.ExitStack()
+        self.hooks.enter_context(self.model.alone("reading activations"))
         self.hooks.callback(self.model.lm.register_forward_pre_hook(self._begin).remove)
         return self
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..model._vectors import listed_layers
 from . import _solvers
 from ._solvers import METHODS, Fit, Fitting
 
@@ -149,7 +150,7 @@ def states(acts: xr.Dataset, site: str, layers=None) -> Iterator[tuple[dict[str,
         raise ValueError(f"no site {site!r}; the Dataset has {', '.join(map(str, acts.data_vars)) or 'none'}")
     array = acts[site]
     if layers is not None:
-        have, layers = array["layer"].values.tolist(), np.atleast_1d(layers).tolist()
+        have, layers = array["layer"].values.tolist(), listed_layers(layers)
         if absent := sorted(set(layers) - set(have)):
             raise ValueError(f"no layer {absent}; the Dataset has layers {have} (0-based)")
         array = array.sel(layer=layers)

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from .. import paths
+from ..model._vectors import Direction
 
 FORMAT = "mechsteer.direction/1"
 
@@ -65,7 +66,7 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
             metadata, values = file.metadata() or {}, file.get_tensor("direction")
         if metadata.get("format") != FORMAT:
             raise ValueError(f"it has no {FORMAT} card")
-        direction = xr.DataArray.from_dict({**json.loads(metadata["card"]), "data": values})
+        direction = Direction.from_dict({**json.loads(metadata["card"]), "data": values})
         _check_card(direction, "norm", "layer")
     except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise ValueError(

@@ -92,20 +92,6 @@ def principal_angles(a, b, rank: int | None = None) -> np.ndarray:
     return np.degrees(subspace_angles(*spans))[::-1]
 
 
-def gram_schmidt(directions):
-    """Make directions [..., k, d] orthonormal in order: the first stays, others lose what those before hold.
-
-    All keep a positive cosine with what they came from. ValueError if one lies in the span of those before.
-    """
-    if isinstance(directions, xr.DataArray):
-        return directions.copy(data=gram_schmidt(directions.values).astype(directions.dtype))
-    q, r = np.linalg.qr(np.swapaxes(np.asarray(unit(directions), float), -1, -2))
-    left = np.diagonal(r, axis1=-2, axis2=-1)
-    if q.shape[-1] < np.shape(directions)[-2] or (np.abs(left) < 1e-6).any():
-        raise ValueError("a direction lies in the span of those before it, so nothing of it is left")
-    return np.swapaxes(q * np.sign(left)[..., None, :], -1, -2)
-
-
 def direction_cosines(
     acts: xr.Dataset,
     label: str,

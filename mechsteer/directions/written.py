@@ -20,11 +20,12 @@ import xarray as xr
 
 from .. import _shared
 from ..activations.read import mean_norms, read
-from ..model._vectors import as_direction
+from ..model._vectors import as_direction, listed_layers
 from ..model.model import Model
 from ..model.sites import feature_dims, module_of
 
 
+@_shared.spelled
 def caption_contrast(
     model: Model,
     codes,
@@ -57,6 +58,7 @@ def caption_contrast(
     Source: contrastive activation addition (Rimsky et al. 2023, arXiv 2312.06681), with the music held fixed.
     """
     layers, n = _layers(model, site, layers), len(codes)
+    batch_size = _shared.number("batch_size", batch_size, 1, whole=True)
     target, source = ([told] * n if isinstance(told, str) else list(told) for told in (target, source))
     if not len(target) == len(source) == n:
         raise ValueError(f"{len(target)} and {len(source)} captions for {n} clips: one for all, or one each")
@@ -74,6 +76,7 @@ def caption_contrast(
     return _found(model, difference, norm, site, layers, n, facts)
 
 
+@_shared.spelled
 def optimised_vector(
     model: Model,
     codes,
@@ -112,6 +115,9 @@ def optimised_vector(
     Source: Subramani et al. 2022, arXiv 2205.05124 (by gradient descent), for one vector that serves all.
     """
     layers = _layers(model, site, [model.n_layers // 2] if layers is None else layers)
+    rate, shrink = _shared.number("rate", rate, 0), _shared.number("shrink", shrink, 0)
+    steps = _shared.number("steps", steps, 1, whole=True)
+    batch_size = _shared.number("batch_size", batch_size, 1, whole=True)
     prompts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(codes) or len(codes) < batch_size:
         raise ValueError(f"{len(codes)} clips, {len(prompts)} prompts: as many, and {batch_size} or more")
@@ -150,7 +156,7 @@ def _nll(model, codes, prompts, site, layers, vectors):
 
 def _layers(model, site, layers) -> list[int]:
     """The layers, all if None; ValueError for an unknown site, IndexError for a layer that isn't there."""
-    layers = [int(i) for i in np.atleast_1d(range(model.n_layers) if layers is None else layers)]
+    layers = listed_layers(range(model.n_layers) if layers is None else layers)
     for layer in layers:
         module_of(model.lm.transformer.layers, site, layer)
     return layers

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .._shared import spelled
 from ..model.generation import Generation
 from ..sound import to_clips
 from . import _spectra as spectra
@@ -16,6 +17,7 @@ from .loudness import loudness
 from .pitch import chroma_correlation, pitch_agreement
 
 
+@spelled
 def describe(
     generation: Generation,
     twin: Generation | Sequence[int] | None = None,
@@ -121,6 +123,7 @@ def brightness(audio: Any, sample_rate: int) -> np.ndarray:
     return np.array(found)
 
 
+@spelled
 def success(frame: pd.DataFrame, concept: Mapping[str, Any], judge: str = "cnn") -> pd.Series:
     """Whether each clip is what a concept asks for.
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .. import paths
+from .._shared import number, spelled
 from .._shared import progress as progress_bar
 from ..model._vectors import digest
 from .describe import describe, success
@@ -67,7 +68,8 @@ def dose_response(
     audio_prompt : codes (clip, codebook, frame), optional; clip i goes on from number i, in turn
     out : folder, optional
         Every finished cell is kept there under a name made from what decides its result, the model's and the
-        judges' weights too. The same call finishes what is missing, and never takes what was made otherwise.
+        judges' weights too. The same call finishes what is missing or damaged, and never takes what was made
+        otherwise.
         The code isn't part of the name: after mending a measure, empty the folder.
     options : for `Model.generate`: guidance, temperature, top_k
 
@@ -80,8 +82,10 @@ def dose_response(
 
     Raises ValueError for a name "unsteered", no strengths, or what `Model.generate` and `describe` refuse.
     """
-    if UNSTEERED in steering_by_name or not len(strengths) or n < 1:
-        raise ValueError(f"give at least one strength and clip, and no steering the name {UNSTEERED!r}")
+    n, batch_size = number("n", n, 1, whole=True), number("batch_size", batch_size, 1, whole=True)
+    strengths, seed = [number("strength", x) for x in strengths], number("seed", seed, 0, 2**62, whole=True)
+    if UNSTEERED in steering_by_name or not len(strengths):
+        raise ValueError(f"give at least one strength, and no steering the name {UNSTEERED!r}")
     texts = [prompts] if prompts is None or isinstance(prompts, str) else list(prompts)
     rows = {"prompts": [texts[i % len(texts)] for i in range(n)], "seed": [seed + i for i in range(n)]}
     if audio_prompt is not None:
@@ -94,7 +98,7 @@ def dose_response(
     if out is not None:
         common = _common(model, {**rows, **settings, "start": start})
         files = {cell: Path(out) / f"{_digest(common, *cell)}.parquet" for cell in [unsteered, *cells]}
-    done = {cell: pd.read_parquet(file) for cell, file in files.items() if file.exists()}
+    done = {cell: kept for cell, file in files.items() if (kept := _kept(file)) is not None}
     todo = [cell for cell in cells if cell not in done]
 
     def made(some) -> Generation:
@@ -107,8 +111,10 @@ def dose_response(
     def finish(cell, part: Generation) -> None:
         done[cell] = _measured(model, part, twins, n, start, *cell[:2])
         if cell in files:
+            sealed = done[cell].copy()
+            sealed.attrs["cell"] = files[cell].stem
             with paths.replacing(files[cell]) as scratch:
-                done[cell].to_parquet(scratch)
+                sealed.to_parquet(scratch, write_page_checksum=True)
         bar.update(n)
 
     with progress_bar(total=(len(cells) + 1) * n, unit="clip", show=progress) as bar:
@@ -122,6 +128,15 @@ def dose_response(
             for i, cell in enumerate(some):
                 finish(cell, generation[i * n : (i + 1) * n])
     return pd.concat([done[cell] for cell in [unsteered, *cells]], ignore_index=True)
+
+
+def _kept(file: Path) -> pd.DataFrame | None:
+    """A finished cell; None, to be made again, if it is absent, damaged, or was made under another name."""
+    try:
+        frame = pd.read_parquet(file, page_checksum_verification=True)
+    except Exception:  # parquet has many ways to complain
+        return None
+    return frame if frame.attrs.pop("cell", "") == file.stem else None
 
 
 def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFrame:
@@ -149,6 +164,7 @@ def _digest(common: str, name: str, strength: float, steerings: tuple) -> str:
     return hashlib.sha256(f"{common} {name} {strength} {steered}".encode()).hexdigest()[:24]
 
 
+@spelled
 def dose_table(
     frame: pd.DataFrame,
     concept: Mapping[str, Any],
@@ -223,6 +239,7 @@ def _sweeps(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pd.Da
         yield " at " + ", ".join(f"{c}={v!r}" for c, v in zip(further, key, strict=True)), part
 
 
+@spelled
 def knee(
     table: pd.DataFrame, quality: str = "nll_unprompted", by: Sequence[str] = ("name", "strength")
 ) -> pd.DataFrame:

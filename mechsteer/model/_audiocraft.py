@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from .._machine import check_memory
-from ..errors import MissingWeights
+from ..errors import MissingWeights, Unusable, reading
 from . import _checkpoints
 from .sites import SITES, hook
 
@@ -85,14 +85,24 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
     """A MusicGen on the CPU in float32, and its weights' hash, from a checkpoint of Meta's format."""
     files = (_checkpoints.LM_FILE, _checkpoints.CODEC_FILE)
     package, codec_package = (_checkpoints.read_file(_checkpoints.locate(source, file)) for file in files)
-    check_memory(str(source), 4 * sum(t.numel() for t in package["best_state"].values()))
+    anew = "its xp.cfg and weights must belong together; audiocraft.utils.export writes both"
+    with reading(f"{files[0]} of {source}", anew):
+        check_memory(str(source), 4 * sum(t.numel() for t in package["best_state"].values()))
+        lm = _language_model(source, package)
+    with reading(f"{files[1]} of {source}", anew):
+        codec = _codec(source, codec_package)
+    weights = _checkpoints.weights_hash(package["best_state"], codec.state_dict())
+    return MusicGen(str(source), codec, lm), weights
+
+
+def _language_model(source, package: dict) -> LMModel:
     cfg = OmegaConf.create(package["xp.cfg"])
     cfg.device, cfg.dtype = "cpu", "float32"
     cfg.transformer_lm.update(weight_init=None, depthwise_init=None, zero_bias_init=False)  # loaded below
     listed = {name: c.model for name, c in (cfg.conditioners or {}).items() if name != "args"}
     extra = {name: kind for name, kind in listed.items() if kind not in ("t5", "lut")}
     if extra or cfg.fuser.prepend:
-        raise ValueError(
+        raise Unusable(
             f"{source} hears more than text through cross-attention ({extra or 'prepended text'}), as melody "
             "and style models do, which need demucs; load a text model: facebook/musicgen-small"
         )
@@ -107,20 +117,27 @@ def build(source: str | Path) -> tuple[MusicGen, str]:
         ) from error
     lm.load_state_dict(package["best_state"])
     lm.cfg = cfg
-    if (codec_name := codec_package.get("pretrained")) is not None:
-        if codec_name not in _checkpoints.CODECS:  # audiocraft would open any path or repository named here
+    return lm
+
+
+def _codec(source, package: dict) -> CompressionModel:
+    if (name := package.get("pretrained")) is not None:
+        if name not in _checkpoints.CODECS:  # audiocraft would open any path or repository named here
             known = " or ".join(_checkpoints.CODECS)
-            raise ValueError(f"{source} asks for the codec {codec_name!r}; mechsteer fetches {known} only")
-        codec = CompressionModel.get_pretrained(codec_name)
-    else:
-        codec_cfg = OmegaConf.create(codec_package["xp.cfg"])
-        codec_cfg.device = "cpu"
-        with warnings.catch_warnings():  # torch's, of the weight_norm that EnCodec is saved with
-            warnings.simplefilter("ignore", FutureWarning)
-            codec = builders.get_compression_model(codec_cfg)
-        codec.load_state_dict(codec_package["best_state"])
-    weights = _checkpoints.weights_hash(package["best_state"], codec.state_dict())
-    return MusicGen(str(source), codec, lm), weights
+            raise Unusable(f"{source} asks for the codec {name!r}; mechsteer fetches {known} only")
+        try:
+            return CompressionModel.get_pretrained(name)
+        except OSError as error:
+            raise MissingWeights(
+                f"no codec {name!r}, which {source} needs: load it once with a connection"
+            ) from error
+    cfg = OmegaConf.create(package["xp.cfg"])
+    cfg.device = "cpu"
+    with warnings.catch_warnings():  # torch's, of the weight_norm that EnCodec is saved with
+        warnings.simplefilter("ignore", FutureWarning)
+        codec = builders.get_compression_model(cfg)
+    codec.load_state_dict(package["best_state"])
+    return codec
 
 
 class CrossAttention(transformer.StreamingMultiheadAttention):
@@ -198,9 +215,18 @@ def adopt(lm: LMModel) -> LMModel:
     return lm.eval().requires_grad_(False)
 
 
-def wrapped(lm: LMModel):
-    """nnsight's `NNsight(lm)`."""
-    from nnsight import NNsight
+def wrapped(lm: LMModel, alone):
+    """nnsight's `NNsight(lm)`, whose traces run while they hold `alone` (`_shared.OneAtATime`)."""
+    import nnsight
+    from nnsight.intervention.tracer import InterleavingTracer
+
+    class Tracer(InterleavingTracer):
+        def execute(self, code):
+            with alone("trace"):
+                super().execute(code)
+
+    class NNsight(nnsight.NNsight):
+        trace = functools.partialmethod(nnsight.NNsight.trace, tracer_cls=Tracer)
 
     return NNsight(lm)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .._shared import did_you_mean
-from ..errors import MissingWeights
+from ..errors import MissingWeights, Unusable
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
@@ -81,18 +81,18 @@ def read_file(path: Path) -> dict:
 
     Raises
     ------
-    ValueError  when the file is damaged, isn't a checkpoint, or holds objects that need code to be run.
+    Unusable  when the file is damaged, isn't a checkpoint, or holds objects that need code to be run.
     """
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged files raise of every kind, and torch's own text says how to run code
         what = f"it is damaged, or holds more than tensors and plain values ({type(error).__name__})"
-        raise ValueError(f"{path} was not loaded: {what}") from error
+        raise Unusable(f"{path} was not loaded: {what}") from error
     known = isinstance(package, dict) and (
         "pretrained" in package or {"best_state", "xp.cfg"} <= set(package)
     )
     if not known:
-        raise ValueError(f"{path} isn't an exported audiocraft checkpoint: it lacks best_state and xp.cfg")
+        raise Unusable(f"{path} isn't an exported audiocraft checkpoint: it lacks best_state and xp.cfg")
     return package
 
 

@@ -9,7 +9,25 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .._shared import did_you_mean, number
 from .sites import feature_dims
+
+
+class Direction(xr.DataArray):
+    """A DataArray of directions, whose `sel` suggests the likely name for one that isn't there."""
+
+    __slots__ = ()
+
+    def sel(self, indexers=None, *args, **options) -> Direction:
+        try:
+            return super().sel(indexers, *args, **options)
+        except KeyError as error:
+            for dim, name in ({**(indexers or {}), **options}).items():
+                known = self.coords[dim].values.tolist() if dim in self.coords else []
+                if isinstance(name, str | int) and name not in known:
+                    hint = did_you_mean(name, known if isinstance(name, str) else (), f"It has {known}")
+                    raise KeyError(f"no {dim} {name!r}. {hint}") from error
+            raise
 
 
 def as_direction(
@@ -38,20 +56,26 @@ def as_direction(
     leading, feature = dict(leading or {}), feature_dims(site)
     if layers is None:
         raise ValueError(f"a plain array of shape {values.shape} needs layers=")
-    layers, at = [int(i) for i in np.atleast_1d(layers)], len(leading)
+    layers, at = listed_layers(layers), len(leading)
     if values.ndim == at + len(feature):
         values = np.repeat(np.expand_dims(values, at), len(layers), axis=at)
     dims = (*leading, "layer", *feature)
     if values.ndim != len(dims) or values.shape[at] != len(layers):
         raise ValueError(f"an array of shape {values.shape} for {len(layers)} layers; give it dims {dims}")
-    array = xr.DataArray(
-        values, dims=dims, coords={**leading, "layer": layers}, attrs={**facts, "site": site}
-    )
+    array = Direction(values, dims=dims, coords={**leading, "layer": layers}, attrs={**facts, "site": site})
     if site == "heads":
         array = array.assign_coords(head=np.arange(values.shape[-2]))
     if norm is not None:
-        array = array.assign_coords(norm=per_layer(norm, array))
+        array = array.assign_coords(norm=per_layer(norm, array, "norm", missing=np.nan))
     return array.assign_coords(coords or {})
+
+
+def listed_layers(layers: int | Sequence[int]) -> list[int]:
+    """One layer or several as a list; ValueError for none, one named twice, or what isn't a whole number."""
+    found = [number("layer", i, whole=True) for i in np.atleast_1d(np.asarray(layers)).tolist()]
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"layers={found!s:.80}: name at least one, and each only once")
+    return found
 
 
 def length(vectors: xr.DataArray) -> xr.DataArray:
@@ -75,7 +99,7 @@ def selected(direction: Any, site: str, layers: int | Sequence[int] | None) -> x
             if "layer" not in direction.coords:
                 direction = direction.assign_coords(layer=np.arange(direction.sizes["layer"]))
             have = [int(i) for i in direction.layer.values]
-            wanted = have if layers is None else [int(i) for i in np.atleast_1d(layers)]
+            wanted = listed_layers(have if layers is None else layers)
             if set(wanted) - set(have):
                 raise ValueError(f"the direction has layers {have}, not {sorted(set(wanted) - set(have))}")
             return direction.transpose(*dims).astype("float64").sel(layer=wanted)
@@ -83,22 +107,34 @@ def selected(direction: Any, site: str, layers: int | Sequence[int] | None) -> x
     return as_direction(direction, site, layers).astype("float64")
 
 
-def per_layer(value: Any, direction: xr.DataArray) -> xr.Variable:
-    """A number, sequence, {layer: number}, or array (layer,) or (layer, head), for the direction's layers."""
+def per_layer(value: Any, direction: xr.DataArray, what: str, missing: float) -> xr.Variable:
+    """A number, sequence, {layer: number}, or array (layer,) or (layer, head), for the direction's layers.
+
+    A layer that a mapping or a named array lacks gets `missing`. ValueError, naming `what`, for a wrong
+    number of values, and for any that is infinite, or NaN where that isn't what `missing` is.
+    """
     layers = direction.layer.values
     if isinstance(value, Mapping):
-        value = [value.get(int(i), 0.0) for i in layers]
+        value = [value.get(int(i), missing) for i in layers]
     if isinstance(value, xr.DataArray) and "layer" in value.dims:
         if "layer" in value.coords:
-            value = value.reset_coords(drop=True).reindex(layer=layers, fill_value=0.0)
-        return value.transpose("layer", ...).variable.astype("float64")
-    value = np.asarray(value, dtype="float64")
-    if value.ndim and len(value) != len(layers):  # one per layer of the model
-        if len(value) <= layers.max():
-            raise ValueError(f"{len(value)} norms or weights for layers {[int(i) for i in layers]}")
-        value = value[layers]
-    dims = ("layer", "head")[: max(1, value.ndim)]
-    return xr.Variable(dims, np.broadcast_to(value, (len(layers), *value.shape[1:])))
+            value = value.reset_coords(drop=True).reindex(layer=layers, fill_value=missing)
+        found = value.transpose("layer", ...).variable.astype("float64")
+    else:
+        value = np.asarray(value)
+        if value.dtype.kind not in "iuf":
+            raise ValueError(f"{what}={value!s:.80}: give numbers")
+        value = value.astype("float64")
+        if value.ndim and len(value) != len(layers):  # one per layer of the model
+            if len(value) <= layers.max():
+                raise ValueError(f"{len(value)} values of {what} for layers {layers.tolist()}")
+            value = value[layers]
+        dims = ("layer", "head")[: max(1, value.ndim)]
+        found = xr.Variable(dims, np.broadcast_to(value, (len(layers), *value.shape[1:])))
+    wrong = np.isinf(found.values) | (np.isnan(found.values) & ~np.isnan(missing))
+    if wrong.any() or (what == "norm" and (found.values < 0).any()):
+        raise ValueError(f"{what} {found.values.tolist()!s:.80}: give finite numbers, and no norm below 0")
+    return found
 
 
 def digest(steering: Any) -> str:

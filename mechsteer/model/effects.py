@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -89,67 +89,99 @@ def steered(lm, plan: Plan) -> Iterator[None]:
         yield
 
 
+def check(rows: Sequence, n_frames: int, model, halves: tuple[str, ...]) -> Sequence:
+    """The steerings of a call, one per row, if they fit its model; once per call, before any work.
+
+    Raises
+    ------
+    ValueError  for what isn't a Steering, or has another width, heads or layers than the model.
+    UserWarning  for directions of other weights, and for steerings that do nothing: their schedule holds none
+        of the `n_frames`, their branch isn't one of `halves`, or they vanish in float32.
+    """
+    for row in rows:
+        if row is not None and not hasattr(row, "parts"):
+            raise ValueError(f"a {type(row).__name__} isn't a steering; ms.Steering(direction) makes one")
+    parts = {id(part): part for row in rows if row is not None for part in row.parts}.values()
+    foreign = {str(part.direction.attrs.get("model_hash") or model.hash) for part in parts} - {model.hash}
+    said = [f"a direction found in {', '.join(sorted(foreign))} steers model {model.hash}"] if foreign else []
+    for part in parts:
+        _check(part, model)
+        most, idle = float(np.abs(part.amounts()).max()), ""
+        if most > torch.finfo(model.dtype).max:
+            raise ValueError(f"{part!r} is too strong for {model.dtype}: its vectors are {most:.3g} long")
+        if part.strength != 0:
+            gone = most < np.finfo("float32").tiny
+            idle = "its strength, weights or norm vanish" if gone else idle
+            idle = idle if part.branch in ("both", *halves) else f"no {part.branch!r} half without guidance"
+            seconds = n_frames / model.frame_rate
+            here = part.schedule(n_frames, model.frame_rate).any()
+            idle = idle if here else f"its schedule holds no frame of these {seconds:g} s"
+        said += [f"{part!r} does nothing: {idle}"] * bool(idle)
+    for text in dict.fromkeys(said):
+        warnings.warn(text, stacklevel=4)
+    return rows
+
+
 def plan(rows: Sequence[Steering | Steerings | None], n_steps: int, model, halves=("cond", "uncond")) -> Plan:
-    """Turn one steering per row into tensors over the batch that the model runs.
+    """Turn one steering per row, which `check` has seen, into tensors over the batch that the model runs.
 
     Parameters
     ----------
     rows : one Steering, Steerings or None per clip
     n_steps : int, sequence steps in all; step s predicts codebook 0 of frame s
-    model : Model, whose n_layers, d_model, n_heads, frame_rate, device and hash are asked for
+    model : Model, whose frame_rate and device are asked for
     halves : the blocks of rows in the batch, in order; under guidance audiocraft runs ("cond", "uncond")
-
-    Raises
-    ------
-    ValueError  when a direction's width, heads or layers aren't the model's. Other weights only warn.
     """
-    parts = [part for row in rows if row is not None for part in row.parts]
-    foreign = {str(part.direction.attrs.get("model_hash") or model.hash) for part in parts} - {model.hash}
-    if foreign:
-        warnings.warn(f"a direction found in {', '.join(foreign)} steers model {model.hash}", stacklevel=4)
     schedules: dict[tuple, np.ndarray] = {}
-    found: dict = defaultdict(lambda: defaultdict(dict))  # (site, layer) -> (mode, slot) -> batch row -> term
+    found: dict[tuple, _Place] = defaultdict(_Place)
     for index, steering in enumerate(rows):
         for part in steering.parts if steering is not None else ():
-            _check(part, model)
             when = (part.start, part.stop, part.every, part.ramp)
             if when not in schedules:
                 schedules[when] = part.schedule(n_steps, model.frame_rate)
-            for half, name in enumerate(halves):
-                if part.branch in ("both", name) and part.strength != 0 and schedules[when].any():
-                    for layer in part.layers:
-                        _place(found, part, layer, half * len(rows) + index, when, schedules[when])
+            if part.strength == 0 or not schedules[when].any():
+                continue
+            at = [k * len(rows) + index for k, half in enumerate(halves) if part.branch in ("both", half)]
+            for layer, amount, vector in zip(part.layers, part.amounts(), part.direction.values, strict=True):
+                for row in at if amount.any() else ():
+                    found[part.site, layer].put(part.mode, row, when, schedules[when], amount, vector)
     made, batch = Plan(), len(rows) * len(halves)
-    for where, slots in found.items():
-        in_turn = sorted(slots, key=lambda slot: (MODES.index(slot[0]), slot[1]))
-        made[where] = [_stack(mode, slots[mode, slot], batch, model.device) for mode, slot in in_turn]
+    for where, place in found.items():
+        in_turn = sorted(place.slots, key=lambda slot: (MODES.index(slot[0]), slot[1]))
+        made[where] = [_stack(mode, place.slots[mode, slot], batch, model.device) for mode, slot in in_turn]
     return made
 
 
-def _place(found: dict, part: Steering, layer: int, row: int, when: tuple, gain: np.ndarray) -> None:
-    """Put one part's term into the first free slot of its mode and row; additions on one schedule sum up."""
-    d = part.direction.sel(layer=layer)
-    amount = np.asarray(part.strength * d.weight.values)  # () or (head,)
-    if not amount.any():
-        return
-    vector = d.values
-    if part.mode in ("add", "replace"):
-        amount = amount * d.norm.values
-    if part.mode == "add":
-        vector = amount[..., None] * vector
-    slots = found[part.site, layer]
-    slot = 0
-    while row in slots[part.mode, slot]:
-        earlier = slots[part.mode, slot][row]
-        if earlier["when"] == when and part.mode == "add":
+class _Place:
+    """What acts at one site and layer: `slots`, (mode, slot) -> batch row -> term, acting slot by slot."""
+
+    def __init__(self):
+        self.slots, self.taken, self.same = defaultdict(dict), Counter(), {}
+
+    def put(self, mode: str, row: int, when: tuple, gain: np.ndarray, amount, vector) -> None:
+        """Give a term the next slot of its mode and row; additions on one schedule sum up in one."""
+        earlier = self.same.get((mode, row, when))
+        vector = amount[..., None] * vector if mode == "add" else vector
+        if mode == "add" and earlier is not None:
             earlier["vector"] = earlier["vector"] + vector
             return
-        if earlier["when"] == when and part.mode == "remove":  # take away only what the earlier ones leave
-            rest = vector - (vector * earlier["vector"]).sum(-1, keepdims=True) * earlier["vector"]
-            length = np.linalg.norm(rest, axis=-1, keepdims=True)
-            vector = np.where(length > 1e-6, rest / np.maximum(length, 1e-6), 0.0)
-        slot += 1
-    slots[part.mode, slot][row] = {"when": when, "gain": gain, "amount": amount, "vector": vector}
+        if mode == "remove":  # take away only what the earlier ones leave
+            if earlier is not None:
+                if len(earlier) >= vector.shape[-1] and earlier.any(-1).all():
+                    return  # nothing is left
+                along = np.einsum("k...d,...d->k...", earlier, vector)
+                rest = vector - np.einsum("k...,k...d->...d", along, earlier)
+                length = np.linalg.norm(rest, axis=-1, keepdims=True)
+                vector = np.where(length > 1e-6, rest / np.maximum(length, 1e-6), 0.0)
+                if not vector.any():
+                    return
+            before = [vector[None]] if earlier is None else [earlier, vector[None]]
+            self.same[mode, row, when] = np.concatenate(before)
+        term = {"gain": gain, "amount": amount, "vector": vector}
+        if mode == "add":
+            self.same[mode, row, when] = term
+        self.slots[mode, self.taken[mode, row]][row] = term
+        self.taken[mode, row] += 1
 
 
 def _stack(mode: str, terms: dict, batch: int, device: torch.device | str) -> Effect:

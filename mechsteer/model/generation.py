@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..paths import replace
 from ..sound import encode_file
 
 
@@ -69,9 +70,8 @@ class Generation:
         there = [str(p) for p in paths if p.exists()]
         if there and not overwrite:
             raise FileExistsError(f"{', '.join(there)} exists; pass overwrite=True to replace it")
-        folder.mkdir(parents=True, exist_ok=True)
         for clip, target in zip(self.audio, paths, strict=True):
-            target.write_bytes(encode_file(clip, self.sample_rate, suffix.lstrip(".").lower()))
+            replace(target, encode_file(clip, self.sample_rate, suffix.lstrip(".").lower()))
         return paths
 
     def _repr_html_(self) -> str:

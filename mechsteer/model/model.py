@@ -4,7 +4,6 @@ Everything else talks to `Model`, which is the same for the embedded model and f
 """
 
 import functools
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,18 +12,20 @@ import torch
 from torch.nn import functional as F
 
 from .. import _machine
+from .._shared import OneAtATime, did_you_mean, number, spelled
 from .._shared import progress as progress_bar
 from ..errors import memory_told
 from ..sound import to_clips
 from . import _audiocraft, _checkpoints
 from ._audiocraft import ConditioningAttributes, MusicGen
-from .effects import plan, steered
+from .effects import check, plan, steered
 from .generation import Generation
 from .sampling import Sampler, sampled
 from .sites import SITES, Site, module_of
 from .steering import Steering, Steerings, to_frames
 
 
+@spelled
 def load(
     name: str | Path = "tiny", device: str | None = None, dtype: torch.dtype | str | None = None
 ) -> "Model":
@@ -71,6 +72,8 @@ class Model:
     name, hash : str; the hash names the weights, whatever dtype they are held in
     device : torch.device; dtype : torch.dtype, of the language model
     lm, codec, nn : audiocraft's LMModel and CompressionModel, and `NNsight(lm)`
+    alone : held by every call that runs `lm`, a trace included, as two at once would share hooks and caches:
+        another thread waits. What runs `lm` by itself should do `with model.alone("..."):`
 
     Notes
     -----
@@ -79,7 +82,7 @@ class Model:
     """
 
     def __init__(self, musicgen: MusicGen, name: str, hash: str | None = None, device="cpu", dtype="float32"):
-        self.musicgen, self.name = musicgen, name
+        self.musicgen, self.name, self.alone = musicgen, name, OneAtATime()
         self.lm, self.codec = lm, codec = _audiocraft.adopt(musicgen.lm), musicgen.compression_model.eval()
         self.hash = hash or _checkpoints.weights_hash(lm.state_dict(), codec.state_dict())
         codec.requires_grad_(False)
@@ -106,7 +109,11 @@ class Model:
     @functools.cached_property
     def nn(self):
         """nnsight's wrapper of `lm`, made when first asked for."""
-        return _audiocraft.wrapped(self.lm)
+        return _audiocraft.wrapped(self.lm, self.alone)
+
+    def __getattr__(self, name: str):
+        hint = did_you_mean(name, [*vars(self), *vars(Model)], "dir(model) lists what it has")
+        raise AttributeError(f"a Model has no {name!r}. {hint}")
 
     @functools.cached_property
     def codec_hash(self) -> str:
@@ -150,30 +157,33 @@ class Model:
 
         Raises ValueError for audio that isn't usable, or is shorter than one frame.
         """
-        clips = torch.from_numpy(to_clips(audio, sample_rate, self.sample_rate, self.codec.channels))
+        size = number("batch_size", batch_size, 1, whole=True)
+        clips = to_clips(audio, sample_rate, self.sample_rate, self.codec.channels, cancelling=False)
+        clips = torch.from_numpy(clips)
         if clips.shape[-1] * self.frame_rate < self.sample_rate:
             short = f"shorter than one frame of the model ({1 / self.frame_rate:g} s)"
             raise ValueError(f"{clips.shape[-1] / self.sample_rate:g} s of audio: {short}")
         device = next(self.codec.parameters()).device
-        return torch.cat([self.codec.encode(part.to(device))[0].cpu() for part in clips.split(batch_size)])
+        return torch.cat([self.codec.encode(part.to(device))[0].cpu() for part in clips.split(size)])
 
     @torch.no_grad()
     def decode(self, codes, batch_size: int = 8) -> np.ndarray:
         """Audio, float32 (clip, channel, sample) at `sample_rate`, of codes (clip, codebook, frame)."""
         device = next(self.codec.parameters()).device
-        parts = self._codes(codes).to(device).split(batch_size)
+        parts = self._codes(codes).to(device).split(number("batch_size", batch_size, 1, whole=True))
         return torch.cat([self.codec.decode(part, None).float().cpu() for part in parts]).numpy()
 
     def _codes(self, codes) -> torch.Tensor:
         codes = torch.as_tensor(codes)
         codes = codes[None] if codes.ndim == 2 else codes
-        fits = codes.ndim == 3 and codes.shape[1] == self.n_codebooks and codes.shape[-1] > 0
-        if not fits or codes.is_floating_point():
+        fits = codes.ndim == 3 and codes.shape[1] == self.n_codebooks and codes.numel() > 0
+        if not fits or codes.dtype.is_floating_point or codes.dtype.is_complex or codes.dtype == torch.bool:
             wanted = f"codes are integers (clip, {self.n_codebooks} codebooks, frame)"
-            raise ValueError(f"{wanted}, not {tuple(codes.shape)}")
+            raise ValueError(f"{wanted}, not {codes.dtype} {tuple(codes.shape)}")
+        codes = codes.long()
         if codes.min() < 0 or codes.max() >= self.lm.card:
             raise ValueError(f"codes lie in [0, {self.lm.card}), these in [{codes.min()}, {codes.max()}]")
-        return codes.long().to(self.device).contiguous()
+        return codes.to(self.device).contiguous()
 
     def trace(self, codes, prompts=None, **options):
         """nnsight's own trace of one forward pass: `with model.trace(codes): h = model.resid[3].save()`.
@@ -199,19 +209,21 @@ class Model:
         pattern = self.lm.pattern_provider.get_pattern(codes.shape[-1])
         return pattern.build_pattern_sequence(codes, self.lm.special_token_id, keep_only_valid_steps=True)[0]
 
+    @spelled
     @torch.no_grad()
     def nll(self, codes, prompts=None, steering=None, batch_size: int = 16) -> np.ndarray:
         """Teacher-forced negative log-likelihood of each clip: nats per token, over all valid positions.
 
         Without guidance: the rows count as the conditional half for `steering`, one for all or one per clip.
         """
-        codes = self._codes(codes)
+        codes, size = self._codes(codes), number("batch_size", batch_size, 1, whole=True)
         prompts = _each(prompts, len(codes), "prompts")
-        rows = _each(steering, len(codes), "steerings")
+        rows = check(_each(steering, len(codes), "steerings"), codes.shape[-1], self, ("cond",))
         found = []
-        for at in range(0, len(codes), batch_size):
-            some = slice(at, at + batch_size)
-            with steered(self.lm, plan(rows[some], codes.shape[-1] + 1, self, ("cond",))):
+        for at in range(0, len(codes), size):
+            some = slice(at, at + size)
+            planned = plan(rows[some], codes.shape[-1] + 1, self, ("cond",))
+            with self.alone("nll"), steered(self.lm, planned):
                 conditions = self.conditions(prompts[some], len(codes[some]))
                 out = self.lm.compute_predictions(codes[some], [], conditions)
             loss = F.cross_entropy(out.logits.float().permute(0, 3, 1, 2), codes[some], reduction="none")
@@ -219,6 +231,7 @@ class Model:
             found.append(loss.sum((1, 2)) / out.mask.sum((1, 2)))
         return torch.cat(found).cpu().numpy()
 
+    @spelled
     def generate(
         self,
         prompts: str | None | Sequence[str | None] = None,
@@ -254,7 +267,9 @@ class Model:
 
         Raises
         ------
-        ValueError  when the lists' lengths differ, the duration is out of range, or a steering doesn't fit.
+        ValueError  when the lists' lengths differ, a number is out of range, or a steering doesn't fit; or if
+            what the model says next is NaN, as under far too strong a steering.
+        UserWarning  for a steering that does nothing, or that was found on another model.
 
         Notes
         -----
@@ -262,14 +277,18 @@ class Model:
         random numbers, and padding of shorter prompts is left out. What remains is rounding, which depends on
         the batch size: workshop/benchmarks/README.md says how rarely it flips a token.
         """
+        size, top_k = number("batch_size", batch_size, 1, whole=True), number("top_k", top_k, 0, whole=True)
+        guidance, temperature = number("guidance", guidance), number("temperature", temperature, 0)
+        duration = number("duration", duration, 0, 1e6)
         if isinstance(audio_prompt, tuple):
             audio_prompt = self.encode(*audio_prompt)
         audio_prompt = None if audio_prompt is None else self._codes(audio_prompt)
-        lists = {"prompts": _listed(prompts), "seeds": _listed(seed), "steerings": _listed(steering)}
+        seeds = [number("seed", s, 0, 2**63 - 1, whole=True) for s in _listed(seed)]
+        lists = {"prompts": _listed(prompts), "seeds": seeds, "steerings": _listed(steering)}
         lists["audio prompts"] = _listed(audio_prompt)
         n = max(map(len, lists.values()))
-        if isinstance(seed, int | np.integer) and not (prompts is None or isinstance(prompts, str)):
-            lists["seeds"] = [seed + i for i in range(len(lists["prompts"]))]
+        if not hasattr(seed, "__iter__") and len(lists["prompts"]) > 1:
+            lists["seeds"] = [seeds[0] + i for i in range(len(lists["prompts"]))]
         prompts, seeds, rows, starts = (_each(values, n, what) for what, values in lists.items())
         n_frames = self.seconds_to_frames(duration)
         given = 0 if audio_prompt is None else audio_prompt.shape[-1]
@@ -278,19 +297,14 @@ class Model:
                 f"duration={duration:g} s is {n_frames} frames; it must be longer than the audio prompt "
                 f"({given}) and at most {self.max_duration:g} s, the longest this model was made for"
             )
-        parts = [part for row in rows if row is not None for part in row.parts]
-        begin, idle = max((part.start for part in parts), default=0.0), []
-        if self.seconds_to_frames(begin) >= n_frames:
-            idle.append(f"a steering from {begin:g} s on does nothing in a clip of {duration:g} s")
-        if guidance == 1 and any(part.branch == "uncond" for part in parts):
-            idle.append("a steering of branch 'uncond' does nothing at guidance 1: there is no such half")
-        for said in idle:
-            warnings.warn(said, stacklevel=2)
+        check(rows, n_frames, self, ("cond",) if guidance == 1 else ("cond", "uncond"))
         settings = dict(duration=duration, guidance=guidance, temperature=temperature, top_k=top_k)
         settings["prompt_frames"] = given
-        n_steps = len(self.lm.pattern_provider.get_pattern(n_frames).layout)
-        codes, batches = [], [slice(at, at + batch_size) for at in range(0, n, batch_size)]
-        with progress_bar(total=n_steps * len(batches), unit="step", show=progress) as bar:
+        pattern = self.lm.pattern_provider.get_pattern(n_frames)
+        n_steps = len(pattern.layout)
+        codes, batches = [], [slice(at, at + size) for at in range(0, n, size)]
+        todo = n_steps - pattern.get_first_step_with_timesteps(given)
+        with progress_bar(total=todo * len(batches), unit="step", show=progress) as bar:
             for some in batches:
                 start = None if starts[0] is None else torch.stack(starts[some])
                 sampler = Sampler(seeds[some], guidance, temperature, top_k)
@@ -304,7 +318,7 @@ class Model:
         halved = any(part.branch != "both" for row in rows if row is not None for part in row.parts)
         both = sampler.guidance != 1 and (halved or any(prompt is not None for prompt in prompts))
         planned = plan(rows, n_steps, self, ("cond", "uncond") if both else ("cond",))
-        with steered(self.lm, planned), sampled(self.lm, sampler, both):
+        with self.alone("generate"), steered(self.lm, planned), sampled(self.lm, sampler, both):
             codes = self.lm.generate(
                 start,
                 self._attributes(prompts),
@@ -314,18 +328,21 @@ class Model:
                 two_step_cfg=False,
                 callback=lambda done, total: bar.update(),
             )
+        sampler.check()
         return codes.cpu()
 
 
 def _listed(values) -> list:
     """One for all rows, or one per row, as a list."""
-    single = values is None or isinstance(values, str | int | np.integer) or hasattr(values, "parts")
+    single = isinstance(values, str | bytes) or not hasattr(values, "__iter__")
     return [values] if single else list(values)
 
 
 def _each(values, n: int, what: str) -> list:
-    """The same, as a list of `n`."""
+    """The same, as a list of `n`; ValueError for another number, and for prompts that aren't text."""
     values = _listed(values)
     if len(values) not in (1, n):
         raise ValueError(f"{len(values)} {what} for {n} rows; give one for all, or one each")
+    if what == "prompts" and (odd := [v for v in values if not (v is None or isinstance(v, str))]):
+        raise ValueError(f"prompts are text, or None for no text, not {odd[0]!r:.80}")
     return values * n if len(values) == 1 else values

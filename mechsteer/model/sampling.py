@@ -25,6 +25,7 @@ class Sampler:
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self.guidance, self.temperature, self.top_k = guidance, temperature, top_k
         self.uniform: torch.Tensor | None = None  # (clip, codebook, card)
+        self.told: torch.Tensor | bool = True  # whether all logits so far were numbers
 
     def draw(self, logits: torch.Tensor, n_steps: int) -> torch.Tensor:
         """The uniform numbers for the step after `n_steps` more steps."""
@@ -37,7 +38,7 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor, n_steps: int) -> torch.Tensor:
         """(clip, codebook, card) guided logits to (clip, codebook, 1) tokens."""
-        if self.temperature <= 0:
+        if self.temperature < 1e-30:  # where dividing by it leaves float32
             return logits.argmax(-1, keepdim=True)
         uniform = self.draw(logits, n_steps)
         kept = None
@@ -47,6 +48,11 @@ class Sampler:
         best = (logits / self.temperature - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True)
         return best if kept is None else kept.gather(-1, best)
 
+    def check(self) -> None:
+        """ValueError if logits were NaN or infinite: tokens chosen from them mean nothing."""
+        if not self.told:
+            raise ValueError("the model's logits became NaN or infinite: steer or guide less, or use float32")
+
     def __call__(self, lm, args: tuple, logits: torch.Tensor) -> torch.Tensor:
         """[cond; uncond] logits (row, codebook, step, card) to one-hot ones, alike in both halves."""
         last = logits[:, :, -1].float()
@@ -54,6 +60,7 @@ class Sampler:
         guided = last[:clips]
         if len(last) > clips:
             guided = last[clips:] + (guided - last[clips:]) * self.guidance
+        self.told = torch.isfinite(guided).all() & self.told
         chosen = torch.zeros_like(guided).scatter_(-1, self.choose(guided, logits.shape[2]), 1.0)
         return chosen.repeat(2, 1, 1).unsqueeze(2)
 

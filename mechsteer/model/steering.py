@@ -6,17 +6,21 @@ Nothing here touches a model: `effects.plan` turns steerings into tensors, and `
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from .._shared import number, spelled
 from ._vectors import length, per_layer, selected
 from .sites import check_site
 
 MODES = ("add", "blend", "replace", "remove")  # also the order in which they act at one site and layer
+NORMED = ("add", "replace")  # their strength is in multiples of the mean activation norm
 BRANCHES = ("both", "cond", "uncond")
+LONGEST = 1e6  # s, and frames
 
 
 def to_frames(seconds: float, frame_rate: float) -> int:
@@ -37,6 +41,7 @@ class _Combined:
         return self * -1.0
 
 
+@spelled
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steering(_Combined):
     """A direction and how to apply it while the model generates.
@@ -61,7 +66,7 @@ class Steering(_Combined):
     ramp : float, s over which the effect rises after `start`, and falls before `stop`
     branch : `both`, `cond` or `uncond`, the halves of classifier-free guidance to act on
     weights : mapping or xr.DataArray, optional
-        A factor per layer, {layer: weight} or (layer,), or per head, (layer, head). See `top` and `soft`.
+        A factor per layer, {layer: weight} or (layer,), or per head, (layer, head). `top` makes some.
     norm : float or array, optional
         Mean L2 norm of the activations: one for all, (layer,) or (layer, head), for the steered layers or for
         all the model's (`activations.read.mean_norms`). Default: the direction's `norm` coordinate.
@@ -69,7 +74,8 @@ class Steering(_Combined):
     Raises
     ------
     ValueError  when the direction has no such layer, lacks a norm that the mode needs, was read at another
-        site, is zero or not finite, or an option isn't one of those above.
+        site, is zero, any number isn't finite, or an option isn't one of those above.
+    UserWarning  when all weights of the steered layers are 0, so that nothing happens.
 
     Notes
     -----
@@ -98,30 +104,36 @@ class Steering(_Combined):
         for name, value, allowed in (("mode", self.mode, MODES), ("branch", self.branch, BRANCHES)):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} isn't one of {', '.join(allowed)}")
-        late = self.stop is not None and self.stop < self.start
-        if self.every < 1 or self.ramp < 0 or self.start < 0 or late:
-            raise ValueError(
-                "a schedule needs 0 <= start <= stop, ramp >= 0 (seconds) and every >= 1 (frames)"
-            )
-        if not np.isfinite(self.strength):
-            raise ValueError(f"strength={self.strength} isn't a finite number")
+        keep = lambda name, value: object.__setattr__(self, name, value)
+        keep("strength", number("strength", self.strength))
+        keep("start", number("start (s)", self.start, 0, LONGEST))
+        keep("ramp", number("ramp (s)", self.ramp, 0, LONGEST))
+        keep("every", number("every (frames)", self.every, 1, LONGEST, whole=True))
+        if self.stop is not None:
+            keep("stop", number("stop (s, start <= stop)", self.stop, self.start, LONGEST))
         own = getattr(self.direction, "attrs", {}).get("site")
         site = check_site(self.site or own or "resid")
         if own and own != site:
             raise ValueError(f"this direction was read at site {own!r}; it can't be added at {site!r}")
         array = selected(self.direction, site, self.layers)
+        peak = np.abs(array.values).max(-1, keepdims=True)
+        odd = (peak > 1e100) | ((peak > 0) & (peak < 1e-100))  # whose squares aren't numbers
+        array = array / np.where(odd, peak, 1.0) if odd.any() else array
         long = length(array)
         if not np.isfinite(array.values).all() or not float(long.max()) > 0:
             raise ValueError("a direction that is zero, NaN or infinite can't be scaled to unit length")
         norm = self.norm if self.norm is not None else array.coords.get("norm", np.nan)
-        norm = per_layer(norm, array)
-        if self.mode in ("add", "replace") and not np.isfinite(norm.values).all():
+        norm = per_layer(norm, array, "norm", missing=np.nan)
+        if self.mode in NORMED and np.isnan(norm.values).any():
             raise ValueError(
-                f"mode {self.mode!r} is in multiples of the activation norm, and this direction has none: "
-                "give norm=, for instance ms.activations.read.mean_norms(model, codes, site)"
+                f"mode {self.mode!r} is in multiples of the activation norm, and this direction has none at "
+                "some layer: give norm=, for instance ms.activations.read.mean_norms(model, codes, site)"
             )
         weights = self.weights if self.weights is not None else array.coords.get("weight", 1.0)
-        weights = per_layer(weights, array) * (long > 0).variable
+        weights = per_layer(weights, array, "weights", missing=0.0) * (long > 0).variable
+        if self.weights is not None and self.strength and not weights.values.any():
+            idle = f"all weights are 0 at layers {array.layer.values.tolist()}: this steering does nothing"
+            warnings.warn(idle, stacklevel=4)
         as_is = (long == 0) | (abs(long - 1) < 1e-12)  # what is unit already stays bit for bit
         direction = (array / long.where(~as_is, 1.0)).drop_vars(["norm", "weight"], errors="ignore")
         direction = direction.assign_coords(norm=norm, weight=weights).assign_attrs(
@@ -131,9 +143,9 @@ class Steering(_Combined):
             direction.attrs.setdefault("concept", str(array.coords["concept"].item()))
         layers = tuple(int(i) for i in direction.layer.values)
         for name, value in (("direction", direction), ("site", site), ("layers", layers)):
-            object.__setattr__(self, name, value)
+            keep(name, value)
         for name in ("weights", "norm"):  # from here on they are coordinates of the direction
-            object.__setattr__(self, name, None)
+            keep(name, None)
 
     @property
     def parts(self) -> tuple[Steering, ...]:
@@ -150,6 +162,12 @@ class Steering(_Combined):
             fall = (last - step) / rise if self.stop is not None else np.inf
             gain *= np.clip(np.minimum((step - first + 1) / rise, fall), 0, 1).astype("float32")
         return gain
+
+    def amounts(self) -> np.ndarray:
+        """strength x weight, in `add` and `replace` x norm: (layer,) or (layer, head)."""
+        each = [self.direction.weight.values] + [self.direction.norm.values] * (self.mode in NORMED)
+        each = [a.reshape(*a.shape, *[1] * (max(b.ndim for b in each) - a.ndim)) for a in each]
+        return self.strength * np.prod(np.broadcast_arrays(*each), axis=0)
 
     def vectors(self) -> xr.DataArray:
         """What `add` puts on the activations at full gain: strength x weight x norm x unit direction."""
@@ -179,6 +197,8 @@ class Steering(_Combined):
             said = [str(s.direction.attrs[fact]) for s in (self, other) if fact in s.direction.attrs]
             if said:
                 total.attrs[fact] = " + ".join(said if fact == "concept" else dict.fromkeys(said))
+            if fact == "model_hash" and len(set(said)) > 1:
+                warnings.warn(f"fuses directions of different models: {' and '.join(said)}", stacklevel=2)
         return dataclasses.replace(self, direction=total, strength=1.0, norm=norm, weights=weight)
 
     def __repr__(self) -> str:
@@ -212,14 +232,3 @@ def top(scores: xr.DataArray, k: int) -> xr.DataArray:
     keep = np.zeros(flat.size)
     keep[np.argsort(-flat, kind="stable")[:k]] = 1
     return scores.copy(data=keep.reshape(scores.shape))
-
-
-def soft(scores: xr.DataArray, chance: float = 0.0) -> xr.DataArray:
-    """Weights in proportion to how far a score lies above `chance`; the best one weighs 1.
-
-    Source: the soft head weights of SMITIN (arXiv 2404.02252, sec. 3).
-    """
-    above = (scores - chance).clip(min=0)
-    if float(above.max()) <= 0:
-        raise ValueError(f"no score is above chance ({chance:g}), so there is nothing to weigh by")
-    return above / above.max()

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 from .. import paths
-from ..errors import MissingWeights
+from ..errors import MissingWeights, reading
+
+AGAIN = "fetch it again from the project's repository (git checkout -- data)"
 
 
 def folder() -> Path:
@@ -34,9 +36,10 @@ def load_embedded(device="cpu", dtype=None, source: Path | None = None):
     source = Path(source or folder())
     codec = load_codec(source, device)
     weights, config = _read(source / "lm.safetensors")
-    config = LMConfig(**config)
-    lm = build_lm(config)
-    lm.load_state_dict(weights)
+    with reading(source / "lm.safetensors", AGAIN):
+        config = LMConfig(**config)
+        lm = build_lm(config)
+        lm.load_state_dict(weights)
     lm = lm.to(device=device).eval()
     longest = int(config.max_duration * codec.frame_rate) + config.n_q + 1
     lm.transformer.rope.get_rotation(0, longest)  # computed now, in float32
@@ -62,6 +65,6 @@ def _read(path: Path):
     if not path.is_file():
         anew = "`make orchestra` and `make tiny` train it anew, in about four hours on two cores"
         raise MissingWeights(f"no embedded model: {path}, part of the repository, is missing; {anew}")
-    with safe_open(path, "pt") as file:
+    with reading(path, AGAIN), safe_open(path, "pt") as file:
         weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118
         return weights, json.loads(file.metadata()["config"])

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .. import paths
+from ..errors import reading
+from .loading import AGAIN
 from .vocabulary import SECONDS
 
 
@@ -17,8 +19,8 @@ def table() -> pd.DataFrame:
     Raises FileNotFoundError where the data are missing, or the package is installed without them; ValueError
     for codes and labels of two versions.
     """
-    labels = pd.read_parquet(_where("orchestra.parquet")).rename(columns={"start": "first_beat"})
-    with np.load(_where("orchestra_codes.npz"), allow_pickle=False) as held:
+    labels, path = _table("orchestra.parquet").rename(columns={"start": "first_beat"}), "orchestra_codes.npz"
+    with reading(path, AGAIN), np.load(_where(path), allow_pickle=False) as held:
         codes, codec = held["codes"], held.get("codec")
     if codec is None or len(codes) != len(labels):
         raise ValueError("orchestra_codes.npz and orchestra.parquet are not of one version; fetch both again")
@@ -77,9 +79,15 @@ def _names(labels: pd.DataFrame) -> list[str]:
 
 
 def _events(kind: str) -> pd.DataFrame:
-    labels, events = (pd.read_parquet(_where(f"orchestra{of}.parquet")) for of in ("", f"_{kind}"))
+    labels, events = (_table(f"orchestra{of}.parquet") for of in ("", f"_{kind}"))
     events["clip"] = events["clip"].map(dict(zip(labels["clip"], _names(labels), strict=True)))
     return events
+
+
+def _table(name: str) -> pd.DataFrame:
+    path = _where(name)
+    with reading(path, AGAIN):
+        return pd.read_parquet(path)
 
 
 def _where(name: str):

@@ -102,19 +102,6 @@ def test_principal_angles_of_planes_made_for_it():
         principal_angles(dependent, dependent, rank=3)
 
 
-def test_gram_schmidt_keeps_the_first_and_clears_the_rest():
-    a = noise(2, 3, D)
-    q = geometry.gram_schmidt(a)
-    np.testing.assert_allclose(q @ np.swapaxes(q, -1, -2), np.broadcast_to(np.eye(3), (2, 3, 3)), atol=1e-12)
-    np.testing.assert_allclose(q[:, 0], unit(a[:, 0]))
-    assert (cosine(q, a) > 0).all()
-    named = xr.DataArray(a[0], dims=("concept", "d_model"), coords={"concept": ["x", "y", "z"]})
-    xr.testing.assert_allclose(geometry.gram_schmidt(named), named.copy(data=q[0]))
-    for hopeless in ([a[0, 0], a[0, 1], a[0, 0] + a[0, 1]], noise(4, 3)):
-        with pytest.raises(ValueError, match="span of those before"):
-            geometry.gram_schmidt(np.array(hopeless))
-
-
 def test_the_cosine_table(acts, table):
     pair = ["label", "concept", "layer", "method_a", "method_b"]
     assert list(table.columns) == [*pair, "cosine", "lo", "hi", "null_lo", "null_hi"]

@@ -1,11 +1,14 @@
 """Sweeps: what must equal the unsteered clips, what survives a stop, and sums over known tables."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import mechsteer as ms
-from mechsteer.measures.dose import UNSTEERED
+from mechsteer.measures.dose import UNSTEERED, _kept
 
 
 def steering(model, seed=0, **options):
@@ -54,6 +57,32 @@ def test_finished_cells_are_kept_and_never_taken_for_others(model, sweep, monkey
     assert more[more["strength"] == 1.0]["nll"].tolist() == frame[frame["strength"] == 1.0]["nll"].tolist()
     ms.dose_response(model, {"random": steering(model, start=1.0)}, prompts, **call | {"strengths": [1.0]})
     assert calls[2:] == [2, 2], "another schedule is another cell"
+
+
+def test_a_cell_that_is_damaged_or_not_ours_is_made_again(model, sweep, tmp_path):
+    call, prompts, frame = sweep
+    for file in Path(call["out"]).glob("*.parquet"):
+        shutil.copy(file, tmp_path)
+    first, second, *_ = sorted(tmp_path.glob("*.parquet"))
+    whole, at = first.read_bytes(), first.stat().st_size // 3
+    foreign = tmp_path / "foreign"
+    pd.DataFrame({"nll": [0.0]}).to_parquet(foreign)
+    flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    for damaged in (whole[:at], b"", flipped, foreign.read_bytes(), second.read_bytes()):
+        assert _kept(first) is not None
+        first.write_bytes(damaged)
+        assert _kept(first) is None
+        first.write_bytes(whole)
+    first.write_bytes(flipped)
+    again = ms.dose_response(model, {"random": steering(model)}, prompts, **call | {"out": tmp_path})
+    pd.testing.assert_frame_equal(again.drop(columns="texture"), frame.drop(columns="texture"))
+    assert _kept(first) is not None
+
+
+@pytest.mark.parametrize("options", [{"n": 0}, {"n": 1.5}, {"strengths": [np.nan]}, {"batch_size": 0}])
+def test_sweeps_take_finite_numbers_only(model, options):
+    with pytest.raises(ValueError, match="isn't a"):
+        ms.dose_response(model, {"a": steering(model)}, None, **{"strengths": [1.0], "n": 1, **options})
 
 
 def test_bad_sweeps_are_refused_before_any_work(model):

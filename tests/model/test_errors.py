@@ -92,7 +92,7 @@ def test_a_slip_of_the_pen_is_told_with_what_there_is(model, tmp_path):
 
 def test_a_notebook_in_another_folder_finds_the_projects_data(tmp_path):
     code = "import mechsteer as ms; from mechsteer import paths; "
-    code += "print(len(ms.clips('orchestra')) > 0, paths.figures())"
+    code += "print(len(ms.clips('orchestra')) > 0, paths.shipped_figures())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -154,5 +154,6 @@ def test_a_package_without_its_repository_says_to_clone(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     where, *told = done.stdout.splitlines()
-    assert where == f"{tmp_path / 'figures'} {tmp_path / 'data' / 'runs'}"
+    runs = tmp_path / "data" / "runs"
+    assert where == f"{runs / 'figures'} {runs}"
     assert len(told) == 2 and all("NoCheckout" in line and "clone the repository" in line for line in told)

@@ -1,6 +1,7 @@
 """The model interface, on a checkpoint of Meta's format and on the embedded model."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from by_hand import GUIDANCE, TOP_K, attributes, pick
 from meta_checkpoint import write
 
 import mechsteer as ms
+from mechsteer import errors
 from mechsteer.activations.read import mean_norms
 from mechsteer.model import _checkpoints
 from mechsteer.model.steering import Steering
@@ -176,6 +178,31 @@ def test_a_damaged_file_is_named(meta_folder, tmp_path, content):
     )
     with pytest.raises(ValueError, match=r"state_dict\.bin"):
         ms.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["state_dict.bin", "compression_state_dict.bin"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"xp.cfg": "a: [1"},
+        {"xp.cfg": "a: 1"},
+        {"xp.cfg": ""},
+        {"xp.cfg": 3},
+        {"best_state": {}},
+        {"best_state": {"x": torch.zeros(2)}},
+        {"best_state": 7},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_does_not_fit_is_one_sentence(meta_folder, tmp_path, file, damage):
+    shutil.copytree(meta_folder, tmp_path / "folder")
+    path = tmp_path / "folder" / file
+    torch.save(torch.load(path, weights_only=True) | damage, path)
+    with pytest.raises(ValueError) as error:
+        ms.load(tmp_path / "folder")
+    said = str(error.value)
+    assert file in said and str(tmp_path / "folder") in said and "\n" not in said and len(said) < 500
+    assert error.value._render_traceback_() and isinstance(error.value, errors.Told)
 
 
 def test_changed_modules_are_named_at_load(meta_folder):

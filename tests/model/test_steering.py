@@ -13,8 +13,8 @@ import xarray as xr
 from by_hand import GUIDANCE, TOP_K, edit, with_hooks, with_nnsight
 
 from mechsteer.model._vectors import digest
-from mechsteer.model.effects import plan
-from mechsteer.model.steering import Steering, soft, to_frames, top
+from mechsteer.model.effects import check, plan
+from mechsteer.model.steering import Steering, to_frames, top
 
 PROMPTS = ["jazz piano", "rock guitar", "slow violin", "fast drums"]
 SEEDS = [3, 1, 4, 1]
@@ -93,10 +93,7 @@ def test_fusion_refuses_what_has_no_sum():
 def test_weights_per_layer_and_head():
     scores = xr.DataArray([0.5, 0.9, 0.7], dims="layer", coords={"layer": [0, 1, 2]})
     np.testing.assert_array_equal(top(scores, 2), [0, 1, 1])
-    np.testing.assert_allclose(soft(scores, chance=0.5), [0, 1, 0.5])
-    with pytest.raises(ValueError, match="above chance"):
-        soft(scores, chance=0.95)
-    s = Steering(direction(3), weights=soft(scores, chance=0.5))
+    s = Steering(direction(3), weights=(scores - 0.5) / 0.4)
     np.testing.assert_allclose(np.linalg.norm(s.vectors(), axis=1), [0, 3, 2])
     np.testing.assert_allclose(Steering(direction(3), weights={1: 2.0}).direction.weight, [0, 2, 0])
     heads = Steering(
@@ -125,7 +122,7 @@ def test_norms_of_all_layers_serve_a_few():
         direction(6, heads=2).drop_vars("norm"), site="heads", layers=[4], norm=np.arange(12.0).reshape(6, 2)
     )
     np.testing.assert_allclose(np.linalg.norm(per_head.vectors(), axis=2), [[8, 9]])
-    with pytest.raises(ValueError, match="2 norms"):
+    with pytest.raises(ValueError, match="2 values of norm"):
         Steering(torch.randn(8), layers=[1, 3, 5], norm=[1.0, 2.0])
 
 
@@ -173,15 +170,16 @@ def test_schedule():
 
 
 def shape(n_layers: int) -> SimpleNamespace:
-    """What `plan` asks of a model."""
-    return SimpleNamespace(n_layers=n_layers, d_model=8, n_heads=2, frame_rate=25.0, device="cpu", hash="")
+    """What `check` and `plan` ask of a model."""
+    facts = dict(n_layers=n_layers, d_model=8, n_heads=2, frame_rate=25.0, device="cpu", hash="")
+    return SimpleNamespace(**facts, dtype=torch.float32)
 
 
 def test_a_plan_refuses_a_direction_of_another_model():
     with pytest.raises(ValueError, match="wide"):
-        plan([Steering(direction(width=9))], 4, shape(6))
+        check([Steering(direction(width=9))], 4, shape(6), ("cond",))
     with pytest.raises(ValueError, match="layers 0 to 2"):
-        plan([Steering(direction())], 4, shape(3))
+        check([Steering(direction())], 4, shape(3), ("cond",))
 
 
 def test_a_direction_of_another_model_warns(model):
@@ -246,7 +244,7 @@ def test_no_strength_and_no_time_give_bit_for_bit_the_unsteered_tokens(model, mo
 
 
 def test_a_start_after_the_clips_end_is_told(model):
-    with pytest.warns(UserWarning, match="from 100 s on does nothing in a clip of"):
+    with pytest.warns(UserWarning, match="100-end s> does nothing: its schedule holds no frame of these"):
         tokens(model, Steering(for_model(model), start=100.0))
 
 
@@ -324,7 +322,8 @@ def test_a_fusion_of_two_models_directions_keeps_both_names(model):
     here = for_model(model).assign_attrs(model_hash=model.hash, model=model.name)
     there = for_model(model, seed=1).assign_attrs(model_hash="another", model="other")
     for pair in ((here, there), (there, here)):
-        fused = Steering(pair[0]) + Steering(pair[1])
+        with pytest.warns(UserWarning, match="fuses directions of different models"):
+            fused = Steering(pair[0]) + Steering(pair[1])
         assert set(fused.direction.attrs["model_hash"].split(" + ")) == {model.hash, "another"}
         with pytest.warns(UserWarning, match="another"):
             tokens(model, fused)
@@ -334,7 +333,7 @@ def test_a_fusion_of_two_models_directions_keeps_both_names(model):
 
 def test_the_unconditional_half_alone_at_guidance_1_warns(model):
     s = Steering(for_model(model), branch="uncond")
-    with pytest.warns(UserWarning, match="'uncond' does nothing at guidance 1"):
+    with pytest.warns(UserWarning, match="does nothing: no 'uncond' half without guidance"):
         made = model.generate("jazz", 1.0, steering=[None, s], guidance=1.0, progress=False)
     assert torch.equal(made.codes[0], made.codes[1])
 

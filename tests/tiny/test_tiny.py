@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from mechsteer import paths
+import mechsteer as ms
+from mechsteer import errors, paths
 from mechsteer.model import _audiocraft
 from mechsteer.model.model import load
-from mechsteer.tiny import loading
+from mechsteer.tiny import loading, orchestra
 from mechsteer.tiny.codec import Codec, CodecConfig, Synth, oscillator_frequencies
 from mechsteer.tiny.lm import SLOTS, LMConfig, SlotConditioner, build_lm
 from workshop.tiny import train
@@ -219,6 +220,35 @@ def test_a_key_is_said_where_tonic_and_mode_are():
 def test_missing_weights_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="make tiny"):
         loading.load_embedded(source=tmp_path)
+
+
+SHIPPED = {
+    "tiny/lm.safetensors": lambda: ms.load("tiny"),
+    "tiny/codec.safetensors": lambda: ms.load("tiny"),
+    "tiny/judge.safetensors": lambda: ms.hear(np.ones(50_000) * 0.1, 16_000, "cnn"),
+    "tiny/ears.safetensors": lambda: ms.hear(np.ones(50_000) * 0.1, 16_000, "features"),
+    "orchestra.parquet": lambda: ms.clips("orchestra"),
+    "orchestra_codes.npz": lambda: ms.clips("orchestra"),
+    "orchestra_notes.parquet": orchestra.notes,
+    "orchestra_chords.parquet": orchestra.chords,
+}
+
+
+@pytest.mark.parametrize("fault", ["cut", "empty", "garbage"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_truncated_shipped_file_is_one_sentence_that_says_how_to_get_it(name, fault, tmp_path, monkeypatch):
+    for file in SHIPPED:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).symlink_to(paths.data() / file)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_bytes(
+        {"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 99}[fault]
+    )
+    monkeypatch.setattr(paths, "data", lambda: tmp_path)
+    with pytest.raises(errors.Unusable, match="is damaged.*fetch it again.*git checkout -- data") as error:
+        SHIPPED[name]()
+    assert name.split("/")[-1] in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_ships_is_small_and_is_what_the_card_measured():

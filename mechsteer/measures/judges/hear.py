@@ -19,6 +19,8 @@ import pandas as pd
 from scipy.special import log_softmax
 
 from ... import paths
+from ..._shared import spelled
+from ...errors import reading
 from .. import _spectra as spectra
 from . import _statistics as statistics
 
@@ -27,6 +29,7 @@ MODES = ("major", "minor")
 _BATCH = 128.0  # s of audio in memory at once
 
 
+@spelled
 def hear(
     audio: Any, sample_rate: int, judge: str = "both", weights: str | Path | None = None
 ) -> pd.DataFrame:
@@ -100,7 +103,8 @@ def _weights(path):
     """The arrays of one judge as float32, and what it tells apart: {"lead": [...], "style": [...]}."""
     from safetensors import safe_open
 
-    with safe_open(path, framework="np") as file:
+    mend = "fetch it again from the project's repository (git checkout -- data)"
+    with reading(path, mend), safe_open(path, framework="np") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         classes = json.loads(file.metadata()["classes"])
     return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}, classes
