@@ -24,7 +24,7 @@ from .._shared import progress
 from ..paths import replacing
 
 ARRAYS, LABELS = "arrays", "labels.parquet"
-FREE = ("block", "versions", "seal")  # in which a store may differ from the call that goes on with it
+FREE = ("block", "versions")  # attributes in which a store may differ from the call that goes on with it
 Arrays = dict[str, tuple[dict[str, int], str, float]]
 """What is held of each clip: name -> ({dim: size}, dtype, value where nothing is written)."""
 
@@ -45,10 +45,11 @@ class Store:
             self.attrs = dict(self.group.attrs)
             if self.attrs.pop("seal", None) != _seal(self.attrs):
                 raise ValueError("its options are not those written")
-            self.n, self.block = self.group["source"].shape[0], self.attrs["block"]
-            self.names = sorted(set(self.group) - {"done", "problem", "source"})
+            self.names, self.block = self.attrs.pop("arrays"), self.attrs["block"]
+            self.n, *_ = (self.group[name].shape[0] for name in ("source", "problem", "done", *self.names))
         except (ValueError, LookupError, TypeError, OSError) as error:
-            raise ValueError(f"{where} is damaged ({error}): delete the folder and collect again") from error
+            told = f"{where} is damaged, or of an older kind ({error})"
+            raise ValueError(f"{told}: delete the folder and collect again") from error
         self.labels = _read_labels(where / LABELS, self.n) if labels is None else labels
 
     @classmethod
@@ -113,8 +114,8 @@ class Store:
         Reads the whole store, block by block: about a second per GB.
         """
         found = [block for block in np.flatnonzero(self._sums()).tolist() if not self._whole(block)]
-        clips = [str(clip) for block in found for clip in self.labels["clip"].iloc[self.rows(block)]]
-        if clips:
+        labels = () if self.labels is None else self.labels["clip"]  # which is an error of its own
+        if clips := [str(clip) for block in found for clip in labels[self.rows(block)]]:
             some = ", ".join(clips[:3]) + ", ..." * (len(clips) > 3)
             told = f"{self.where} is damaged at {len(clips)} of {self.n} clips ({some})"
             warnings.warn(f"{told}; ms.collect, called as before, makes them again", stacklevel=4)
@@ -187,7 +188,7 @@ class Store:
         acts = acts.assign_coords({name: ("clip", plain(column)) for name, column in self.labels.items()})
         told = zip(acts["clip"].values[done], problem[done], strict=True)
         skipped = [{"clip": str(clip), "problem": why} for clip, why in told if why]
-        acts.attrs["skipped"] = json.dumps(skipped, ensure_ascii=False)
+        acts.attrs = {**self.attrs, "skipped": json.dumps(skipped, ensure_ascii=False)}
         acts, good = acts.set_coords("n_frames"), done & (problem == "")
         acts = acts if good.all() else acts.isel(clip=np.flatnonzero(good))
         weight, sites = acts["n_frames"] / max(int(acts["n_frames"].sum()), 1), self.attrs["site"].split(", ")
@@ -261,7 +262,8 @@ def _create(where, arrays: Arrays, keys: list[str], attrs: dict) -> None:
     """An empty group for clips, made by zarr, as xarray writes the whole of any array that it makes."""
     import zarr
 
-    n, sealed = len(keys), attrs | {"seal": _seal(json.loads(json.dumps(attrs)))}
+    n, sealed = len(keys), attrs | {"arrays": list(arrays)}
+    sealed["seal"] = _seal(json.loads(json.dumps(sealed)))
     group, block = zarr.create_group(where, attributes=sealed, overwrite=True), min(attrs["block"], n)
     for name, (dims, dtype, blank) in arrays.items():
         chunks = (block, *(1 if dim == "layer" else size for dim, size in dims.items()))

@@ -132,7 +132,7 @@ def collect(
     acts = store.dataset()
     _report(acts, labels)
     for site in sites if acts.sizes["clip"] > 1 else ():
-        some = acts[site].isel(clip=slice(ALIKE)).load()
+        some = acts[site].isel(clip=slice(ALIKE)).load().fillna(0)
         over = [dim for dim in some.dims if dim != "layer"]
         if len(same := some["layer"].values[(some == some.isel(clip=0)).all(over).values]):
             told = f"all {some.sizes['clip']} first clips have the same {site} at layers {same.tolist()}"

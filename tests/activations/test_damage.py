@@ -159,6 +159,25 @@ def test_damaged_labels_are_told_and_written_anew_by_the_same_call(tiny, store):
     xr.testing.assert_identical(collect(tiny, table, out=out).load(), whole)
 
 
+def test_a_store_without_one_of_its_arrays_is_refused_in_a_sentence(tiny, store):
+    table, out, _ = store
+    (out / "arrays" / "input" / "zarr.json").unlink()
+    (out / "labels.parquet").write_bytes(b"PAR1")
+    for call in (lambda: ms.open_activations(out), lambda: collect(tiny, table, out=out)):
+        with pytest.raises(ValueError, match="is damaged, or of an older kind .*: delete the folder"):
+            call()
+
+
+def test_damaged_labels_and_blocks_at_once_are_mended_by_the_same_call(tiny, store):
+    table, out, whole = store
+    damage(out / "labels.parquet", "empty")
+    damage(next(p for p in chunks(out) if "arrays/resid/" in p.as_posix()), "cut")
+    with pytest.raises(ValueError, match="the labels of"):
+        ms.open_activations(out)
+    with pytest.warns(UserWarning, match="is damaged at 2 of 6 clips"):
+        xr.testing.assert_identical(collect(tiny, table, out=out).load(), whole)
+
+
 def test_labels_survive_whatever_stops_their_rewriting(tiny, store, monkeypatch):
     table, out, whole = store
 
