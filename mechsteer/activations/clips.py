@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .._shared import spelled
+from .._shared import number, spelled
 from ..sound import SILENCE
 from ._rows import NOT_UTF8, SHORT, header_of, held_codes, printable, problem_of, seconds_of, wrong_length
 
@@ -57,8 +57,7 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
 
     Taught in 01_collect_activations.
     """
-    if segment is not None and not segment > 0:
-        raise ValueError(f"segment={segment} s; give a positive length, or None for whole files")
+    segment = segment if segment is None else number("segment (s, None for whole files)", segment, 1e-3)
     if isinstance(source, str) and source == "orchestra":
         if segment or group:
             raise ValueError("the orchestra's clips are whole and grouped by score: no segment, no group")

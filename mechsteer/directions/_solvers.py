@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .._shared import did_you_mean
+from .._shared import did_you_mean, number
 
 ALPHAS = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)  # strongest first; 1 is the mean loss per row at unit variance
 
@@ -28,6 +28,10 @@ class Fitting:
     standardize: str = "feature"  # or "layer", see `prepare`
     max_rows: int = 20_000  # frames are thinned to this many
     seed: int = 0  # of folds, thinning and random directions
+
+    def __post_init__(self):
+        for name, least in (("folds", 0), ("max_rows", 1), ("seed", 0)):
+            number(name, getattr(self, name), least, whole=True)
 
     @classmethod
     def of(cls, function: Callable, **options) -> Fitting:
@@ -261,7 +265,7 @@ def fit(x, y, inner, methods, values: bool, blocks, fitting: Fitting) -> dict[st
     (the classes of a label), share one penalty, so that their scores compare.
     """
     alphas = sorted(map(float, fitting.alphas), reverse=True)
-    if not alphas or min(alphas) <= 0:
+    if not alphas or not all(0 < alpha < np.inf for alpha in alphas):
         raise ValueError(f"alphas={alphas} must hold one or more penalties above 0")
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
     (n, k), methods, fits = y.shape, [METHODS[name] for name in methods], {}

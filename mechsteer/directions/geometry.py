@@ -64,7 +64,7 @@ def null_cosine(
     """
     from scipy.stats import beta
 
-    if d < 2:
+    if not 2 <= d < np.inf:
         raise ValueError(f"directions in {d} dimension are all the same or opposite: there is no null band")
     if metric is not None:
         drawn = cosine(*np.random.default_rng(seed).standard_normal((2, draws, d)), metric)
@@ -130,6 +130,8 @@ def direction_cosines(
     if space not in SPACES:
         raise ValueError(f"space={space!r} is not known; use one of {', '.join(SPACES)}")
     fitting, records = Fitting.of(direction_cosines, **fitting), []
+    level = _shared.number("level", level, 0, 1)
+    boots, halves = (_shared.number("boots and halves", n, 1, whole=True) for n in (boots, halves))
     places = fits_by_layer(acts, label, kind, group, methods, site, layers, fitting)
     for where, x, batch, fits in _shared.progress(places, progress, desc=f"cosines, {label}", unit="layer"):
         x, penalties = x[batch.rows], {method: fit.alpha for method, fit in fits.items()}

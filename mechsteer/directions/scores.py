@@ -62,6 +62,7 @@ def accuracy_by_layer(
     fitting = Fitting.of(accuracy_by_layer, folds=inner_folds, **fitting)
     labels = [labels] if isinstance(labels, str) else list(labels)
     groups, seed = _labels.read_groups(acts, group), fitting.seed
+    folds, shuffles = (_shared.number("folds and shuffles", n, 0, whole=True) for n in (folds, shuffles))
     targets = [_labels.read_target(acts, label, (kinds or {}).get(label, "auto")) for label in labels]
     _labels.check_methods(methods, targets)
     fold = _labels.fold_of(groups, folds, seed, _labels.read_target(acts, stratify) if stratify else None)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from .._shared import number
+
 
 def power(
     preference: float = 0.65,
@@ -41,6 +43,7 @@ def power(
     from scipy.stats import t as student
 
     listeners = [int(n) for n in np.atleast_1d(listeners)]
+    runs = number("runs", runs, 1, whole=True)
     if not 0 < preference < 1 or min(listeners) < 2 or items < 2:
         raise ValueError("power needs a preference between 0 and 1, and at least two listeners and two items")
     rng, rows = np.random.default_rng(seed), []

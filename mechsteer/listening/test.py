@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import paths
+from .._shared import number, spelled
 from .answers import AnswerStore
 from .design import KINDS, Screening, gather, load_design, save_design, test_hash
 from .export import export
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .analysis import Analysis
 
 
+@spelled
 class ListeningTest:
     """A blind listening test over clips matched by position: the same seeds, or source, in each condition.
 
@@ -78,6 +80,10 @@ class ListeningTest:
     ):
         if kind not in KINDS or not re.fullmatch(r"[a-z0-9_-]+", name) or not question.strip():
             raise ValueError(f"a test needs a kind of {KINDS}, a name of a-z, 0-9, - and _, and a question")
+        listen, loudness = number("listen (s)", listen, 0), number("loudness (LUFS)", loudness, -100, 0)
+        counts = {"seed": seed, "practice": practice, "headphones": headphones, "repeats": repeats}
+        for what, count in counts.items():
+            number(what, count, 0, whole=True)
         clips, items, rate = gather(conditions)
         named = [tuple(pair) for pair in pairs or itertools.combinations(clips, 2)]
         unknown = ({c for pair in named for c in pair} | {reference, anchor} - {None}) - set(clips)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._shared import spelled
+from .._shared import number, spelled
 from ..model.generation import Generation
 from ..sound import to_clips
 from . import _spectra as spectra
@@ -57,8 +57,9 @@ def describe(
     Raises ValueError if less than 3 s follow `start`, or `twin` doesn't fit. Taught in 04_steer_and_listen.
     """
     rate, n = generation.sample_rate, len(generation)
+    start = number("start (s)", start, 0)
     audio = generation.audio[..., round(start * rate) :]
-    if not start >= 0 or audio.shape[-1] < spectra.SHORTEST * rate:
+    if audio.shape[-1] < spectra.SHORTEST * rate:
         where = f"start={start:g} s in clips of {generation.audio.shape[-1] / rate:g} s"
         raise ValueError(f"{where}; {spectra.SHORTEST:g} s or more must be left")
     tables = [pd.DataFrame({"clip": np.arange(n), "prompt": generation.prompts, "seed": generation.seeds})]

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
+from .._shared import number
+
 SHARES = ("accuracy", "balanced_accuracy", "auc")  # metrics between 0 and 1
 
 
@@ -25,7 +27,7 @@ def wilson(successes: Any, n: Any, level: float = 0.95) -> tuple[Any, Any]:
 
     Source: Wilson 1927, JASA 22; Brown et al. 2001.
     """
-    p, z = successes / n, ndtri(0.5 + level / 2)
+    p, z = successes / n, ndtri(0.5 + number("level", level, 0, 1) / 2)
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
     low, high = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
     return np.where(p == 0, 0.0, low)[()], np.where(p == 1, 1.0, high)[()]  # there without rounding

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .._shared import number
 from ..sound import to_clips
 
 BLOCK = 0.4  # s, one gating block
@@ -64,6 +65,7 @@ def match_loudness(
     Returns the clips as float32, and the loudness they have now, LUFS. Raises ValueError for a silent clip
     (its number is named), which no gain can match.
     """
+    target, ceiling = number("loudness (LUFS)", target, -100, 0), number("ceiling (dBFS)", ceiling, -100, 0)
     levels = [float(loudness(clip, sample_rate)[0]) for clip in clips]
     silent = [str(k) for k, level in enumerate(levels) if np.isnan(level)]
     if silent:

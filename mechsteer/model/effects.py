@@ -109,9 +109,8 @@ def check(rows: Sequence, n_frames: int, model, halves: tuple[str, ...]) -> Sequ
         most, idle = float(np.abs(part.amounts()).max()), ""
         if most > torch.finfo(model.dtype).max:
             raise ValueError(f"{part!r} is too strong for {model.dtype}: its vectors are {most:.3g} long")
-        if part.strength != 0:
-            gone = most < np.finfo("float32").tiny
-            idle = "its strength, weights or norm vanish" if gone else idle
+        if part.strength != 0 and part.direction.weight.values.any():  # else so meant, or told before
+            idle = "its strength or norm vanishes" if most < np.finfo("float32").tiny else idle
             idle = idle if part.branch in ("both", *halves) else f"no {part.branch!r} half without guidance"
             seconds = n_frames / model.frame_rate
             here = part.schedule(n_frames, model.frame_rate).any()

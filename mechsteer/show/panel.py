@@ -11,12 +11,14 @@ import ipywidgets as widgets
 import numpy as np
 import xarray as xr
 
+from .._shared import number, spelled
 from ..directions.files import check_model
 from ..model.generation import Generation
 from ..model.steering import Steering
 from .player import player
 
 
+@spelled
 def steering_panel(
     model,
     directions: xr.DataArray | Sequence[xr.DataArray],
@@ -78,6 +80,7 @@ class SteeringPanel(widgets.VBox):
     """What `steering_panel` makes: `concept`, `strength`, `layer`, `start`, `prompt`, `seed` and `button`."""
 
     def __init__(self, model, by_concept, prompt, seed, duration, strength, strongest, layer, start) -> None:
+        strength, strongest = number("strength", strength), number("strongest", strongest, 1e-6)
         self.model, self._by_concept = model, by_concept
         self.duration = min(8.0, model.max_duration) if duration is None else duration
         if not 0 <= start < self.duration:
@@ -93,6 +96,8 @@ class SteeringPanel(widgets.VBox):
         self.concept = widgets.Dropdown(options=names, description="concept", layout=wide, style=style)
         self.strength = make(widgets.FloatSlider, strength, "strength", step=0.05, **ends)
         at = layers[len(layers) // 2] if layer is None else layer
+        if at not in layers:
+            raise ValueError(f"layer={at}; the directions have layers {layers}")
         self.layer = make(widgets.SelectionSlider, at, "layer", options=layers)
         latest = max(0.25 * (math.ceil(self.duration / 0.25) - 1), start)  # the last step inside the clip
         self.start = make(widgets.FloatSlider, start, "start, s", min=0.0, max=latest, step=0.25)

@@ -180,7 +180,7 @@ def test_a_part_of_a_three_hour_file_is_read_without_the_rest(tmp_path):
         ("{tmp}", {}, ValueError, "holds no audio file"),
         ("{tmp}/notes.txt", {}, ValueError, "neither a folder nor"),
         ("{tmp}/bare.csv", {}, ValueError, "column 'path'; it has name"),
-        ("{tmp}/bare.csv", {"segment": 0}, ValueError, "positive length"),
+        ("{tmp}/bare.csv", {"segment": 0}, ValueError, r"segment \(s, None for whole files\)=0"),
         ("orchestra", {"segment": 2}, ValueError, "whole and grouped by score"),
     ],
 )

@@ -291,8 +291,8 @@ def tiny_or_meta(request):
         ({"branch": "uncond"}, "no 'uncond' half without guidance"),
         ({"stop": 0}, "its schedule holds no frame of these 0.2 s"),
         ({"start": 5}, "its schedule holds no frame"),
-        ({"norm": 0.0}, "vanish"),
-        ({"strength": 1e-300}, "vanish"),
+        ({"norm": 0.0}, "vanishes"),
+        ({"strength": 1e-300}, "vanishes"),
     ],
 )
 def test_a_steering_that_does_nothing_warns_once_and_says_why(model, options, said):
