@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 __all__ = ["MissingWeights", "NoCheckout", "NoSuchDevice", "Told", "TooLittleMemory", "Unusable"]
 
+AGAIN = "fetch it again from the project's repository (git checkout -- data)"
+
 
 class Told(Exception):  # noqa: N818  (what it is called depends on what it tells)
     """The part that the others share: IPython prints the message where it would print a traceback."""

@@ -131,7 +131,8 @@ def collect(
         raise
     acts = store.dataset()
     _report(acts, labels)
-    for site in sites if acts.sizes["clip"] > 1 else ():
+    vary = [site for site in sites if site != "cross" or told or prompt]  # no text is the same for all
+    for site in vary if acts.sizes["clip"] > 1 else ():
         some = acts[site].isel(clip=slice(ALIKE)).load().fillna(0)
         over = [dim for dim in some.dims if dim != "layer"]
         if len(same := some["layer"].values[(some == some.isel(clip=0)).all(over).values]):

@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .. import paths
-from ..errors import Told
+from ..errors import Told, reading
 from .plots import CONFIG
 
 
@@ -163,11 +163,10 @@ def study_table(name: str = "doses") -> pd.DataFrame:
     Raises Told (one sentence) if it is missing or damaged; names the file and what brings it back.
     """
     path = paths.data() / "study" / f"{name}.parquet"
-    try:
+    mend = f"`git checkout {path.parent}` brings the shipped one back, `make study` makes it anew"
+    if not path.is_file():
+        raise Told(f"{path} is missing: {mend}")
+    with reading(path, mend):
         table = pd.read_parquet(path)
         table[["experiment", "name", "strength", "model_hash"]]
-    except Exception as error:  # pyarrow's are of every kind
-        state = "is damaged" if path.exists() else "is missing"
-        mends = f"`git checkout {path.parent}` brings the shipped one back, `make study` makes it anew"
-        raise Told(f"{path} {state}: {mends}") from error
     return table

@@ -8,9 +8,7 @@ import json
 from pathlib import Path
 
 from .. import paths
-from ..errors import MissingWeights, reading
-
-AGAIN = "fetch it again from the project's repository (git checkout -- data)"
+from ..errors import AGAIN, MissingWeights, reading
 
 
 def folder() -> Path:

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .. import paths
-from ..errors import reading
-from .loading import AGAIN
+from ..errors import AGAIN, reading
 from .vocabulary import SECONDS
 
 

@@ -108,7 +108,7 @@ def test_a_silent_clip_is_missing_and_no_success():
     ("change", "message"),
     [
         ({"start": 0.3}, "3 s or more must be left"),
-        ({"start": -1.0}, "must be left"),
+        ({"start": -1.0}, "a finite number of 0 or more"),
         ({"twin": [0]}, "a row from 0 to 1 for each clip"),
         ({"twin": [0, 2]}, "a row from 0 to 1 for each clip"),
         ({"twin": 3}, "3 twins for 2 clips"),

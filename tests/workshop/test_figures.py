@@ -191,7 +191,7 @@ def test_a_study_table_that_cannot_be_read_is_one_sentence(name, content, tmp_pa
     with pytest.raises(errors.Told) as told:
         figures.shipped() if name == "doses" else saving.study_table(name)
     state = "missing" if content is None else "damaged"
-    assert f"{path} is {state}: " in str(told.value) and "`make study`" in str(told.value)
+    assert f"{path} is {state}" in str(told.value) and "`make study`" in str(told.value)
     assert "\n" not in str(told.value)
 
 

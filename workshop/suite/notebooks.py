@@ -41,7 +41,6 @@ __all__ = [
 
 MAX_BYTES = 1_000_000
 DEFAULT_MODEL = "tiny"
-_LOADING = re.compile(r"mechsteer/model/model\.py[^\n]*, in load\(")  # a line of a traceback
 
 
 class NotebookError(RuntimeError):
@@ -165,13 +164,6 @@ def execute(
                 (failed / path.name).write_bytes(copy.read_bytes())
             # no colours: this may go to a log
             trace = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
-            if _LOADING.search(trace):  # a checkpoint's fault, not the notebook's
-                said = " ".join(f"{error.ename}: {error.evalue}".split())
-                said = said if len(said) < 300 else f"{said[:300]} ..."
-                asked = (parameters or {}).get("MODEL", "its own")
-                raise NotebookError(
-                    f"{path.stem} stopped: the model {asked} can't be loaded: {said}"
-                ) from error
             raise NotebookError(
                 f"{path.stem}: cell {error.exec_count} failed with {error.ename}: "
                 f"{error.evalue}{where}\n{trace}"

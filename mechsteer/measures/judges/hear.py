@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 
 from ... import paths
 from ..._shared import spelled
-from ...errors import reading
+from ...errors import AGAIN, reading
 from .. import _spectra as spectra
 from . import _statistics as statistics
 
@@ -103,8 +103,7 @@ def _weights(path):
     """The arrays of one judge as float32, and what it tells apart: {"lead": [...], "style": [...]}."""
     from safetensors import safe_open
 
-    mend = "fetch it again from the project's repository (git checkout -- data)"
-    with reading(path, mend), safe_open(path, framework="np") as file:
+    with reading(path, AGAIN), safe_open(path, framework="np") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         classes = json.loads(file.metadata()["classes"])
     return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}, classes
