@@ -111,7 +111,7 @@ class Store:
     def damaged(self) -> list[int]:
         """Numbers of the blocks that are done and aren't what was written; a warning names their clips.
 
-        Reads the whole store, block by block: about a second per GB.
+        Reads the whole store, block by block: 1 to 2 s per GB.
         """
         found = [block for block in np.flatnonzero(self._sums()).tolist() if not self._whole(block)]
         labels = () if self.labels is None else self.labels["clip"]  # which is an error of its own
@@ -203,7 +203,7 @@ def open_activations(path: str | Path, verify: bool = True) -> xr.Dataset:
 
     Parameters
     ----------
-    verify : read all of it once, about a second per GB, and leave out what isn't what was written
+    verify : read all of it once, 1 to 2 s per GB, and leave out what isn't what was written
 
     Returns
     -------

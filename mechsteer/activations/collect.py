@@ -65,7 +65,7 @@ def collect(
         seed `seed` + i, or the column `seed`. The conditional half is read, after steering; codes are kept.
     out : path, optional
         A folder: arrays in zarr, labels in parquet. None: in memory, for small collections. What a clip was
-        made from is kept as a hash of its sound (a second per GB of files at every call), and what was stored
+        made from is kept as a hash of its sound (1 to 2 s per GB of files at every call), and what was stored
         as a checksum per block: another sound under the same name is refused, what is damaged is made again.
     batch_size : int or "auto", clips per forward pass, which changes the numbers by rounding only
     dtype : "float32" or "float16", of what is stored
