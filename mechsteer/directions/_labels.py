@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from .._shared import did_you_mean
 from ..model._vectors import listed_layers
 from . import _solvers
 from ._solvers import METHODS, Fit, Fitting
@@ -81,7 +82,8 @@ def read_target(acts: xr.Dataset, label: str, kind: str = "auto") -> Target:
     on_clip = {str(n) for n, a in acts.variables.items() if "clip" in a.dims and not sites & {*a.dims}}
     on_clip -= {"clip"}
     if label not in on_clip:
-        raise ValueError(f"no label {label!r} on clip; there are {', '.join(sorted(on_clip)) or 'none'}")
+        there = f"There are {', '.join(sorted(on_clip)) or 'none'}"
+        raise ValueError(f"no label {label!r} on clip. {did_you_mean(label, on_clip, there)}")
     array = acts[label].transpose("clip", "frame", ..., missing_dims="ignore")
     own = [dim for dim in array.dims if dim not in ("clip", "frame")]
     if len(own) > 1:
@@ -231,7 +233,8 @@ def check_methods(methods: Sequence[str], targets: Sequence[Target]) -> None:
     """ValueError for an unknown method, or if none can read any of the targets."""
     unknown = set(methods) - set(METHODS)
     if unknown or not methods:
-        raise ValueError(f"unknown method {sorted(unknown)}; choose from {', '.join(METHODS)}")
+        hint = did_you_mean(min(unknown, default=""), METHODS, f"Choose from {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {sorted(unknown)}. {hint}")
     numbers = all(target.kind == "value" for target in targets)
     if numbers and all(METHODS[name].classes_only for name in methods):
         wrong = f"{methods[0]} needs classes, and {targets[0].label!r} is a number"

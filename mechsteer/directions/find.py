@@ -131,23 +131,3 @@ def find_directions(
     coords = places | {name: (dims, values) for name, values in per_probe}
     vectors, norm = arrays[0].astype(np.float32), np.reshape(norms, shape)
     return as_direction(vectors, site, places["layer"], norm, leading, coords, **facts)
-
-
-def apply_direction(direction: xr.DataArray, acts: xr.Dataset) -> xr.DataArray:
-    """Score clips (or frames) with directions: slope * (activation . direction) + bias; above 0 is yes.
-
-    Gives the dims of both without d_model, in units as in `find_directions`. ValueError if the direction has
-    no slope and bias, or `acts` not its site.
-
-    Parameters
-    ----------
-    direction : xr.DataArray, ([concept, finder, layer, head,] d_model), as `find_directions` gives it
-    acts : xr.Dataset, (clip, [frame,] layer, [head,] d_model) at the direction's site; a selection will do
-    """
-    site = direction.attrs.get("site")
-    if site is None or not {"slope", "bias"} <= set(direction.coords):
-        raise ValueError("this direction has no site, slope and bias to read with; sums of directions don't")
-    if site not in acts:
-        has = ", ".join(map(str, acts.data_vars))
-        raise ValueError(f"the direction reads site {site!r}, and these activations hold {has}")
-    return direction["slope"] * xr.dot(acts[site], direction, dim=direction.dims[-1]) + direction["bias"]

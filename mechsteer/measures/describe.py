@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._shared import number, spelled
+from .._shared import did_you_mean, number, spelled
 from ..model.generation import Generation
 from ..sound import to_clips
 from . import _spectra as spectra
-from .judges.hear import JUDGES, hear
+from .judges.hear import JUDGES, hear, heard_values
 from .loudness import loudness
 from .pitch import chroma_correlation, pitch_agreement
 
@@ -138,12 +138,18 @@ def success(frame: pd.DataFrame, concept: Mapping[str, Any], judge: str = "cnn")
     judge : "cnn", "features", or "both" for what both agree on.
 
     Returns a pd.Series of bool, indexed as `frame`; a missing value (a silent clip) is no success. Raises
-    ValueError for an empty concept or a column that isn't there.
+    ValueError for an empty concept, a column that isn't there, or a value that no judge knows.
     """
     if not concept:
         raise ValueError("an empty concept; give for instance {'lead': 'guitar'}")
     hit = pd.Series(True, index=frame.index)
     for column, wanted in concept.items():
+        asked = () if isinstance(wanted, tuple) else wanted if isinstance(wanted, set | list) else [wanted]
+        judged = any(f"{name}_{column}" in frame for name in JUDGES)
+        known = heard_values().get(column, asked) if judged else asked
+        if odd := [value for value in asked if value not in known]:
+            hint = did_you_mean(odd[0], known, f"They hear {known}")
+            raise ValueError(f"no judge hears {column} {odd[0]!r}. {hint}")
         for name in JUDGES if judge == "both" else (judge,):
             found = next((c for c in (f"{name}_{column}", column) if c in frame), None)
             if found is None:

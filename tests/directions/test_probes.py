@@ -74,7 +74,8 @@ def test_every_method_recovers_planted_directions_with_their_sign(method):
 def test_a_direction_is_unit_and_its_probe_can_be_applied(acts):
     found = find_directions(acts, "drums")
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
-    scores = find.apply_direction(found, acts).sel(concept="drums", layer=1)
+    read = lambda d: d["slope"] * xr.dot(acts["resid"], d, dim="d_model") + d["bias"]
+    scores = read(found).sel(concept="drums", layer=1)
     for finder in PROBES:
         assert ((scores.sel(finder=finder) > 0) == acts.drums).mean() > 0.8
     by_hand = acts.resid.sel(layer=1).values @ found.sel(concept="drums", finder="mse", layer=1).values
@@ -82,13 +83,9 @@ def test_a_direction_is_unit_and_its_probe_can_be_applied(acts):
     undecided = float(-probe.bias / probe.slope)
     np.testing.assert_array_equal(by_hand > undecided, scores.sel(finder="mse") > 0)
     tempo = find_directions(acts, "tempo", ["mse"])
-    heard = find.apply_direction(tempo, acts).sel(concept="tempo", finder="mse", layer=1)
+    heard = read(tempo).sel(concept="tempo", finder="mse", layer=1)
     assert abs(float((heard - acts.tempo).mean())) < 3  # beats per minute
     assert float(tempo.sel(layer=1).score.squeeze()) > 0.5 > float(tempo.sel(layer=0).score.squeeze())
-    with pytest.raises(ValueError, match="no site, slope and bias to read with"):
-        find.apply_direction(found.reset_coords(["slope", "bias"], drop=True), acts)
-    with pytest.raises(ValueError, match="reads site 'resid', and these activations hold attn"):
-        find.apply_direction(found, acts[["resid"]].rename(resid="attn"))
 
 
 def test_directions_carry_what_steering_needs(acts):
@@ -397,6 +394,8 @@ def test_a_store_on_disk_reads_like_memory(acts, tmp_path):
 @pytest.mark.parametrize(
     ("change", "call", "message"),
     [
+        ({}, {"label": "leed"}, "no label 'leed' on clip. Did you mean 'lead'"),
+        ({}, {"label": "lead", "methods": ["logstic"]}, "unknown method.*logstic.*Did you mean 'logistic'"),
         ({}, {"label": "genre"}, "no label 'genre'.*drums, group, lead, tempo"),
         ({}, {"label": "lead", "site": "attn"}, "no site 'attn'.*resid"),
         ({}, {"label": "lead", "layers": [1, 9]}, r"no layer \[9\].*0, 1"),

@@ -172,9 +172,17 @@ def test_success_takes_a_value_a_set_or_a_range():
     assert check({"brightness": (1000, 2000)}, "features") == [False, True, True, False]
     assert check({"lead": "guitar", "drums": True}) == [True, False, False, False]
     assert ms.success(frame, {"lead": "guitar"}).index.tolist() == [3, 1, 4, 2]
-    for concept, message in (({}, "empty"), ({"key": "C"}, "cnn_key"), ({"tempo": (1, 2, 3)}, "isn't")):
+    slips = [({"lead": "gitar"}, "no judge hears lead 'gitar'. Did you mean 'guitar'")]
+    slips += [
+        ({"lead": {"guitar", "harp"}}, "no judge hears lead 'harp'. They hear"),
+        ({"drums": "True"}, "drums"),
+    ]
+    slips += [({}, "empty"), ({"key": "C"}, "cnn_key"), ({"tempo": (1, 2, 3)}, "isn't")]
+    for concept, message in slips:
         with pytest.raises(ValueError, match=message):
             ms.success(frame, concept)
+    own = frame.assign(style="reggae")
+    assert check({"lead": "guitar"}) and ms.success(own, {"style": "reggae"}).all(), "a column of one's own"
 
 
 # --- CLAP

@@ -110,6 +110,16 @@ def _weights(path):
 
 
 @cache
+def heard_values() -> dict[str, list]:
+    """What the judges tell apart, by column: {"lead": ["piano", ...], ...}; nothing without their weights."""
+    try:
+        classes = _weights(weights_path("cnn"))[1]
+    except FileNotFoundError:
+        return {}
+    return {**classes, "mode": [*MODES], "tempo_class": ["slow", "medium", "fast"], "drums": [False, True]}
+
+
+@cache
 def _network(path):
     import torch
 
