@@ -7,12 +7,14 @@ them). A notebook that is run by hand writes nothing that git tracks.
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import NoCheckout
 
-__all__ = ["data", "figures", "listening", "project", "replace", "replacing", "runs", "shipped_figures"]
+__all__ = ["data", "figures", "listening", "project", "read_table"]
+__all__ += ["replace", "replacing", "runs", "shipped_figures", "write_table"]
 
 
 def _checkout() -> Path | None:
@@ -83,3 +85,26 @@ def replace(path: str | Path, content: str | bytes) -> Path:
     with replacing(path) as scratch:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
+
+
+def write_table(table, path: Path, name: str = "") -> None:
+    """Write a DataFrame as parquet in one step or not at all, sealed by checksums and a name."""
+    table = table.copy()
+    table.attrs = {"seal": _seal(table, name)}
+    with replacing(path) as scratch:
+        table.to_parquet(scratch, write_page_checksum=True)
+
+
+def read_table(path: Path, name: str = ""):
+    """The DataFrame that `write_table` wrote under this name; None if it is absent, damaged or another."""
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(path, page_checksum_verification=True)
+        return table if table.attrs.pop("seal", None) == _seal(table, name) else None
+    except Exception:  # parquet has many ways to complain
+        return None
+
+
+def _seal(table, name: str) -> str:
+    return f"{name} {zlib.crc32(table.to_json(orient='split', double_precision=15).encode())}"

@@ -21,7 +21,7 @@ import pandas as pd
 import xarray as xr
 
 from .._shared import progress
-from ..paths import replacing
+from ..paths import read_table, write_table
 
 ARRAYS, LABELS = "arrays", "labels.parquet"
 FREE = ("block", "versions")  # attributes in which a store may differ from the call that goes on with it
@@ -50,7 +50,8 @@ class Store:
         except (ValueError, LookupError, TypeError, OSError) as error:
             told = f"{where} is damaged, or of an older kind ({error})"
             raise ValueError(f"{told}: delete the folder and collect again") from error
-        self.labels = _read_labels(where / LABELS, self.n) if labels is None else labels
+        labels = read_table(where / LABELS) if labels is None else labels
+        self.labels = labels if labels is not None and len(labels) == self.n else None
 
     @classmethod
     def at(cls, path: str | Path) -> Store:
@@ -83,7 +84,7 @@ class Store:
             partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
             try:
                 _create(partial / ARRAYS, arrays, keys, attrs)
-                _write_labels(labels, partial / LABELS)
+                write_table(labels, partial / LABELS)
                 os.rename(partial, path)
             except OSError:
                 if not path.exists():  # else another process was quicker, and its store is looked at below
@@ -100,8 +101,7 @@ class Store:
             mend = "choose another out=, call with the same model, clips and options, or delete that folder"
             raise ValueError(f"{path} was collected otherwise ({both}). Nothing was changed: {mend}")
         if store.labels is None or not store.labels.equals(labels):
-            with replacing(path / LABELS) as scratch:
-                _write_labels(labels, scratch)
+            write_table(labels, path / LABELS)
             store.labels = labels
         for block in store.damaged():
             store.group["source"][store.rows(block)] = np.array(keys[store.rows(block)], dtype=object)
@@ -225,22 +225,6 @@ def open_activations(path: str | Path, verify: bool = True) -> xr.Dataset:
 
 def _seal(attrs: dict) -> int:
     return zlib.crc32(json.dumps(attrs, sort_keys=True).encode())
-
-
-def _write_labels(labels: pd.DataFrame, path: Path) -> None:
-    labels = labels.copy()
-    labels.attrs["seal"] = zlib.crc32(labels.to_csv().encode())
-    labels.to_parquet(path)
-
-
-def _read_labels(path: Path, n: int) -> pd.DataFrame | None:
-    """The n rows of labels that were written, or None if they are damaged."""
-    try:
-        labels = pd.read_parquet(path)
-    except Exception:  # parquet has many ways to complain
-        return None
-    whole = len(labels) == n and labels.attrs.get("seal") == zlib.crc32(labels.to_csv().encode())
-    return labels if whole else None
 
 
 def _typed(labels: pd.DataFrame) -> pd.DataFrame:

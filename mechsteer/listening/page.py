@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--theme", default="light", choices=["light", "dark"])
     named = "another name that listeners reach the page by, such as test.example.org (repeatable)"
     parser.add_argument("--host", action="append", default=[], metavar="NAME", help=named)
-    several = "listeners at once, each with a kernel of about 90 MB; the next is asked to come back later"
+    several = "listeners at once, each with a kernel of their own; the next is asked to come back later"
     parser.add_argument("--most", type=int, default=20, help=several)
     given = parser.parse_args(arguments)
     if importlib.util.find_spec("voila") is None:

@@ -98,7 +98,8 @@ def dose_response(
     if out is not None:
         common = _common(model, {**rows, **settings, "start": start})
         files = {cell: Path(out) / f"{_digest(common, *cell)}.parquet" for cell in [unsteered, *cells]}
-    done = {cell: kept for cell, file in files.items() if (kept := _kept(file)) is not None}
+    kept = {cell: paths.read_table(file, file.stem) for cell, file in files.items()}
+    done = {cell: frame for cell, frame in kept.items() if frame is not None}
     todo = [cell for cell in cells if cell not in done]
 
     def made(some) -> Generation:
@@ -111,10 +112,7 @@ def dose_response(
     def finish(cell, part: Generation) -> None:
         done[cell] = _measured(model, part, twins, n, start, *cell[:2])
         if cell in files:
-            sealed = done[cell].copy()
-            sealed.attrs["cell"] = files[cell].stem
-            with paths.replacing(files[cell]) as scratch:
-                sealed.to_parquet(scratch, write_page_checksum=True)
+            paths.write_table(done[cell], files[cell], files[cell].stem)
         bar.update(n)
 
     with progress_bar(total=(len(cells) + 1) * n, unit="clip", show=progress) as bar:
@@ -128,15 +126,6 @@ def dose_response(
             for i, cell in enumerate(some):
                 finish(cell, generation[i * n : (i + 1) * n])
     return pd.concat([done[cell] for cell in [unsteered, *cells]], ignore_index=True)
-
-
-def _kept(file: Path) -> pd.DataFrame | None:
-    """A finished cell; None, to be made again, if it is absent, damaged, or was made under another name."""
-    try:
-        frame = pd.read_parquet(file, page_checksum_verification=True)
-    except Exception:  # parquet has many ways to complain
-        return None
-    return frame if frame.attrs.pop("cell", "") == file.stem else None
 
 
 def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFrame:

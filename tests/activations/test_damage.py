@@ -11,7 +11,6 @@ import soundfile
 import xarray as xr
 
 import mechsteer as ms
-from mechsteer.activations import _store
 from mechsteer.activations._rows import header_of
 
 RATE = 16_000
@@ -181,11 +180,11 @@ def test_damaged_labels_and_blocks_at_once_are_mended_by_the_same_call(tiny, sto
 def test_labels_survive_whatever_stops_their_rewriting(tiny, store, monkeypatch):
     table, out, whole = store
 
-    def full(labels, path):
+    def full(table, path, **options):
         path.write_bytes(b"PAR1 half of a table")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_store, "_write_labels", full)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
     with pytest.raises(OSError, match="No space"):
         collect(tiny, table.assign(mood="calm"), out=out)
     monkeypatch.undo()
