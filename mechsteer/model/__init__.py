@@ -1,10 +1,13 @@
 """Load a MusicGen, look inside it, and generate, steered or not.
 
 `model` has `load` and the `Model` it makes; `sites` the places in a layer; `steering` what to add, where and
-when; `effects` that value as tensors; `sampling` tokens from logits; `generation` sound in and clips out.
+when; `effects` that value as tensors; `sampling` tokens from logits; `engine` one decoding step, `decoding`
+clip after clip; `stream` music while it is made; `generation` what comes out.
 Behind them: `_audiocraft`, `_checkpoints`, `_vectors`.
 """
 
 from .._shared import modules
 
-__getattr__, __dir__ = modules(__name__, "model sites steering effects sampling generation")
+__getattr__, __dir__ = modules(
+    __name__, "model sites steering effects sampling engine decoding stream generation"
+)

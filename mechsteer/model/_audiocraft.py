@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib.machinery
 import importlib.util
+import inspect
 import logging
 import sys
 import types
@@ -140,6 +141,61 @@ def _codec(source, package: dict) -> CompressionModel:
     return codec
 
 
+def attributes(lm: LMModel, prompts) -> list[ConditioningAttributes]:
+    """Prompts, or None for no text, as audiocraft's conditioners take them."""
+    names = lm.condition_provider.text_conditions
+    return [ConditioningAttributes(text=dict.fromkeys(names, prompt)) for prompt in prompts]
+
+
+def sound(codec: CompressionModel, codes: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Audio (clip, channel, sample) of codes that begin at frame `first`, should the codec ask."""
+    place = {"first": first} if "first" in inspect.signature(codec.decode).parameters else {}
+    return codec.decode(codes, None, **place).float()
+
+
+def sines(stack, steps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sinusoidal positions of steps (row, step, 1), computed in float32; zeros where a model has none."""
+    dim = stack.layers[0].linear1.in_features
+    if stack.positional_embedding == "rope":
+        return torch.zeros(*steps.shape[:2], dim, dtype=dtype, device=steps.device)
+    found = transformer.create_sin_embedding(steps, dim, stack.max_period, torch.float32)
+    return stack.positional_scale * found.to(dtype)
+
+
+def strange(lm: LMModel) -> str:
+    """What a language model has that `engine` doesn't know; empty if it knows all."""
+    found, fuser = set(), lm.fuser.fuse2cond
+    if any(names for way, names in fuser.items() if way != "cross"):
+        found.add("conditions that don't come through cross-attention")
+    if transformer._efficient_attention_backend != "torch":
+        found.add("xformers' attention")
+    for layer in lm.transformer.layers:
+        mine, cross = layer.self_attn, layer.cross_attention
+        known = {
+            "layers of other classes": type(mine) is SelfAttention and type(cross) is CrossAttention,
+            "norms after the blocks": layer.norm_first and isinstance(lm.out_norm, torch.nn.LayerNorm),
+            "layer scale": isinstance(layer.layer_scale_1, torch.nn.Identity),
+            "a past context": mine.past_context is None,
+            "shared keys (kv_repeat)": mine.kv_repeat == 1,
+            "norms of queries and keys": not (mine.qk_layer_norm or cross.qk_layer_norm),
+            "attention in float32": not (mine.attention_as_float32 or cross.attention_as_float32),
+            "xPos": not (mine.rope and mine.rope.xpos),
+            "attention that isn't causal": mine.causal,
+        }
+        found |= {name for name, ok in known.items() if not ok}
+    return ", ".join(sorted(found))
+
+
+def weights_state(lm: LMModel) -> tuple:
+    """Changes when weights move or are written."""
+    return tuple((p.data_ptr(), p._version) for p in lm.parameters())
+
+
+def is_hooked(lm: LMModel) -> bool:
+    """Whether PyTorch hooks wait on any module."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in lm.modules())
+
+
 class CrossAttention(transformer.StreamingMultiheadAttention):
     """audiocraft's cross-attention, with padded text left out, and the text projected once.
 
@@ -190,12 +246,9 @@ class Transformer(transformer.StreamingTransformer):
 
     def forward(self, x, *args, **kwargs):
         """(row, step, d_model) to (row, step, d_model)."""
-        B, T, C = x.shape
+        B, T, _ = x.shape
         before = self._streaming_state.get("offsets", torch.zeros(B, dtype=torch.long, device=x.device))
-        if self.positional_embedding in ("sin", "sin_rope"):
-            steps = torch.arange(T, device=x.device).view(1, -1, 1) + before.view(-1, 1, 1)
-            sines = transformer.create_sin_embedding(steps, C, self.max_period, torch.float32)
-            x = x + self.positional_scale * sines.to(x.dtype)
+        x = x + sines(self, torch.arange(T, device=x.device).view(1, -1, 1) + before.view(-1, 1, 1), x.dtype)
         for layer in self.layers:
             x = self._apply_layer(layer, x, *args, **kwargs)
         if self._is_streaming:

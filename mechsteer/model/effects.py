@@ -1,7 +1,7 @@
 """Steerings as tensors: what each row gets at each step, site and layer, and the arithmetic that applies it.
 
-`apply` is the whole effect of steering on activations. `Model.generate` calls it from PyTorch hooks; it can
-as well be called inside an nnsight trace.
+`apply` is the whole effect of steering on activations. The decoding step calls it, and `nll` from PyTorch
+hooks; it can as well be called inside an nnsight trace.
 """
 
 from __future__ import annotations
@@ -55,17 +55,29 @@ class Effect:
     amount: torch.Tensor
     vector: torch.Tensor
     active: np.ndarray  # (step,): whether any row has a gain there
+    segment: np.ndarray  # (step,): counts up where the gains change
+    kept: dict = dataclasses.field(default_factory=dict)
+
+    def delta(self, step: int, dtype: torch.dtype) -> torch.Tensor:
+        """What `add` adds at one step, (row, 1, ...); computed once for all steps of a segment."""
+        if (key := (self.segment[step], dtype)) not in self.kept:
+            gain = self.gain[:, step].reshape(-1, *[1] * (self.vector.ndim - 1))
+            self.kept.clear()
+            self.kept[key] = (gain * self.vector).to(dtype)
+        return self.kept[key]
 
 
 class Plan(dict):
     """{(site, layer): [Effect, ...]} in the order in which they act; made by `plan`."""
 
-    def at(self, h: torch.Tensor, site: str, layer: int, step: int) -> torch.Tensor:
-        """`h` (row, step, ...), its first step being sequence step `step`, after all effects of a place."""
-        steps = slice(step, step + h.shape[1])
+    def at(self, h: torch.Tensor, site: str, layer: int, steps: slice | torch.Tensor) -> torch.Tensor:
+        """`h` (row, step, ...) at the sequence steps `steps` after all effects of a place."""
         for effect in self.get((site, layer), ()):
-            if effect.active[steps].any():
-                h = apply(h, effect.mode, effect.gain[:, steps], effect.amount, effect.vector)
+            if not isinstance(steps, slice) or effect.active[steps].any():
+                if effect.mode == "add" and h.shape[1] == 1 and isinstance(steps, slice):
+                    h = h + effect.delta(steps.start, h.dtype)
+                else:
+                    h = apply(h, effect.mode, effect.gain[:, steps], effect.amount, effect.vector)
         return h
 
 
@@ -84,7 +96,7 @@ def steered(lm, plan: Plan) -> Iterator[None]:
     with contextlib.ExitStack() as hooks:
         hooks.callback(lm.register_forward_pre_hook(tick).remove)
         for site, layer in plan:
-            change = lambda h, site=site, layer=layer: plan.at(h, site, layer, now)
+            change = lambda h, site=site, layer=layer: plan.at(h, site, layer, slice(now, nxt))
             hooks.callback(hook(lm, site, layer, change).remove)
         yield
 
@@ -193,7 +205,8 @@ def _stack(mode: str, terms: dict, batch: int, device: torch.device | str) -> Ef
     for row, term in terms.items():
         gain[row], amount[row, 0], vector[row, 0] = term["gain"], term["amount"], term["vector"]
     to = lambda a: torch.from_numpy(a).to(device)
-    return Effect(mode, to(gain), to(amount), to(vector), gain.any(axis=0))
+    segment = np.append(0, (gain[:, 1:] != gain[:, :-1]).any(axis=0).cumsum())
+    return Effect(mode, to(gain), to(amount), to(vector), gain.any(axis=0), segment)
 
 
 def _check(part: Steering, model) -> None:

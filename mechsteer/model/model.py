@@ -4,6 +4,7 @@ Everything else talks to `Model`, which is the same for the embedded model and f
 """
 
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +18,16 @@ from .._shared import progress as progress_bar
 from ..errors import memory_told
 from ..sound import to_clips
 from . import _audiocraft, _checkpoints
-from ._audiocraft import ConditioningAttributes, MusicGen
+from ._audiocraft import MusicGen, attributes
+from ._calls import each, in_rows
+from .decoding import both_halves, decode
 from .effects import check, plan, steered
+from .engine import Engine
 from .generation import Generation
-from .sampling import Sampler, sampled
+from .sampling import Sampler
 from .sites import SITES, Site, module_of
 from .steering import Steering, Steerings, to_frames
+from .stream import begin, codec_reach
 
 
 @spelled
@@ -66,6 +71,7 @@ class Model:
     ----------
     n_layers, d_model, n_heads, d_head, n_codebooks : int
     sample_rate : int, Hz; frame_rate : float, frames per second; max_duration : float, s
+    window : float, s that a stream looks back at most: the length of the clips that a model was trained on
     resid, attn, heads, cross, mlp : Site
         Block output, self-attention output, input of its output projection split per head, cross-attention
         output, feed-forward output. Layers are 0-based.
@@ -92,12 +98,17 @@ class Model:
         self.n_codebooks = lm.num_codebooks
         self.sample_rate, self.frame_rate = int(codec.sample_rate), float(codec.frame_rate)
         self.max_duration = float(musicgen.max_duration)
+        self.window = float(getattr(musicgen, "window", self.max_duration))
         for site in SITES:
             setattr(self, site, Site(self, site))
         self.device = torch.device(device or _machine.pick_device(lm))
         self.dtype = _machine.named_dtype(dtype or _machine.pick_dtype(self.device.type, lm))
         _audiocraft.move(musicgen, self.device, self.dtype)
         _audiocraft.check_sites(lm, self.conditions(None, 1))
+        self._engine, self._strange = None, _audiocraft.strange(lm)
+        if self._strange:
+            slow = f"{name} has {self._strange}: it generates in audiocraft's own loop, which is slower"
+            warnings.warn(slow, stacklevel=3)
 
     def __repr__(self) -> str:
         return (
@@ -111,6 +122,15 @@ class Model:
         """nnsight's wrapper of `lm`, made when first asked for."""
         return _audiocraft.wrapped(self.lm, self.alone)
 
+    @property
+    def engine(self) -> Engine | None:
+        """What `generate` and `stream` run on; None for audiocraft's own loop, as with hooks on modules."""
+        if self._strange or _audiocraft.is_hooked(self.lm):
+            return None
+        if self._engine is None or not self._engine.current():
+            self._engine = Engine(self.lm)
+        return self._engine
+
     def __getattr__(self, name: str):
         hint = did_you_mean(name, [*vars(self), *vars(Model)], "dir(model) lists what it has")
         raise AttributeError(f"a Model has no {name!r}. {hint}")
@@ -119,6 +139,11 @@ class Model:
     def codec_hash(self) -> str:
         """Names the weights that codes depend on: those of the codec without its decoder."""
         return _checkpoints.codec_hash(self.codec.state_dict())
+
+    @functools.cached_property
+    def codec_reach(self) -> tuple[int, int]:
+        """Frames before and after a frame that its sound depends on."""
+        return codec_reach(self.codec, self.lm.card)
 
     def module_of(self, site: str, layer: int) -> torch.nn.Module:
         """The PyTorch module of a site; `sites.SITES` says which of its values the site is."""
@@ -141,15 +166,11 @@ class Model:
         A prompt that all share is encoded once. Raises ValueError for another number of prompts than clips.
         """
         provider = self.lm.condition_provider
-        encode = lambda texts: provider(provider.tokenize(self._attributes(texts)))
+        encode = lambda texts: provider(provider.tokenize(attributes(self.lm, texts)))
         if prompts is None or isinstance(prompts, str):
             shared = encode([prompts]).items()
             return {name: tuple(t.expand(rows, *t.shape[1:]) for t in pair) for name, pair in shared}
-        return encode(_each(prompts, rows, "prompts"))
-
-    def _attributes(self, prompts: Sequence[str | None]) -> list[ConditioningAttributes]:
-        names = self.lm.condition_provider.text_conditions
-        return [ConditioningAttributes(text=dict.fromkeys(names, prompt)) for prompt in prompts]
+        return encode(each(prompts, rows, "prompts"))
 
     @torch.no_grad()
     def encode(self, audio, sample_rate: int, batch_size: int = 8) -> torch.Tensor:
@@ -171,7 +192,7 @@ class Model:
         """Audio, float32 (clip, channel, sample) at `sample_rate`, of codes (clip, codebook, frame)."""
         device = next(self.codec.parameters()).device
         parts = self._codes(codes).to(device).split(number("batch_size", batch_size, 1, whole=True))
-        return torch.cat([self.codec.decode(part, None).float().cpu() for part in parts]).numpy()
+        return torch.cat([_audiocraft.sound(self.codec, part).cpu() for part in parts]).numpy()
 
     def _codes(self, codes) -> torch.Tensor:
         codes = torch.as_tensor(codes)
@@ -217,8 +238,8 @@ class Model:
         Without guidance: the rows count as the conditional half for `steering`, one for all or one per clip.
         """
         codes, size = self._codes(codes), number("batch_size", batch_size, 1, whole=True)
-        prompts = _each(prompts, len(codes), "prompts")
-        rows = check(_each(steering, len(codes), "steerings"), codes.shape[-1], self, ("cond",))
+        prompts = each(prompts, len(codes), "prompts")
+        rows = check(each(steering, len(codes), "steerings"), codes.shape[-1], self, ("cond",))
         found = []
         for at in range(0, len(codes), size):
             some = slice(at, at + size)
@@ -283,13 +304,8 @@ class Model:
         if isinstance(audio_prompt, tuple):
             audio_prompt = self.encode(*audio_prompt)
         audio_prompt = None if audio_prompt is None else self._codes(audio_prompt)
-        seeds = [number("seed", s, 0, 2**63 - 1, whole=True) for s in _listed(seed)]
-        lists = {"prompts": _listed(prompts), "seeds": seeds, "steerings": _listed(steering)}
-        lists["audio prompts"] = _listed(audio_prompt)
-        n = max(map(len, lists.values()))
-        if not hasattr(seed, "__iter__") and len(lists["prompts"]) > 1:
-            lists["seeds"] = [seeds[0] + i for i in range(len(lists["prompts"]))]
-        prompts, seeds, rows, starts = (_each(values, n, what) for what, values in lists.items())
+        prompts, seeds, rows, starts = in_rows(prompts, seed, steering, audio_prompt)
+        n = len(rows)
         n_frames = self.seconds_to_frames(duration)
         given = 0 if audio_prompt is None else audio_prompt.shape[-1]
         if not given < n_frames <= self.seconds_to_frames(self.max_duration):
@@ -308,41 +324,12 @@ class Model:
             for some in batches:
                 start = None if starts[0] is None else torch.stack(starts[some])
                 sampler = Sampler(seeds[some], guidance, temperature, top_k)
-                codes.append(self._batch(prompts[some], rows[some], start, sampler, n_frames, n_steps, bar))
+                both = both_halves(sampler, prompts[some], rows[some])
+                planned = plan(rows[some], n_steps, self, ("cond", "uncond") if both else ("cond",))
+                with memory_told("give a smaller batch_size or a shorter duration"), self.alone("generate"):
+                    given = (prompts[some], planned, start, sampler, both, n_frames)
+                    codes.append(decode(self, *given, bar.update))
         codes, name = torch.cat(codes), f"{self.name} {self.hash}"
         return Generation(self.decode(codes), codes, self.sample_rate, prompts, seeds, rows, name, settings)
 
-    @memory_told("give a smaller batch_size or a shorter duration")
-    def _batch(self, prompts, rows, start, sampler: Sampler, n_frames: int, n_steps: int, bar):
-        """One batch through audiocraft's own loop; codes (clip, codebook, frame) on the CPU."""
-        halved = any(part.branch != "both" for row in rows if row is not None for part in row.parts)
-        both = sampler.guidance != 1 and (halved or any(prompt is not None for prompt in prompts))
-        planned = plan(rows, n_steps, self, ("cond", "uncond") if both else ("cond",))
-        with self.alone("generate"), steered(self.lm, planned), sampled(self.lm, sampler, both):
-            codes = self.lm.generate(
-                start,
-                self._attributes(prompts),
-                max_gen_len=n_frames,
-                use_sampling=False,
-                cfg_coef=sampler.guidance,
-                two_step_cfg=False,
-                callback=lambda done, total: bar.update(),
-            )
-        sampler.check()
-        return codes.cpu()
-
-
-def _listed(values) -> list:
-    """One for all rows, or one per row, as a list."""
-    single = isinstance(values, str | bytes) or not hasattr(values, "__iter__")
-    return [values] if single else list(values)
-
-
-def _each(values, n: int, what: str) -> list:
-    """The same, as a list of `n`; ValueError for another number, and for prompts that aren't text."""
-    values = _listed(values)
-    if len(values) not in (1, n):
-        raise ValueError(f"{len(values)} {what} for {n} rows; give one for all, or one each")
-    if what == "prompts" and (odd := [v for v in values if not (v is None or isinstance(v, str))]):
-        raise ValueError(f"prompts are text, or None for no text, not {odd[0]!r:.80}")
-    return values * n if len(values) == 1 else values
+    stream = begin

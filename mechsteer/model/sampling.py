@@ -1,13 +1,15 @@
-"""Tokens from logits: audiocraft's greedy loop made to sample, every row with random numbers of its own."""
+"""Tokens from logits: every row with random numbers of its own, in the engine and in audiocraft's loop."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
 
+BLOCK, HELD = 8, 32  # steps that are drawn at once, and that are held, so that a stream may go back
+
 
 class Sampler:
-    """A forward hook on the LM that makes audiocraft's greedy choice a sample.
+    """Chooses tokens; as a forward hook on the LM, it makes audiocraft's greedy choice a sample.
 
     Row r draws from `torch.Generator().manual_seed(seeds[r])`, on the CPU whatever the device: the token of
     sequence step s (s >= 1) is argmax(log p / temperature + G) over the `top_k` largest guided logits, where
@@ -24,26 +26,47 @@ class Sampler:
     def __init__(self, seeds: Sequence[int], guidance: float, temperature: float, top_k: int):
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self.guidance, self.temperature, self.top_k = guidance, temperature, top_k
-        self.uniform: torch.Tensor | None = None  # (clip, codebook, card)
-        self.told: torch.Tensor | bool = True  # whether all logits so far were numbers
+        self.greedy = temperature < 1e-30  # where dividing by it leaves float32
+        self.uniform = self.told = None  # (clip, step, codebook, card); are all logits numbers?
+        self.used = self.drawn = self.shift = 0
 
-    def draw(self, logits: torch.Tensor, n_steps: int) -> torch.Tensor:
-        """The uniform numbers for the step after `n_steps` more steps."""
-        if self.uniform is None:
-            self.uniform = torch.empty(logits.shape)
-        for row, generator in zip(self.uniform, self.generators, strict=True):
-            for _ in range(n_steps):
+    def begin(self, step: int, shape: tuple[int, int], device) -> None:
+        """A window whose first choice is sequence step `step`; after the first window, the numbers go on."""
+        self.shift = self.used - (step - 1) if self.used else 0
+        if self.told is None:
+            self.drawing = torch.empty(len(self.generators), BLOCK, *shape)
+            self.uniform = torch.empty(len(self.generators), HELD, *shape, device=device)
+            self.told = torch.ones((), dtype=torch.bool, device=device)
+
+    def draw(self, step: int) -> None:
+        """Have the numbers for a sequence step of this window."""
+        self.used = self.shift + step
+        while self.drawn < self.used and not self.greedy:
+            for row, generator in zip(self.drawing, self.generators, strict=True):
                 torch.rand(row.shape, generator=generator, out=row)
-        return self.uniform.to(logits.device)
+            at = self.drawn % HELD
+            self.uniform[:, at : at + BLOCK] = self.drawing.to(self.uniform.device)
+            self.drawn += BLOCK
 
-    def choose(self, logits: torch.Tensor, n_steps: int) -> torch.Tensor:
-        """(clip, codebook, card) guided logits to (clip, codebook, 1) tokens."""
-        if self.temperature < 1e-30:  # where dividing by it leaves float32
+    def next(self, logits: torch.Tensor, step: slice | torch.Tensor) -> torch.Tensor:
+        """[cond; uncond] logits (row, codebook, card), in float32, to tokens (clip, codebook, 1)."""
+        clips = len(self.generators)
+        if len(logits) > clips:
+            logits = logits[clips:] + (logits[:clips] - logits[clips:]) * self.guidance
+        self.told &= torch.isfinite(logits).all()
+        if self.greedy:
             return logits.argmax(-1, keepdim=True)
-        uniform = self.draw(logits, n_steps)
+        if isinstance(step, slice):
+            uniform = self.uniform[:, (self.shift + step.start - 1) % HELD]
+        else:
+            uniform = self.uniform[:, (self.shift + step - 1) % HELD][:, 0]
+        return self.choose(logits, uniform)
+
+    def choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """(clip, codebook, card) guided logits and uniform numbers to (clip, codebook, 1) tokens."""
         kept = None
         if 0 < self.top_k < logits.shape[-1]:
-            logits, kept = logits.topk(self.top_k, dim=-1)
+            logits, kept = logits.topk(self.top_k, dim=-1, sorted=False)
             uniform = uniform.gather(-1, kept)
         best = (logits / self.temperature - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True)
         return best if kept is None else kept.gather(-1, best)
@@ -55,14 +78,13 @@ class Sampler:
 
     def __call__(self, lm, args: tuple, logits: torch.Tensor) -> torch.Tensor:
         """[cond; uncond] logits (row, codebook, step, card) to one-hot ones, alike in both halves."""
-        last = logits[:, :, -1].float()
-        clips = len(self.generators)
-        guided = last[:clips]
-        if len(last) > clips:
-            guided = last[clips:] + (guided - last[clips:]) * self.guidance
-        self.told = torch.isfinite(guided).all() & self.told
-        chosen = torch.zeros_like(guided).scatter_(-1, self.choose(guided, logits.shape[2]), 1.0)
-        return chosen.repeat(2, 1, 1).unsqueeze(2)
+        step = self.used + logits.shape[2]
+        self.begin(step, (logits.shape[1], logits.shape[3]), logits.device)
+        self.shift = 0
+        self.draw(step)
+        tokens = self.next(logits[:, :, -1].float(), slice(step, step + 1))
+        chosen = torch.zeros_like(logits[: len(tokens), :, -1], dtype=torch.float32)
+        return chosen.scatter_(-1, tokens, 1.0).repeat(2, 1, 1).unsqueeze(2)
 
 
 @contextlib.contextmanager

@@ -142,10 +142,13 @@ class Synth(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, amplitude, phase, gain):
-        """Linear amplitude, phase (radians) [B, N, osc], linear gain [B, N, band] to audio [B, 1, 160 N]."""
+    def forward(self, amplitude, phase, gain, first: int = 0):
+        """Linear amplitude, phase (radians) [B, N, osc], linear gain [B, N, band] to audio [B, 1, 160 N].
+
+        `first` is the control frame that they begin at: oscillators and noise run from the clip's start.
+        """
         B, N, _ = amplitude.shape
-        step = torch.arange(N, device=amplitude.device)
+        step = torch.arange(first, first + N, device=amplitude.device)
         turned = torch.remainder((step[:, None] + 0.5) * self.turns[None], 1.0).to(amplitude.dtype)
         angle = phase + turned * (2 * math.pi)
         frames = (amplitude * angle.cos()) @ self.cos - (amplitude * angle.sin()) @ self.sin
@@ -182,14 +185,14 @@ class Decoder(nn.Module):
     def coarse(self, latent: torch.Tensor) -> torch.Tensor:
         return self.trunk(self.input(latent.transpose(1, 2)))
 
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+    def forward(self, latent: torch.Tensor, first: int = 0) -> torch.Tensor:
         h = self.coarse(latent)
         B, T, C = h.shape
         h = self.norm(self.fine(self.upsample(h).reshape(B, 2 * T, C)))
         amplitude = self.amplitude(h).clamp(max=1.0).exp().reshape(B, 4 * T, -1)
         phase = self.phase(h).repeat_interleave(2, dim=1)
         gain = self.gain(h).clamp(max=2.0).exp().reshape(B, 4 * T, -1)
-        return self.synth(amplitude, phase, gain)
+        return self.synth(amplitude, phase, gain, 4 * first)
 
 
 class Codec(CompressionModel):
@@ -224,9 +227,9 @@ class Codec(CompressionModel):
         """Audio [B, 1, sample] to (codes [B, n_q, frame], None)."""
         return self.quantizer.encode(self.latents(self.features(x))), None
 
-    def decode(self, codes: torch.Tensor, scale=None) -> torch.Tensor:
-        """Codes [B, n_q, frame] to audio [B, 1, hop * frame]."""
-        return self.decoder(self.decode_latent(codes))
+    def decode(self, codes: torch.Tensor, scale=None, first: int = 0) -> torch.Tensor:
+        """Codes [B, n_q, frame], the first of them frame `first` of a clip, to audio [B, 1, hop * frame]."""
+        return self.decoder(self.decode_latent(codes), first)
 
     def decode_latent(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes [B, n_q, frame] to quantised latents [B, latent, frame]."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from .. import paths
 from ..errors import AGAIN, MissingWeights, reading
 
+TRAINED = 8.0  # s, the length of the clips that the LM was trained on
+
 
 def folder() -> Path:
     """Where the embedded model's files are."""
@@ -42,7 +44,9 @@ def load_embedded(device="cpu", dtype=None, source: Path | None = None):
     longest = int(config.max_duration * codec.frame_rate) + config.n_q + 1
     lm.transformer.rope.get_rotation(0, longest)  # computed now, in float32
     lm = lm.to(dtype=dtype or torch.float32)
-    return MusicGen("tiny", codec, lm, max_duration=config.max_duration)
+    made = MusicGen("tiny", codec, lm, max_duration=config.max_duration)
+    made.window = TRAINED
+    return made
 
 
 def load_codec(source: Path | None = None, device="cpu"):

@@ -1,0 +1,142 @@
+"""Clips on their way: their caches, their tokens so far, and the loop that `generate` and `stream` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ._audiocraft import attributes
+from .effects import Plan, steered
+from .sampling import BLOCK, HELD, Sampler, sampled
+
+BUCKET = 256  # a captured graph attends to a multiple of so many steps
+UNKNOWN = -1  # a token that is to come
+
+
+class Decoding:
+    """Clips on their way; `step()` adds one sequence step to each.
+
+    Parameters
+    ----------
+    conditions : audiocraft's condition tensors, of the clips and, under guidance, then of their other halves
+    sampler : Sampler, with the clips' random numbers
+    plan : Plan, which may be replaced between steps
+    n_frames : int, of the window that is decoded
+    start : (clip, codebook, frame) codes to go on from, fewer than `n_frames`
+    before : frames before this window: its sequence step s is step `before` + s of the plan
+    graph : replay the step as a CUDA graph. `static` is the same step uncaptured, for any device.
+    """
+
+    def __init__(
+        self, engine, conditions, sampler, plan, n_frames, start=None, before=0, graph=False, static=False
+    ):
+        self.engine, self.sampler, self.plan, self.before = engine, sampler, plan, before
+        self.graph, self.static, self.graphs, self.seen = graph, graph or static, {}, None
+        if start is None:
+            start = torch.empty(len(sampler.generators), engine.shape[0], 0, dtype=torch.long)
+        self.text, given = engine.text(conditions), start.shape[-1]
+        self.lay_out(n_frames, start)
+        self.fed, self.known = 0, self.pattern.get_first_step_with_timesteps(given)
+        self.start, self.first = start, self.known
+        room = -(-self.n_steps // BUCKET) * BUCKET if self.static else self.n_steps
+        engine.positions(room)
+        sizes = len(engine.layers), 2, len(self.text[0][0]), engine.n_heads, room, engine.layers[0].heads[1]
+        self.caches = self.engine.table.new_zeros(sizes)
+        self.at, self.steps = (torch.arange(n, device=engine.device) for n in (1, room))
+        sampler.begin(self.known, engine.shape, engine.device)
+
+    def lay_out(self, n_frames: int, codes) -> None:
+        """Lay codes (clip, codebook, frame) out in the pattern of `n_frames`, the rest of it to come."""
+        self.pattern = self.engine.lm.pattern_provider.get_pattern(n_frames)
+        whole = torch.full((*codes.shape[:2], n_frames), UNKNOWN, device=self.engine.device)
+        whole[..., : codes.shape[-1]] = codes
+        self.sequence, _, self.mask = self.pattern.build_pattern_sequence(whole, self.engine.shape[1])
+        self.n_steps, self.n_frames = len(self.pattern.layout), n_frames
+
+    def rewind(self, frame: int) -> None:
+        """Forget the tokens chosen since codebook 0 of `frame`, of at most `HELD` - `BLOCK` steps."""
+        known = max(frame + 1, self.first + 1, self.known - HELD + BLOCK)
+        if known < self.known:
+            chosen = self.sequence
+            self.lay_out(self.n_frames, self.start)
+            self.sequence[..., :known] = chosen[..., :known]
+            self.fed, self.known = known - 1, known
+
+    @property
+    def done(self) -> bool:
+        return self.known == self.n_steps
+
+    def step(self) -> None:
+        """Choose the tokens of the next sequence step."""
+        at, nxt = slice(self.fed, self.known), slice(self.known, self.known + 1)
+        self.sampler.draw(self.known)
+        if self.static and self.known - self.fed == 1:
+            self._replay(-(-self.known // BUCKET) * BUCKET)
+        else:
+            when = slice(self.before + at.start, self.before + at.stop)
+            self._advance(at, nxt, when, self.known, None)
+        self.fed, self.known = self.known, self.known + 1
+
+    def _advance(self, at, nxt, when, length: int, mask) -> None:
+        logits = self.engine.logits(
+            self.sequence[..., at], self.text, self.plan, at, when, self.caches, length, mask, self.seen
+        )
+        tokens = torch.where(self.mask[:, nxt], self.sampler.next(logits[:, 0], nxt), self.engine.shape[1])
+        old = self.sequence[..., nxt]
+        self.sequence[..., nxt] = torch.where(old == UNKNOWN, tokens, old)
+
+    def _replay(self, length: int) -> None:
+        """The step at fixed addresses: which one it is stands in a tensor, and later steps are masked."""
+
+        def run():
+            mask = (self.steps[:length] <= self.at)[None, None, None]
+            self._advance(self.at, self.at + 1, self.at + self.before, length, mask)
+
+        self.at.fill_(self.known - 1)
+        if not self.graph:
+            return run()
+        if length not in self.graphs:
+            kept, side = self.sequence.clone(), torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                run()  # libraries choose their kernels and workspaces now
+            torch.cuda.current_stream().wait_stream(side)
+            self.sequence.copy_(kept)
+            self.graphs[length] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[length]):
+                run()
+        self.graphs[length].replay()
+
+    def codes(self) -> torch.Tensor:
+        """(clip, codebook, frame) of the window, `UNKNOWN` where they are to come."""
+        return self.pattern.revert_pattern_sequence(self.sequence, UNKNOWN)[0]
+
+
+def both_halves(sampler: Sampler, prompts, rows) -> bool:
+    """Whether the unconditional half can matter: under guidance, for a prompt or a branch."""
+    named = any(part.branch != "both" for row in rows if row is not None for part in row.parts)
+    return sampler.guidance != 1 and (named or any(prompt is not None for prompt in prompts))
+
+
+@torch.no_grad()
+def decode(model, prompts, plan: Plan, start, sampler: Sampler, both: bool, n_frames: int, tell: Callable):
+    """Codes (clip, codebook, frame) on the CPU of one batch; `tell()` is called after every step.
+
+    A model that the engine doesn't know, or that carries PyTorch hooks, runs in audiocraft's own loop.
+    """
+    if (engine := model.engine) is not None:
+        texts = [*prompts, *[None] * len(prompts)] if both else prompts
+        conditions, graph = model.conditions(texts, len(texts)), model.device.type == "cuda"
+        clips = Decoding(engine, conditions, sampler, plan, n_frames, start, graph=graph)
+        while not clips.done:
+            clips.step()
+            tell()
+        codes = clips.codes()
+    else:
+        options = dict(use_sampling=False, cfg_coef=sampler.guidance, two_step_cfg=False)
+        options["callback"] = lambda done, total: tell()
+        with steered(model.lm, plan), sampled(model.lm, sampler, both):
+            codes = model.lm.generate(start, attributes(model.lm, prompts), max_gen_len=n_frames, **options)
+    sampler.check()
+    return codes.cpu()

@@ -1,0 +1,243 @@
+"""Music while it is made: chunks of sound as tokens come, and steering that changes on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .._shared import number, spelled
+from ..errors import memory_told
+from . import _audiocraft
+from ._calls import each, in_rows
+from .decoding import Decoding
+from .effects import Plan, check, plan
+from .generation import Generation
+from .sampling import Sampler
+from .steering import Steering, Steerings
+
+KEPT = 2 / 5  # of a full window, with which the next one begins; audiocraft keeps 12 of 30 s
+FAINT = 1e-4  # of the RMS level, -80 dB: less than that a frame doesn't reach
+
+
+@spelled
+def begin(
+    model,
+    prompts: str | None | Sequence[str | None] = None,
+    duration: float | None = None,
+    seed: int | Sequence[int] = 0,
+    steering: Steering | Steerings | None | Sequence[Steering | Steerings | None] = None,
+    guidance: float = 3.0,
+    temperature: float = 1.0,
+    top_k: int = 250,
+    chunk: float = 0.2,
+    window: float | None = None,
+    lookahead: float | None = None,
+    read: tuple[str, int] | None = None,
+) -> Stream:
+    """Clips that sound while they are made: chunks, float32 (clip, channel, sample). The method `Model.stream`.
+
+    Parameters
+    ----------
+    prompts, seed, steering, guidance, temperature, top_k : as in `Model.generate`; `Stream.steer` changes steering
+    duration : float, s; None goes on for ever
+    chunk : float, s of sound at a time
+    window : float, s that the model looks back at most, default `model.window`; then their last 2/5 begin a
+        new window, as audiocraft extends clips
+    lookahead : float, s that tokens are ahead of sound. Default: as far as a frame's sound depends on those to
+        come (`model.codec_reach`); with less, chunks differ more from the whole decode.
+    read : (site, layer) whose activations `Stream.readings` gives for every chunk
+
+    Raises ValueError as `generate` does, and for a model that only audiocraft's own loop can run.
+    """
+    prompts, seeds, rows, _ = in_rows(prompts, seed, steering)
+    frames = lambda what, value: max(1, model.seconds_to_frames(number(what, value, 0, 1e6)))
+    window = frames("window", model.window if window is None else window)
+    if not window <= model.seconds_to_frames(model.max_duration):
+        raise ValueError(
+            f"window={window / model.frame_rate:g} s; this model was made for {model.max_duration:g}"
+        )
+    if read is not None:
+        model.module_of(*read)
+    top_k, temperature = number("top_k", top_k, 0, whole=True), number("temperature", temperature, 0)
+    sampler = Sampler(seeds, number("guidance", guidance), temperature, top_k)
+    sizes = dict(window=window, chunk=frames("chunk", chunk))
+    sizes["n_frames"] = None if duration is None else frames("duration", duration)
+    sizes["lookahead"] = None if lookahead is None else frames("lookahead", lookahead)
+    return Stream(model, prompts, seeds, rows, sampler, read=read, **sizes)
+
+
+class Stream:
+    """Iterate over its chunks of sound, `steer` on the way, `finish` for all of it as a Generation.
+
+    Attributes
+    ----------
+    frames : int, handed out as sound so far; `begun`, the frames whose first codebook is chosen
+    readings : float32 (clip, frame, ...), of the last chunk's frames, at the place `read`: what is there when
+        the model has just seen codebook 0 of the frame, before that place is steered
+    """
+
+    def __init__(self, model, prompts, seeds, rows, sampler, n_frames, window, chunk, lookahead, read):
+        if model.engine is None:
+            raise ValueError("only the engine streams, and this model runs in audiocraft's own loop")
+        self.model, self.prompts, self.seeds, self.sampler = model, prompts, seeds, sampler
+        self.n_frames, self.window, self.chunk, self.read = n_frames, window, chunk, read
+        self.left, self.right = model.codec_reach
+        self.right = self.right if lookahead is None else min(self.right, lookahead)
+        self.halves = ("cond", "uncond") if sampler.guidance != 1 else ("cond",)
+        texts = prompts + [None] * len(prompts) * (len(self.halves) - 1)
+        self.conditions = model.conditions(texts, len(texts))
+        self.frames = self.before = 0
+        self.past, self.fading, self.readings = None, None, None
+        self.seen, self.schedule = {}, [[] for _ in rows]
+        self._open(None)
+        self.steer(rows)
+
+    def _open(self, start: torch.Tensor | None) -> None:
+        """Begin a window, with the last frames `start` (clip, codebook, frame) of the one before."""
+        most = self.window if self.n_frames is None else min(self.window, self.n_frames - self.before)
+        engine = self.model.engine
+        self.clips = Decoding(engine, self.conditions, self.sampler, Plan(), most, start, self.before)
+        self.clips.seen = None if self.read is None else {self.read: None}
+        self._plan(self.before)
+
+    @property
+    def begun(self) -> int:
+        return self.before + min(self.clips.known - 1, self.clips.n_frames)
+
+    def steer(self, steering) -> None:
+        """Steer by this from now on: one Steering or None for all clips, or a list of one for each.
+
+        Now is the end of what was handed out: tokens that are further are chosen again. `start` and `stop` of
+        the steering count from now. What steered until now ends, and stays in the schedule. The sound fades
+        over within a frame; that frame, and those before it within the codec's reach, are the only ones that
+        differ from the whole decode.
+
+        Raises ValueError as `generate` does, and for a ramp: it would have to know when it is going to end.
+        """
+        rate = self.model.frame_rate
+        rows = each(steering, len(self.prompts), "steerings")
+        check(rows, self.n_frames or int(3600 * rate), self.model, self.halves)
+        if any(part.ramp for row in rows if row is not None for part in row.parts):
+            raise ValueError("a stream's steering can end at any moment, which a ramp can't: give ramp=0")
+        if 0 < self.frames < self._whole():
+            self.fading = self._sound(self.frames, self.frames + 1)
+            self.clips.rewind(self.frames - self.before)
+        step = self.before + self.clips.known - 1
+        for parts, row in zip(self.schedule, rows, strict=True):
+            ended = [p.stop is not None and p.stop * rate <= step for p in parts]
+            parts[:] = [
+                p if over else dataclasses.replace(p, stop=step / rate)
+                for p, over in zip(parts, ended, strict=True)
+                if p.start * rate < step
+            ]
+            for part in row.parts if row is not None else ():
+                stop = None if part.stop is None else part.stop + step / rate
+                parts.append(dataclasses.replace(part, start=part.start + step / rate, stop=stop))
+        self._plan(step)
+
+    def _plan(self, since: int) -> None:
+        """Have what the schedule says from sequence step `since` on."""
+        rate = self.model.frame_rate
+        rows = [[p for p in parts if p.stop is None or p.stop * rate > since] for parts in self.schedule]
+        rows = [Steerings(tuple(parts)) if parts else None for parts in rows]
+        self.clips.plan = plan(rows, self.before + self.clips.n_steps, self.model, self.halves)
+
+    def _codes(self) -> torch.Tensor:
+        """(clip, codebook, frame) so far; the last ones lack some codebooks."""
+        new = self.clips.codes()
+        return new if self.past is None else torch.cat([self.past[..., : self.before], new], dim=-1)
+
+    def _whole(self) -> int:
+        """Frames that have all their codebooks."""
+        delay = self.clips.n_steps - 1 - self.clips.n_frames
+        return self.before + max(0, self.clips.known - 1 - delay)
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        fresh = self.clips.done
+        if fresh:
+            self.past = self._codes()
+            start = self.past[..., -max(1, int(KEPT * self.window)) :]
+            self.before = self.past.shape[-1] - start.shape[-1]
+            self._open(start)
+        self.clips.step()
+        if fresh:  # what ended before has been heard again
+            self._plan(self.before + self.clips.known - 1)
+        if self.read is not None:
+            self.seen[self.before + self.clips.fed - 1] = self.clips.seen[self.read][: len(self.prompts), -1]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> np.ndarray:
+        """The next chunk, float32 (clip, channel, sample)."""
+        end, last = self.frames + self.chunk, self.n_frames or float("inf")
+        end = min(end, last)
+        if end == self.frames:
+            raise StopIteration
+        with memory_told("stream fewer clips"), self.model.alone("stream"):
+            while self._whole() < min(end + self.right, last):
+                self._step()
+        self.sampler.check()
+        sound = self._sound(self.frames, end)
+        if self.fading is not None:
+            some = min(self.fading.shape[-1], sound.shape[-1])
+            share = torch.linspace(1, 0, some)
+            sound[..., :some] += (self.fading[..., :some] - sound[..., :some]) * share
+            self.fading = None
+        if self.read is not None:
+            steps = [self.seen.pop(s) for s in range(self.frames + 1, end + 1) if s in self.seen]
+            self.readings = torch.stack(steps, 1).float().cpu().numpy()
+        self.frames = end
+        return sound.numpy()
+
+    @torch.no_grad()
+    def _sound(self, begin: int, end: int) -> torch.Tensor:
+        """Audio (clip, channel, sample) of some frames, decoded with those around them that it depends on."""
+        first, until = max(0, begin - self.left), min(end + self.right, self._whole())
+        sound = _audiocraft.sound(self.model.codec, self._codes()[..., first:until], first).cpu()
+        hop = sound.shape[-1] // (until - first)
+        return sound[..., (begin - first) * hop : (end - first) * hop]
+
+    @torch.no_grad()
+    def finish(self) -> Generation:
+        """All of it, after running on to the end of `duration`; without one it ends with the frames `begun`.
+
+        A Generation whose `steering` is the schedule that was played, in the clip's own time: streamed anew
+        with it, or generated if it is no longer than a window, the same seed gives the same tokens.
+        """
+        with self.model.alone("stream"):
+            while self.n_frames is not None and self._whole() < self.n_frames:
+                self._step()
+            if self.n_frames is None:
+                if not (frames := self.begun - self.before):
+                    raise ValueError("nothing was played yet")
+                known, sequence = self.clips.known, self.clips.sequence
+                self.clips.lay_out(frames, sequence[..., :0])
+                self.clips.sequence[..., :known] = sequence[..., :known]
+                while not self.clips.done:
+                    self.clips.step()
+                self.n_frames = self.begun
+        codes, sampler, rate = self._codes().cpu(), self.sampler, self.model.frame_rate
+        settings = dict(duration=self.n_frames / rate, guidance=sampler.guidance, top_k=sampler.top_k)
+        settings |= dict(temperature=sampler.temperature, prompt_frames=0, window=self.window / rate)
+        rows = [Steerings(tuple(parts)) if parts else None for parts in self.schedule]
+        facts = (self.prompts, self.seeds, rows, f"{self.model.name} {self.model.hash}", settings)
+        return Generation(self.model.decode(codes), codes, self.model.sample_rate, *facts)
+
+
+@torch.no_grad()
+def codec_reach(codec, card: int, frames: int = 100) -> tuple[int, int]:
+    """How many frames before and after a frame its sound depends on, by more than `FAINT`; on noise."""
+    noise = torch.Generator().manual_seed(0)
+    codes = torch.randint(card, (1, codec.num_codebooks, frames), generator=noise)
+    other, middle = codes.clone(), frames // 2
+    other[..., middle] = (codes[..., middle] + card // 2) % card
+    device = next(codec.parameters()).device
+    whole, changed = (_audiocraft.sound(codec, x.to(device))[0] for x in (codes, other))
+    change = (whole - changed).unflatten(-1, (frames, -1)).pow(2).mean((0, 2)).sqrt()
+    told = (change > FAINT * whole.pow(2).mean().sqrt()).nonzero().flatten().tolist() or [middle]
+    return max(told) - middle + 1, middle - min(told) + 1
