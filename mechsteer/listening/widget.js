@@ -1,19 +1,8 @@
 // The page of a listening test: shows what the kernel's Session sends, and sends back what the listener does.
 // It knows letters and sounds, never a condition. Every text from outside goes through textContent.
-// player.js comes before it.
+// page.js and player.js come before it.
 
 let counter = 0;
-
-function h(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value === true) node.setAttribute(key, "");
-    else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
 
 const ABOUT = {
   preference: "Two sounds, A and B. Switch between them as often as you like, then choose one. There is no wrong answer.",
@@ -36,21 +25,7 @@ function render({ model, el }) {
   let loop = true;
   let test = "";
 
-  const theme = () => {
-    const host = getComputedStyle(document.body);
-    const colour = host.getPropertyValue("--jp-layout-color0").trim() || host.backgroundColor;
-    const probe = h("span", { style: `color: ${colour}` });
-    root.append(probe);
-    const [red, green, blue, alpha] = (getComputedStyle(probe).color.match(/[\d.]+/g) || []).map(Number);
-    probe.remove();
-    const known = red !== undefined && alpha !== 0;
-    const told = document.body.dataset.jpThemeLight; // JupyterLab and voila say it themselves
-    const dark = told ? told === "false" : known ? 0.299 * red + 0.587 * green + 0.114 * blue < 128 : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "dark" : "light";
-  };
-  theme();
-  const watch = new MutationObserver(theme);
-  watch.observe(document.body, { attributes: true });
+  const theme = followTheme(root);
 
   const ownPage = Boolean(document.body.dataset.voila); // then a listener knows neither notebook nor kernel
 
@@ -301,7 +276,7 @@ function render({ model, el }) {
     keys = () => false;
     const field = body.querySelector("input[type=text]");
     if (field && page.page !== "welcome" && page.page !== "resume") sessionStorage.setItem(test, field.value);
-    theme();
+    theme.look();
     root.dataset.page = page.page === "trial" ? `trial-${page.kind}` : page.page;
     PAGES[page.page](page, sounds || []);
   }
@@ -324,7 +299,7 @@ function render({ model, el }) {
   return () => {
     clearTimeout(waiting);
     silence();
-    watch.disconnect();
+    theme.end();
     model.off("msg:custom", receive);
     scope.removeEventListener("keydown", press, true);
     for (const kind of ["focusin", "pointerdown"]) document.removeEventListener(kind, look, true);

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 class ListeningPage(anywidget.AnyWidget):
     """Shows a `Session`; every message from the page gets one answer."""
 
-    _esm = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("player.js", "widget.js"))
+    _esm = "\n".join((HERE / f).read_text("utf-8") for f in ("../show/page.js", "player.js", "widget.js"))
     _css = HERE / "widget.css"
 
     def __init__(self, session: Session):

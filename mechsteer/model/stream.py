@@ -37,17 +37,17 @@ def begin(
     lookahead: float | None = None,
     read: tuple[str, int] | None = None,
 ) -> Stream:
-    """Clips that sound while they are made: chunks, float32 (clip, channel, sample). The method `Model.stream`.
+    """`Model.stream`: clips that sound while they are made, in chunks, float32 (clip, channel, sample).
 
     Parameters
     ----------
-    prompts, seed, steering, guidance, temperature, top_k : as in `Model.generate`; `Stream.steer` changes steering
+    prompts, seed, steering, guidance, temperature, top_k : as in `Model.generate`
     duration : float, s; None goes on for ever
     chunk : float, s of sound at a time
-    window : float, s that the model looks back at most, default `model.window`; then their last 2/5 begin a
-        new window, as audiocraft extends clips
-    lookahead : float, s that tokens are ahead of sound. Default: as far as a frame's sound depends on those to
-        come (`model.codec_reach`); with less, chunks differ more from the whole decode.
+    window : float, s that the model looks back at most, default `model.window`; then their last 2/5 begin
+        a new window, as audiocraft extends clips
+    lookahead : float, s that tokens are ahead of sound. Default: as far as a frame's sound depends on those
+        to come (`model.codec_reach`); with less, chunks differ more from the whole decode.
     read : (site, layer) whose activations `Stream.readings` gives for every chunk
 
     Raises ValueError as `generate` does, and for a model that only audiocraft's own loop can run.

@@ -1,21 +1,31 @@
-"""A panel to steer by hand: concept, strength, layer and start; the steered clip arrives beside its twin."""
+"""A panel to steer by hand while the music plays: concept, strength and branch; what is heard, and what is read."""
 
 from __future__ import annotations
 
-import dataclasses
-import html
-import math
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
-import ipywidgets as widgets
+import anywidget
 import numpy as np
+import traitlets
 import xarray as xr
 
 from .._shared import number, spelled
 from ..directions.files import check_model
+from ..errors import Told
 from ..model.generation import Generation
-from ..model.steering import Steering
+from ..model.steering import BRANCHES, Steering
 from .player import player
+
+HERE = Path(__file__).parent
+CHUNK = 0.12  # s of sound at a time
+COLUMNS, BANDS, N_FFT, QUIETEST = (
+    2,
+    48,
+    1024,
+    -75.0,
+)  # of the spectrogram: columns a frame; dB below full scale
 
 
 @spelled
@@ -24,41 +34,38 @@ def steering_panel(
     directions: xr.DataArray | Sequence[xr.DataArray],
     prompt: str | None = None,
     seed: int = 0,
-    duration: float | None = None,
     strength: float = 0.5,
     strongest: float = 2.0,
     layer: int | None = None,
     concept: str | None = None,
-    start: float = 0.0,
 ) -> SteeringPanel:
-    """Sliders for one steering, and a button that generates a clip with it beside its unsteered twin.
+    """Play, and steer while it plays: music that goes on until it is stopped, beside its unsteered twin.
+
+    Concept, strength and branch move on the way; layer, prompt and seed are chosen before. Both twins come from
+    the same random numbers, so that one can switch between them in place.
 
     Parameters
     ----------
     model : Model
     directions : xr.DataArray or several
         Dims (concept, layer, d_model) or (concept, layer, head, d_head): one finder of what `find_directions`
-        gives. A direction is added at the layer where it was read.
-    duration : float, s; default 8, or the longest clip of a model that has less.
+        gives. A direction is added at the layer where it was read, and the strip shows what it reads there.
     strongest : the slider's ends, in multiples of the mean activation norm; negative is away.
-    prompt, seed, strength, layer, concept, start : where the controls begin
-        No prompt is unconditional; strength is in the same multiples, layer 0-based (default the middle one),
-        `start` in s and less than `duration`; the default concept is the first.
+    prompt, seed, strength, layer, concept : where the controls begin
+        No prompt is unconditional; strength is in the same multiples, layer 0-based (default the middle one);
+        the default concept is the first.
 
     Returns
     -------
-    SteeringPanel, a widget. `.steering` is what its sliders say, `.generate()` does what its button does, and
-    `.clips` is the last Generation: the twin and the steered clip.
+    SteeringPanel, a widget. `.played` is the last take, a Generation of the twin and the steered clip, whose
+    `steering` is what the sliders did: `model.stream` makes it again, token by token. Without a browser, as in
+    a stored notebook, a picture and a short clip stand in its place.
 
-    Raises ValueError if the directions have several finders, name a concept twice, lack `concept` or don't
-    fit the model; or if `start` isn't inside the clip. Taught in 00_start_here.
+    Raises ValueError if the directions have several finders, name a concept twice, lack `concept` or `layer` or
+    don't fit the model, or if the model can't stream. Taught in 00_start_here.
     """
     found = _by_concept(model, [directions] if isinstance(directions, xr.DataArray) else directions)
-    if concept is not None and concept not in found:
-        raise ValueError(f"no direction for {concept!r}; there are {', '.join(found)}")
-    panel = SteeringPanel(model, found, prompt, seed, duration, strength, strongest, layer, start)
-    panel.concept.value = concept or panel.concept.value
-    return panel
+    return SteeringPanel(model, found, prompt, seed, strength, strongest, layer, concept)
 
 
 def _by_concept(model, arrays: Sequence[xr.DataArray]) -> dict[str, xr.DataArray]:
@@ -76,90 +83,174 @@ def _by_concept(model, arrays: Sequence[xr.DataArray]) -> dict[str, xr.DataArray
     return found
 
 
-class SteeringPanel(widgets.VBox):
-    """What `steering_panel` makes: `concept`, `strength`, `layer`, `start`, `prompt`, `seed` and `button`."""
+class SteeringPanel(anywidget.AnyWidget):
+    """What `steering_panel` makes. The page asks for one chunk after another, and nothing runs in between.
 
-    def __init__(self, model, by_concept, prompt, seed, duration, strength, strongest, layer, start) -> None:
-        strength, strongest = number("strength", strength), number("strongest", strongest, 1e-6)
-        self.model, self._by_concept = model, by_concept
-        self.duration = min(8.0, model.max_duration) if duration is None else duration
-        if not 0 <= start < self.duration:
-            raise ValueError(f"start={start:g} s isn't inside the clip, which has {self.duration:g} s")
-        self.clips: Generation | None = None
-        first = next(iter(by_concept.values()))
+    Attributes
+    ----------
+    directions : dict, concept to its direction
+    played : Generation or None, the last take: the unsteered twin and the steered clip
+    """
+
+    _esm = "\n".join((HERE / name).read_text("utf-8") for name in ("page.js", "panel.js"))
+    _css = HERE / "panel.css"
+    setup = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, model, directions, prompt, seed, strength, strongest, layer, concept) -> None:
+        first = next(iter(directions.values()))
         layers = [int(i) for i in first["layer"].values]
-        wide, style = widgets.Layout(width="98%", max_width="480px"), {"description_width": "70px"}
-        make = lambda kind, value, name, **options: kind(
-            value=value, description=name, layout=wide, style=style, continuous_update=False, **options
+        layer, concept = (
+            layers[len(layers) // 2] if layer is None else layer,
+            concept or next(iter(directions)),
         )
-        names, ends = list(by_concept), {"min": -strongest, "max": strongest}
-        self.concept = widgets.Dropdown(options=names, description="concept", layout=wide, style=style)
-        self.strength = make(widgets.FloatSlider, strength, "strength", step=0.05, **ends)
-        at = layers[len(layers) // 2] if layer is None else layer
-        if at not in layers:
-            raise ValueError(f"layer={at}; the directions have layers {layers}")
-        self.layer = make(widgets.SelectionSlider, at, "layer", options=layers)
-        latest = max(0.25 * (math.ceil(self.duration / 0.25) - 1), start)  # the last step inside the clip
-        self.start = make(widgets.FloatSlider, start, "start, s", min=0.0, max=latest, step=0.25)
-        self.prompt = make(widgets.Text, prompt or "", "prompt", placeholder="nothing: unconditional")
-        self.seed = make(widgets.IntText, seed, "seed")
-        self.button = widgets.Button(description="Generate", button_style="primary", icon="music")
-        self.status, self.code, self.players = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.progress = widgets.Output()
-        self.button.on_click(lambda _: self.generate())
-        sliders = (self.concept, self.strength, self.layer, self.start, self.prompt, self.seed)
-        for slider in sliders:
-            slider.observe(self._write_code, "value")
-        action = widgets.HBox([self.button, self.status], layout=widgets.Layout(align_items="center"))
-        super().__init__([*sliders, self.code, action, self.progress, self.players])
-        self._write_code()
+        if concept not in directions:
+            raise ValueError(f"no direction for {concept!r}; there are {', '.join(directions)}")
+        if layer not in layers:
+            raise ValueError(f"layer={layer}; the directions have layers {layers}")
+        if model.engine is None:
+            raise ValueError(
+                "this model runs in audiocraft's own loop, which can't stream: use model.generate"
+            )
+        strongest = number("strongest", strongest, 1e-6)
+        self.model, self.directions = model, directions
+        self.played: Generation | None = None
+        self._stream, self._play, self._now = None, None, None
+        begin = dict(
+            concept=concept, strength=number("strength", strength, -strongest, strongest), layer=layer
+        )
+        begin |= dict(branch="both", prompt=prompt or "", seed=number("seed", seed, 0, 2**53, whole=True))
+        lists = dict(concepts=list(directions), layers=layers, branches=list(BRANCHES))
+        rates = dict(rate=model.sample_rate, frameRate=model.frame_rate, columns=COLUMNS, bands=BANDS)
+        super().__init__(setup={**lists, **rates, "strongest": strongest, "begin": begin})
+        self.on_msg(self._on_page)
 
-    @property
-    def steering(self) -> Steering:
-        """What the sliders say now."""
-        direction, when = self._by_concept[self.concept.value], self.start.value
-        return Steering(direction, layers=self.layer.value, strength=self.strength.value, start=when)
+    def play(
+        self, concept: str, strength: float, layer: int, branch="both", prompt="", seed: int = 0
+    ) -> None:
+        """Begin a take; `next` gives its sound."""
+        self._now, site = None, self.directions[concept].attrs.get("site", "resid")
+        self._stream = self.model.stream(
+            prompt.strip() or None, seed=seed, steering=[None, None], chunk=CHUNK, read=(site, layer)
+        )
+        self._tail, self.layer = np.zeros((2, N_FFT), "float32"), layer
+        self.steer(concept, strength, branch)
 
-    def generate(self) -> Generation | None:
-        """Make the steered clip, and its twin if prompt or seed are new; show both (None after an error)."""
-        prompt, seed = self.prompt.value.strip() or None, self.seed.value
-        self.button.disabled, self.status.value = True, f"Generating {self.duration:g} s ..."
-        fresh = self.clips is None or (self.clips.prompts[0], self.clips.seeds[0]) != (prompt, seed)
-        made = None
-        with self.progress:  # which shows the bar of a slow model, and would swallow an error
-            try:
-                steering = [None, self.steering] if fresh else [self.steering]
-                made = self.model.generate(prompt, self.duration, seed, steering)
-            except (ValueError, MemoryError) as error:
-                self.status.value = html.escape(str(error))
-        self.button.disabled = False
-        self.progress.clear_output()
-        if made is not None:
-            self.clips = made if fresh else _with_twin(self.clips[0], made)
-            self._show()
-        return None if made is None else self.clips
+    def steer(self, concept: str, strength: float, branch: str = "both") -> None:
+        """Steer by this from the end of what was handed out on; nothing if it is what steers already."""
+        if (concept, strength, branch) != self._now:
+            where = dict(layers=self.layer, strength=strength, branch=branch)
+            steering = Steering(self.directions[concept], **where) if strength else None
+            self._stream.steer([None, steering])
+            self._now = (concept, strength, branch)
 
-    def _write_code(self, _=None) -> None:
-        """The line of Python that does the same, and a word if the clip below is not what the sliders say."""
-        said = f"{self.concept.value}, layers={self.layer.value}, strength={self.strength.value:g}"
-        said += f", start={self.start.value:g}" if self.start.value else ""
-        self.code.value = f"<code>{html.escape(f'ms.Steering({said})')}</code>"
-        self.status.value = "" if self.clips is None else "Changed: press Generate to hear it."
+    def next(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The twin's and the steered sound (clip, sample), its spectrogram (clip, column, band) in bytes, and
+        what the concept's probe reads (clip, frame)."""
+        sound = next(self._stream).mean(axis=1)
+        return sound, self._spectrogram(sound), self._reading()
 
-    def _show(self) -> None:
-        clips, rate = self.clips, self.clips.sample_rate
-        steered = f"steered: {self.strength.value:+g} {self.concept.value}, layer {self.layer.value}"
-        figures = (player(x, rate, name) for x, name in zip(clips.audio, ("unsteered", steered), strict=True))
-        boxes = "".join(f'<div style="flex:1 1 300px;max-width:480px">{figure}</div>' for figure in figures)
-        self.players.value = f'<div style="display:flex;flex-wrap:wrap;gap:1em">{boxes}</div>'
-        told = ("Same prompt, same random numbers.", "Both clips are the same, code by code.")
-        self.status.value = told[bool((clips.codes[0] == clips.codes[1]).all())]
+    def stop(self) -> Generation:
+        """End the take, and keep it in `played`."""
+        self.played, self._stream, self._play = self._stream.finish(), None, None
+        return self.played
 
+    def _reading(self) -> np.ndarray:
+        """The probe's score where the direction has one (-1 to +1 between the classes), else a cosine."""
+        probe, read = self.directions[self._now[0]].sel(layer=self.layer), self._stream.readings
+        along = (read * probe.values).sum(-1)
+        if "slope" in probe.coords:
+            along = probe["slope"].values * along + probe["bias"].values
+        else:
+            along = along / np.maximum(np.linalg.norm(read, axis=-1) * np.linalg.norm(probe.values), 1e-9)
+        return along if along.ndim == 2 else along.mean(-1)  # over heads
 
-def _with_twin(twin: Generation, steered: Generation) -> Generation:
-    """The clip of an earlier call in front of one of the same settings."""
-    import torch
+    def _spectrogram(self, sound: np.ndarray) -> np.ndarray:
+        import librosa
 
-    lists = {name: getattr(twin, name) + getattr(steered, name) for name in ("prompts", "seeds", "steering")}
-    sound = np.concatenate([twin.audio, steered.audio])
-    return dataclasses.replace(steered, audio=sound, codes=torch.cat([twin.codes, steered.codes]), **lists)
+        rate, step = self.model.sample_rate, round(self.model.sample_rate / self.model.frame_rate / COLUMNS)
+        whole = np.concatenate([self._tail, sound], axis=1)
+        self._tail = whole[:, -N_FFT:]
+        windows = np.lib.stride_tricks.sliding_window_view(whole, N_FFT, axis=1)[:, step::step]
+        power = np.abs(np.fft.rfft(windows * np.hanning(N_FFT))) ** 2 / (N_FFT / 4) ** 2
+        bands = power @ librosa.filters.mel(sr=rate, n_fft=N_FFT, n_mels=BANDS, norm=None).T
+        level = 1 - 10 * np.log10(np.maximum(bands, 1e-12)) / QUIETEST
+        return (255 * level.clip(0, 1)).astype("uint8")
+
+    def _on_page(self, _, message: dict, __) -> None:
+        """One answer to every message: `next` (which begins a take where it has to), or `stop`."""
+        answer, buffers = {"reply": message.get("id"), "play": message.get("play")}, []
+        try:
+            if message.get("kind") == "stop":
+                if self._stream is not None and message["play"] == self._play:
+                    take = self.stop()
+                    answer |= {"seconds": take.audio.shape[-1] / take.sample_rate, "code": self._again()}
+            else:
+                more, buffers = self._more(message)
+                answer |= more
+        except (Told, ValueError, KeyError, MemoryError) as error:
+            answer["error"] = str(error)
+        self.send(answer, buffers)
+
+    def _more(self, message: dict) -> tuple[dict, list]:
+        now = {name: message[name] for name in ("concept", "strength", "branch")}
+        began = time.perf_counter()
+        if message["play"] != self._play:
+            if not message.get("first"):
+                return {"ended": True}, []  # another view plays
+            self.play(**now, **{name: message[name] for name in ("layer", "prompt", "seed")})
+            self._play = message["play"]
+        first = self._stream.frames
+        self.steer(**now)
+        sound, picture, reading = self.next()
+        told = dict(
+            first=first, frames=self._stream.frames - first, strength=now["strength"], code=self._code()
+        )
+        told |= dict(reading=reading.round(3).tolist(), seconds=time.perf_counter() - began)
+        return told, [*sound.astype("float32"), *(np.ascontiguousarray(rows) for rows in picture)]
+
+    def _name(self) -> str:
+        """What the notebook calls this panel."""
+        try:
+            names = get_ipython().user_ns  # noqa: F821  (IPython gives it)
+        except NameError:
+            names = {}
+        return next((k for k, v in names.items() if v is self and not k.startswith("_")), "panel")
+
+    def _code(self) -> str:
+        concept, strength, branch = self._now
+        said = (
+            f"ms.Steering({self._name()}.directions[{concept!r}], layers={self.layer}, strength={strength:g}"
+        )
+        return f"{said})" if branch == "both" else f"{said}, branch={branch!r})"
+
+    def _again(self) -> str:
+        take = f"take = {self._name()}.played\nmodel.stream(take.prompts, take.settings['duration'], "
+        return f"{take}take.seeds, take.steering).finish()"
+
+    def sketch(self, seconds: float = 4.0, most: float = 6.0) -> str:
+        """HTML of a short take, steered from its middle on, with its strips: what stands where no page can run.
+
+        Stops early where the model takes longer than `most` seconds. It becomes `played` if nothing else was.
+        """
+        begin, kept, frames = dict(self.setup["begin"]), self.played, round(seconds * self.model.frame_rate)
+        aim, end = begin.pop("strength"), time.monotonic() + most
+        self.play(**begin, strength=0.0)
+        readings, strengths = [], []
+        while (done := self._stream.frames) < frames and (time.monotonic() < end or not done):
+            self.steer(begin["concept"], aim if 2 * done >= frames else 0.0)
+            readings.append(self.next()[2])
+            strengths += [self._now[1]] * readings[-1].shape[1]
+        take, reading = self.stop(), np.concatenate(readings, axis=1)
+        self.played = kept or take
+        label = (
+            f"{begin['prompt'] or 'no prompt'} (seed {take.seeds[1]}), steered by {aim:+g} {begin['concept']}"
+        )
+        strips = {"strength": [strengths], f"what the probe of {begin['concept']} reads": reading[1:]}
+        return player(take.audio[1], take.sample_rate, f"{label} from the middle on", strips=strips)
+
+    def _repr_mimebundle_(self, **options):
+        made = super()._repr_mimebundle_(**options)
+        data = made[0] if isinstance(made, tuple) else made
+        if data is not None and self._stream is None:
+            data["text/html"] = self.sketch()
+        return made

@@ -327,7 +327,7 @@ def test_too_strong_a_steering_is_refused_instead_of_turning_into_noise(model, m
 
 @pytest.mark.parametrize("mode", MODES)
 def test_many_steerings_act_as_one_after_another(mode):
-    """How long planning a thousand takes: workshop/benchmarks/steering_speed.py."""
+    """How long planning a thousand takes: workshop/benchmarks/safety_cost.py."""
     model = SimpleNamespace(d_model=16, frame_rate=25.0, device="cpu")
     parts = [steer(model, strength=0.01, mode=mode)] * 3
     parts += [

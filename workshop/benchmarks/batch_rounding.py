@@ -10,7 +10,7 @@ shape of the embedded model.
 import argparse
 
 import torch
-from steering_speed import SHAPES, musicgen
+from generation_speed import SHAPES, musicgen
 
 from mechsteer.model.model import Model
 
@@ -20,14 +20,13 @@ def main():
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=200)
     options = parser.parse_args()
-    dim, layers, heads, card, _, _ = SHAPES["tiny"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     prompts = ["slow jazz piano", "rock", "a violin solo", None] * (options.clips // 4)
     print("| dtype | batch | clips that differ when alone | first frame that does | tokens per clip |")
     print("|---|---|---|---|---|")
     for dtype in ("float32", "bfloat16") + (("float16",) if device == "cuda" else ()):
         torch.manual_seed(0)
-        model = Model(musicgen(dim, layers, heads, card, device), "random", device=device, dtype=dtype)
+        model = Model(musicgen(SHAPES["tiny"], device), "random", device=device, dtype=dtype)
         make = lambda size, model=model: (
             model.generate(prompts, options.frames / model.frame_rate, batch_size=size, progress=False).codes
         )

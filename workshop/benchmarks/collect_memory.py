@@ -25,7 +25,7 @@ import soundfile
 import torch
 import xarray  # noqa: F401  (in memory before anything is measured)
 import zarr  # noqa: F401
-from steering_speed import SHAPES, musicgen
+from generation_speed import SHAPES, musicgen
 
 import mechsteer as ms
 from mechsteer.activations.collect import collect
@@ -38,7 +38,7 @@ ENCODEC = {"n_filters": 64, "dimension": 128, "lstm": 2}  # of facebook/encodec_
 def small() -> Model:
     """A Model in musicgen-small's shape, with a codec in EnCodec's; random weights."""
     torch.manual_seed(0)
-    made = musicgen(*SHAPES["musicgen-small"][:4], "cpu", ENCODEC)
+    made = musicgen(SHAPES["musicgen-small"], "cpu", ENCODEC)
     return Model(made, "random musicgen-small", dtype="float32")
 
 

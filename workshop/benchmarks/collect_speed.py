@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from steering_speed import SHAPES, musicgen
+from generation_speed import SHAPES, musicgen
 
 import mechsteer as ms
 from mechsteer.activations.read import auto_batch, read
@@ -29,7 +29,7 @@ from mechsteer.model.model import Model
 def small() -> Model:
     """A Model in musicgen-small's shape with random weights and a very small codec."""
     torch.manual_seed(0)
-    return Model(musicgen(*SHAPES["musicgen-small"][:4], "cpu"), "random musicgen-small", dtype="float32")
+    return Model(musicgen(SHAPES["musicgen-small"], "cpu"), "random musicgen-small", dtype="float32")
 
 
 @torch.no_grad()

@@ -9,14 +9,14 @@ import hashlib
 import sys
 
 import torch
-from steering_speed import musicgen
+from generation_speed import Shape, musicgen
 
 from mechsteer.model.model import Model
 
 
 def main():
     torch.manual_seed(0)
-    model = Model(musicgen(256, 6, 4, 1024, "cpu"), "random")
+    model = Model(musicgen(Shape(256, 6, 4, 1024), "cpu"), "random")
     made = model.generate(["slow jazz piano", None], 2.0, progress=False)
     with torch.no_grad():
         logits = model.lm.compute_predictions(made.codes, [], model.conditions(["rock", None], 2)).logits
