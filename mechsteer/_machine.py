@@ -1,6 +1,8 @@
 """Which device and dtype a model gets, and whether its memory is there: told before any work is lost."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -60,6 +62,17 @@ def pick_dtype(device: str, lm: torch.nn.Module) -> torch.dtype:
         return torch.float16
     native = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return torch.bfloat16 if any(getattr(torch.cpu, f, lambda: False)() for f in native) else torch.float32
+
+
+@contextlib.contextmanager
+def calm(lm: torch.nn.Module) -> Iterator[None]:
+    """One thread for a small model: two gain little, and wait for each other when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if sum(p.numel() for p in lm.parameters()) < SMALL else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

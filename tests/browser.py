@@ -127,6 +127,15 @@ def listening_page(folder: Path, theme: str = "light", *options: str) -> Iterato
 
 
 @contextlib.contextmanager
+def voila(path: Path) -> Iterator[str]:
+    """A notebook as a page of its own, without its code; yields the page's address."""
+    port = free_port()
+    options = ["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    with _server(["voila", str(path), *options], path.parent, port, "/voila/static/voila.js"):
+        yield f"http://127.0.0.1:{port}/"
+
+
+@contextlib.contextmanager
 def browser() -> Iterator:
     """Headless Chromium of the system, by playwright; nothing is downloaded."""
     from playwright.sync_api import sync_playwright

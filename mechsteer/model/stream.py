@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .._machine import calm
 from .._shared import number, spelled
 from ..errors import memory_told
 from . import _audiocraft
@@ -123,7 +124,8 @@ class Stream:
         if any(part.ramp for row in rows if row is not None for part in row.parts):
             raise ValueError("a stream's steering can end at any moment, which a ramp can't: give ramp=0")
         if 0 < self.frames < self._whole():
-            self.fading = self._sound(self.frames, self.frames + 1)
+            with self.model.alone("stream"), calm(self.model.lm):
+                self.fading = self._sound(self.frames, self.frames + 1)
             self.clips.rewind(self.frames - self.before)
         step = self.before + self.clips.known - 1
         for parts, row in zip(self.schedule, rows, strict=True):
@@ -178,11 +180,11 @@ class Stream:
         end = min(end, last)
         if end == self.frames:
             raise StopIteration
-        with memory_told("stream fewer clips"), self.model.alone("stream"):
+        with memory_told("stream fewer clips"), self.model.alone("stream"), calm(self.model.lm):
             while self._whole() < min(end + self.right, last):
                 self._step()
+            sound = self._sound(self.frames, end)
         self.sampler.check()
-        sound = self._sound(self.frames, end)
         if self.fading is not None:
             some = min(self.fading.shape[-1], sound.shape[-1])
             share = torch.linspace(1, 0, some)

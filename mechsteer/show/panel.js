@@ -45,7 +45,7 @@ function render({ model, el }) {
   const theme = followTheme(root);
 
   let context = null, gains = [], playing = false, waiting = null, count = 0, play = "", origin = 0, edge = 0;
-  let ahead = AHEAD, underruns = 0, made = 0, spent = 0, listening = 0, waits = 0, timer = null;
+  let ahead = AHEAD, underruns = 0, made = 0, spent = 0, listening = 0, waits = 0, timer = null, drawn = 0;
   let track = { frames: [], steered: null, twin: null };
 
   const settings = () => ({
@@ -81,7 +81,7 @@ function render({ model, el }) {
     say("The first sound is being made ...");
     ask(true);
     timer = setInterval(tick, 20);
-    requestAnimationFrame(draw);
+    follow();
   }
 
   function stop(keep = true) {
@@ -170,9 +170,11 @@ function render({ model, el }) {
     ink.clearRect(0, 0, wide, canvas.height);
     const picture = listening === 0 ? track.steered : track.twin, last = track.frames.at(-1);
     if (picture && last) {
-      const from = Math.max(left, track.frames[0].frame);
-      for (let f = Math.floor(from); f <= last.frame; f++) {
-        ink.drawImage(picture, (f * columns) % picture.width, 0, columns, bands, x(f), 0, Math.ceil(wide / span) + 1, 120);
+      const end = (last.frame + 1) * columns; // the picture is a ring: at most two pieces of it
+      for (let c = Math.floor(Math.max(left, track.frames[0].frame)) * columns; c < end; ) {
+        const at = c % picture.width, n = Math.min(end - c, picture.width - at);
+        ink.drawImage(picture, at, 0, n, bands, x(c / columns), 0, (n / columns / span) * wide, 120);
+        c += n;
       }
     }
     const y = (v, low, middle, scale) => middle - Math.max(-1, Math.min(1, v / scale)) * low;
@@ -210,7 +212,15 @@ function render({ model, el }) {
     }
     const at = track.frames.findLast((point) => point.frame <= frame);
     if (at) now.textContent = `${(frame / frameRate).toFixed(1)} s · strength ${at.strength.toFixed(2)} · reads ${at.steered.toFixed(2)} (twin ${at.twin.toFixed(2)})`;
-    if (playing) requestAnimationFrame(draw);
+  }
+
+  function follow(when = 0) { // 20 pictures a second are enough, and leave the machine to the music
+    if (!playing) return;
+    if (when - drawn > 45) {
+      drawn = when;
+      draw();
+    }
+    requestAnimationFrame(follow);
   }
 
   function choose(which) {

@@ -1,4 +1,4 @@
-"""A panel to steer by hand while the music plays: concept, strength and branch; what is heard, and what is read."""
+"""A panel to steer by hand while the music plays, and to see what is heard and what is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..model.steering import BRANCHES, Steering
 from .player import player
 
 HERE = Path(__file__).parent
-CHUNK = 0.12  # s of sound at a time
+CHUNK, AHEAD, HOLD = 0.12, 0.2, 0.36  # s: sound at a time, tokens before their sound, between two changes
 COLUMNS, BANDS, N_FFT, QUIETEST = (
     2,
     48,
@@ -41,8 +41,8 @@ def steering_panel(
 ) -> SteeringPanel:
     """Play, and steer while it plays: music that goes on until it is stopped, beside its unsteered twin.
 
-    Concept, strength and branch move on the way; layer, prompt and seed are chosen before. Both twins come from
-    the same random numbers, so that one can switch between them in place.
+    Concept, strength and branch move on the way; layer, prompt and seed are chosen before. Both twins come
+    from the same random numbers, so that one can switch between them in place.
 
     Parameters
     ----------
@@ -58,11 +58,11 @@ def steering_panel(
     Returns
     -------
     SteeringPanel, a widget. `.played` is the last take, a Generation of the twin and the steered clip, whose
-    `steering` is what the sliders did: `model.stream` makes it again, token by token. Without a browser, as in
-    a stored notebook, a picture and a short clip stand in its place.
+    `steering` is what the sliders did: `model.stream` makes it again, token by token. Without a browser, as
+    in a stored notebook, a picture and a short clip stand in its place.
 
-    Raises ValueError if the directions have several finders, name a concept twice, lack `concept` or `layer` or
-    don't fit the model, or if the model can't stream. Taught in 00_start_here.
+    Raises ValueError if the directions have several finders, name a concept twice, lack `concept` or `layer`
+    or don't fit the model, or if the model can't stream. Taught in 00_start_here.
     """
     found = _by_concept(model, [directions] if isinstance(directions, xr.DataArray) else directions)
     return SteeringPanel(model, found, prompt, seed, strength, strongest, layer, concept)
@@ -114,7 +114,7 @@ class SteeringPanel(anywidget.AnyWidget):
         strongest = number("strongest", strongest, 1e-6)
         self.model, self.directions = model, directions
         self.played: Generation | None = None
-        self._stream, self._play, self._now = None, None, None
+        self._stream, self._play, self._now, self._since = None, None, None, 0
         begin = dict(
             concept=concept, strength=number("strength", strength, -strongest, strongest), layer=layer
         )
@@ -130,18 +130,27 @@ class SteeringPanel(anywidget.AnyWidget):
         """Begin a take; `next` gives its sound."""
         self._now, site = None, self.directions[concept].attrs.get("site", "resid")
         self._stream = self.model.stream(
-            prompt.strip() or None, seed=seed, steering=[None, None], chunk=CHUNK, read=(site, layer)
+            prompt.strip() or None,
+            seed=seed,
+            steering=[None, None],
+            chunk=CHUNK,
+            lookahead=AHEAD,
+            read=(site, layer),
         )
         self._tail, self.layer = np.zeros((2, N_FFT), "float32"), layer
         self.steer(concept, strength, branch)
 
     def steer(self, concept: str, strength: float, branch: str = "both") -> None:
-        """Steer by this from the end of what was handed out on; nothing if it is what steers already."""
-        if (concept, strength, branch) != self._now:
+        """Steer by this after what was handed out, if it is new and the last change is `HOLD` old.
+
+        A change costs as many steps as tokens are ahead of the sound; so a moving slider keeps up.
+        """
+        old = self._now is None or self._stream.frames - self._since >= HOLD * self.model.frame_rate
+        if old and (concept, strength, branch) != self._now:
             where = dict(layers=self.layer, strength=strength, branch=branch)
             steering = Steering(self.directions[concept], **where) if strength else None
             self._stream.steer([None, steering])
-            self._now = (concept, strength, branch)
+            self._now, self._since = (concept, strength, branch), self._stream.frames
 
     def next(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The twin's and the steered sound (clip, sample), its spectrogram (clip, column, band) in bytes, and
@@ -202,9 +211,7 @@ class SteeringPanel(anywidget.AnyWidget):
         first = self._stream.frames
         self.steer(**now)
         sound, picture, reading = self.next()
-        told = dict(
-            first=first, frames=self._stream.frames - first, strength=now["strength"], code=self._code()
-        )
+        told = dict(first=first, frames=self._stream.frames - first, strength=self._now[1], code=self._code())
         told |= dict(reading=reading.round(3).tolist(), seconds=time.perf_counter() - began)
         return told, [*sound.astype("float32"), *(np.ascontiguousarray(rows) for rows in picture)]
 
@@ -228,9 +235,9 @@ class SteeringPanel(anywidget.AnyWidget):
         return f"{take}take.seeds, take.steering).finish()"
 
     def sketch(self, seconds: float = 4.0, most: float = 6.0) -> str:
-        """HTML of a short take, steered from its middle on, with its strips: what stands where no page can run.
+        """HTML of a short take, steered from its middle on, and its strips: what stands where no page runs.
 
-        Stops early where the model takes longer than `most` seconds. It becomes `played` if nothing else was.
+        Stops early where the model takes longer than `most` seconds. Becomes `played` if nothing else was.
         """
         begin, kept, frames = dict(self.setup["begin"]), self.played, round(seconds * self.model.frame_rate)
         aim, end = begin.pop("strength"), time.monotonic() + most

@@ -1,7 +1,8 @@
-"""The steering panel, its widgets driven from Python; and the player that its clips arrive in."""
+"""The live panel, asked from Python as its page would; and the player."""
 
 import base64
 import re
+import threading
 import zlib
 
 import numpy as np
@@ -40,61 +41,137 @@ def pixels(png: bytes) -> np.ndarray:
     )
 
 
-def sounds(panel) -> list[str]:
-    """The sounds of the players now shown."""
-    return re.findall(r'src="data:audio/\w+;base64,([^"]+)"', panel.players.value)
+class Page:
+    """The page's side of a panel, in Python: what it would send, and what comes back."""
+
+    def __init__(self, panel, **settings):
+        self.panel, self.number, self.came = panel, 0, []
+        self.settings = {**panel.setup["begin"], **settings}
+        panel.send = lambda answer, buffers=(): self.came.append((answer, list(buffers)))
+
+    def ask(self, play="a", first=False, kind="next", **settings):
+        """The answer and its buffers: sound of the twin and the steered clip, then their spectrograms."""
+        self.number, self.settings = self.number + 1, self.settings | settings
+        message = {"kind": kind, "id": self.number, "play": play, "first": first, **self.settings}
+        self.panel._on_page(self.panel, message, [])
+        answer, buffers = self.came[-1]
+        assert len(self.came) == self.number and answer["reply"] == self.number
+        return answer, buffers
 
 
-def test_a_press_brings_the_clip_of_the_sliders_beside_its_twin(model, directions):
-    panel = ms.steering_panel(model, directions, prompt="jazz piano", seed=3, duration=0.4, strength=1.0)
-    assert not sounds(panel) and panel.layer.value == model.n_layers // 2
-    panel.button.click()
-    first, codes = sounds(panel), panel.clips.codes
-    assert len(first) == 2 and first[0] != first[1] and (codes[0] != codes[1]).any()
-    panel.concept.value, panel.strength.value, panel.layer.value, panel.start.value = "jazz", -1.5, 0, 0.25
-    assert "press Generate" in panel.status.value
-    assert panel.code.value == "<code>ms.Steering(jazz, layers=0, strength=-1.5, start=0.25)</code>"
-    panel.button.click()
-    second = sounds(panel)
-    assert second[0] == first[0] and second[1] != first[1]  # the twin stays
-    steering = ms.Steering(directions.sel(concept="jazz"), layers=0, strength=-1.5, start=0.25)
-    alone = model.generate("jazz piano", 0.4, 3, [None, steering])
-    assert (panel.clips.codes == alone.codes).all() and np.allclose(panel.clips.audio, alone.audio, atol=1e-5)
-    assert not panel.button.disabled
+def test_what_was_played_is_made_again_token_by_token(model, directions):
+    panel = ms.steering_panel(model, directions, prompt="jazz piano", seed=3, strength=0.0)
+    page = Page(panel)
+    answer, (twin, steered, *pictures) = page.ask(first=True)
+    assert answer["first"] == 0 and twin.dtype == "float32" and (twin == steered).all()
+    assert twin.size == answer["frames"] / model.frame_rate * model.sample_rate
+    columns, bands = (panel.setup[name] for name in ("columns", "bands"))
+    assert {p.shape for p in pictures} == {(columns * answer["frames"], bands)}
+    assert np.shape(answer["reading"]) == (2, answer["frames"])
+    for concept, strength in (("guitar", 1.0), ("jazz", 1.0), ("jazz", -1.5)):
+        for _ in range(4):
+            answer, (twin, steered, *_) = page.ask(concept=concept, strength=strength)
+        assert (twin != steered).any() and answer["strength"] == strength
+    told, _ = page.ask(kind="stop")
+    take = panel.played
+    assert told["seconds"] == take.audio.shape[-1] / take.sample_rate
+    said = [(p.direction.attrs["concept"], p.strength) for p in take.steering[1].parts]
+    assert said == [("guitar", 1.0), ("jazz", 1.0), ("jazz", -1.5)] and take.steering[0] is None
+    names = {"panel": panel, "model": model}
+    exec(told["code"].replace("\nmodel", "\nagain = model"), names)  # the lines that the panel shows
+    assert (names["again"].codes == take.codes).all() and (take.codes[0] != take.codes[1]).any()
 
 
-def test_strength_0_is_the_twin_and_a_new_seed_is_a_new_twin(model, directions):
-    panel = ms.steering_panel(model, directions, duration=0.4, strength=0.0)
-    before = panel.generate().codes[0]
-    assert "same, code by code" in panel.status.value
-    panel.seed.value = 1
-    after = panel.generate()
-    assert (after.codes[0] == after.codes[1]).all() and (after.codes[0] != before).any()
-    assert after.seeds == [1, 1] and after.prompts == [None, None]
+def test_a_change_is_heard_where_the_sound_that_was_handed_out_ends(model, directions):
+    page = Page(ms.steering_panel(model, directions, seed=1, strength=0.0))
+    for k in range(6):
+        _, (twin, steered, *_) = page.ask(first=k == 0)
+        assert (twin == steered).all()
+    answer, (twin, steered, *_) = page.ask(strength=2.0)
+    part = page.panel._stream.schedule[1][-1]
+    assert part.start == answer["first"] / model.frame_rate and (twin != steered).any()
 
 
-def test_an_error_is_said_in_the_panel_and_the_button_comes_back(model, directions):
-    panel = ms.steering_panel(model, directions, duration=0.4)
-    panel.duration = 10 * model.max_duration
-    assert panel.generate() is None
-    assert "the longest this model was made for" in panel.status.value and not panel.button.disabled
+def test_a_moving_slider_is_followed_in_steps_and_ends_where_it_stops(model, directions):
+    page = Page(ms.steering_panel(model, directions, strength=0.0))
+    page.ask(first=True)
+    for k in range(12):
+        page.ask(strength=0.1 * k)
+    for _ in range(4):
+        answer, _ = page.ask()
+    page.ask(kind="stop")
+    starts = [part.start for part in page.panel.played.steering[1].parts]
+    assert answer["strength"] == pytest.approx(1.1) and len(starts) < 8
+    assert min(np.diff(starts)) > 0.3
+
+
+def test_another_page_takes_over_and_the_first_one_is_told(model, directions):
+    page = Page(ms.steering_panel(model, directions))
+    page.ask("a", first=True)
+    assert "first" in page.ask("b", first=True)[0]
+    answer, buffers = page.ask("a")
+    assert answer["ended"] and not buffers
+    assert page.panel.played is None and page.ask("a", kind="stop")[0].keys() == {"reply", "play"}
+
+
+def test_a_mistake_is_said_in_the_panel(model, directions):
+    page = Page(ms.steering_panel(model, directions))
+    assert "seed=-1" in page.ask(first=True, seed=-1)[0]["error"]
+    assert "bass" in page.ask(first=True, seed=1, concept="bass")[0]["error"]
+    assert "first" in page.ask(first=True, concept="jazz")[0]
+
+
+def test_the_line_of_code_runs_as_pasted(model, directions):
+    panel = ms.steering_panel(model, directions, prompt="jazz")
+    answer, _ = Page(panel).ask(first=True, strength=-1.5, concept="jazz", branch="cond", layer=0)
+    steering = eval(answer["code"], {"ms": ms, "panel": panel})
+    wanted = ms.Steering(directions.sel(concept="jazz"), layers=0, strength=-1.5, branch="cond")
+    assert repr(steering) == repr(wanted)
+
+
+def test_the_probe_reads_the_twin_as_a_trace_of_it_would(model, directions):
+    """With the probe's own scale, at the layer that the panel steers, where the twin isn't steered."""
+    scaled = directions.assign_coords(
+        slope=(("concept", "layer"), np.full((2, model.n_layers), 0.01)),
+        bias=(("concept", "layer"), np.full((2, model.n_layers), 0.5)),
+    )
+    page = Page(ms.steering_panel(model, scaled, strength=1.0, layer=1))
+    answers = [page.ask(first=k == 0)[0] for k in range(5)]
+    page.ask(kind="stop")
+    take = page.panel.played
+    with model.trace(take.codes[:1]):
+        saved = model.resid[1].save()
+    probe = directions.sel(concept="guitar", layer=1).values
+    read = 0.01 * saved[0, model.valid_steps(take.codes.shape[-1])].numpy() @ probe + 0.5
+    said = np.concatenate([a["reading"][0] for a in answers])
+    np.testing.assert_allclose(said, read[: said.size], atol=2e-3)
+
+
+def test_without_a_browser_there_is_a_picture_and_a_clip(model, directions):
+    panel = ms.steering_panel(model, directions, strength=1.0)
+    bundle = panel._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert data["text/html"].count("<img") == 3 and data["text/html"].count("<audio") == 1
+    assert "steered by +1 guitar" in data["text/html"] and len(panel.played.steering[1].parts) == 1
+
+
+def test_a_page_that_goes_away_leaves_nothing_running(model, directions):
+    threads = threading.enumerate()
+    page = Page(ms.steering_panel(model, directions))
+    page.ask(first=True)
+    page.ask()
+    assert threading.enumerate() == threads  # and nothing runs until the page asks again
 
 
 def test_the_concept_of_the_beginning_is_chosen_and_a_wrong_one_told(model, directions):
-    assert ms.steering_panel(model, directions, concept="guitar").concept.value == "guitar"
+    assert ms.steering_panel(model, directions, concept="jazz").setup["begin"]["concept"] == "jazz"
     with pytest.raises(ValueError, match="no direction for 'gitar'; there are .*guitar"):
         ms.steering_panel(model, directions, concept="gitar")
-
-
-def test_the_start_of_the_beginning_is_the_sliders_and_the_steerings(model, directions):
-    panel = ms.steering_panel(model, directions, duration=4.0, start=3.0)
-    assert panel.start.value == panel.steering.start == 3.0 and "start=3)" in panel.code.value
-    assert (
-        ms.steering_panel(model, directions, duration=4.0, start=3.9).start.value == 3.9
-    )  # off the slider's steps
-    for start in (4.0, -0.25):
-        with pytest.raises(ValueError, match=f"start={start:g} s isn't inside the clip, which has 4 s"):
-            ms.steering_panel(model, directions, duration=4.0, start=start)
+    with pytest.raises(ValueError, match="layer=99; the directions have layers"):
+        ms.steering_panel(model, directions, layer=99)
+    with pytest.raises(ValueError, match="strength=3"):
+        ms.steering_panel(model, directions, strength=3.0)
 
 
 def test_directions_that_leave_a_choice_or_do_not_fit_are_refused(model, directions):

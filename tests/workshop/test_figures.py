@@ -147,7 +147,7 @@ def test_a_figure_that_is_gone_altogether_is_known_from_the_last_commit(shelf, c
     assert redraw.main(["02_line"]) == 1
     assert "missing: 02_line.csv, missing: 02_line.json; make notebooks" in capsys.readouterr().out
     save([1.0], shelf, name="05_new")
-    for name in ("00_panel", "listening_dark", "06_left"):
+    for name in ("listening_dark", "06_left"):
         (shelf / f"{name}.png").write_bytes(b"")
     (shelf / "plotly.min.js").touch()
     assert redraw.names_in(shelf) == ["02_line", "05_new", "06_left"]

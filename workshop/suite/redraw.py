@@ -37,8 +37,6 @@ __all__ = [
     "weights_changed",
 ]
 
-SCREENSHOTS = ("00_panel",)  # and all whose name has no number: a picture alone, which no save_figure wrote
-
 
 def redraw(name: str, folder: Path) -> str:
     """Write page and picture of one figure anew; says if the picture is `same`, `redrawn` or `not written`.
@@ -101,7 +99,7 @@ def names_in(folder: Path) -> list[str]:
     parts = [re.fullmatch(r"([a-z0-9_]+)\.(csv|json|html|png)", file) for file in files]
     made = {part[1] for part in parts if part and (part[2] != "png" or re.match(r"\d\d_", part[1]))}
     study = set(DRAWN) if folder == paths.shipped_figures() else set()
-    return sorted(made - set(SCREENSHOTS) | study)
+    return sorted(made | study)
 
 
 def unusable(name: str, folder: Path) -> dict[str, str]:
