@@ -32,7 +32,7 @@ function render({ model, el }) {
   const heard = [STEERED, TWIN].map((name) => h("button", { type: "button", "aria-pressed": String(name === STEERED) }, name));
   const hear = h("div", { class: "hear", role: "group", "aria-label": "What you hear" }, h("span", {}, "hear"), ...heard);
   const status = h("div", { class: "status", role: "status", "aria-live": "polite" });
-  const canvas = h("canvas", { width: 1000, height: 260, role: "img", "aria-label": "Spectrogram, strength and reading" });
+  const canvas = h("canvas", { width: 1000, height: 300, role: "img", "aria-label": "Spectrogram, strength and reading" });
   const now = h("div", { class: "now" });
   const code = h("code", {});
   root.append(
@@ -163,52 +163,65 @@ function render({ model, el }) {
   }
 
   function draw() {
-    const ink = canvas.getContext("2d"), wide = canvas.width, css = getComputedStyle(root);
+    const ink = canvas.getContext("2d"), wide = canvas.width, gutter = 128, css = getComputedStyle(root);
     const [text, line, accent, muted] = ["--text", "--line", "--accent", "--muted"].map((n) => css.getPropertyValue(n));
     const frame = edge ? Math.max(0, (context.currentTime - origin) * frameRate) : 0;
-    const span = SHOWN * frameRate, left = Math.max(0, frame - 0.85 * span), x = (f) => ((f - left) / span) * wide;
+    const span = SHOWN * frameRate, left = Math.max(0, frame - 0.85 * span);
+    const x = (f) => gutter + ((f - left) / span) * (wide - gutter);
     ink.clearRect(0, 0, wide, canvas.height);
+    ink.font = "13px system-ui, sans-serif";
+    const note = (words, px, py, align) => {
+      ink.fillStyle = muted;
+      ink.textAlign = align;
+      ink.fillText(words, px, py);
+    };
     const picture = listening === 0 ? track.steered : track.twin, last = track.frames.at(-1);
     if (picture && last) {
       const end = (last.frame + 1) * columns; // the picture is a ring: at most two pieces of it
-      for (let c = Math.floor(Math.max(left, track.frames[0].frame)) * columns; c < end; ) {
+      for (let c = Math.ceil(Math.max(left, track.frames[0].frame)) * columns; c < end; ) {
         const at = c % picture.width, n = Math.min(end - c, picture.width - at);
-        ink.drawImage(picture, at, 0, n, bands, x(c / columns), 0, (n / columns / span) * wide, 120);
+        ink.drawImage(picture, at, 0, n, bands, x(c / columns), 0, x((c + n) / columns) - x(c / columns), 118);
         c += n;
       }
     }
-    const y = (v, low, middle, scale) => middle - Math.max(-1, Math.min(1, v / scale)) * low;
-    const trace = (key, middle, scale, colour, dash, stepped) => {
-      ink.beginPath();
-      ink.setLineDash(dash);
-      ink.strokeStyle = colour;
-      ink.lineWidth = 2.5;
-      track.frames.forEach((point, i) => {
-        const [px, py] = [x(point.frame), y(point[key], 28, middle, scale)];
-        if (i && stepped) ink.lineTo(px, y(track.frames[i - 1][key], 28, middle, scale));
-        if (i) ink.lineTo(px, py); else ink.moveTo(px, py);
-      });
-      ink.stroke();
-      ink.setLineDash([]);
-    };
-    ink.font = "13px system-ui, sans-serif";
-    [["strength", 162, `±${strongest}`], [`read: ${concept.value}`, 228, "±1.5"]].forEach(([name, middle, ends]) => {
+    note(`${(rate / 2000).toFixed(0)} kHz`, gutter - 8, 12, "right");
+    note("sound", gutter - 8, 64, "right");
+    note("0 (mel)", gutter - 8, 116, "right");
+    const furthest = track.frames.reduce((most, p) => Math.max(most, Math.abs(p.steered), Math.abs(p.twin)), 1.2);
+    const band = (name, middle, end, lines) => {
       ink.strokeStyle = line;
       ink.lineWidth = 1;
-      ink.strokeRect(0.5, middle - 30.5, wide - 1, 61);
-      ink.beginPath();
-      ink.moveTo(0, middle);
-      ink.lineTo(wide, middle);
-      ink.stroke();
-      ink.fillStyle = muted;
-      ink.fillText(`${name} (${ends})`, 6, middle - 16);
-    });
-    trace("strength", 162, strongest, accent, [], true);
-    trace("twin", 228, 1.5, muted, [5, 4], false);
-    trace("steered", 228, 1.5, accent, [], false);
+      ink.setLineDash([]);
+      for (const py of [middle - 34, middle, middle + 34]) {
+        ink.beginPath();
+        ink.moveTo(gutter, py);
+        ink.lineTo(wide, py);
+        ink.stroke();
+      }
+      note(`+${end}`, gutter - 8, middle - 26, "right");
+      note(name, gutter - 8, middle + 4, "right");
+      note(`−${end}`, gutter - 8, middle + 36, "right");
+      for (const [key, colour, dash] of lines) {
+        ink.beginPath();
+        ink.setLineDash(dash);
+        ink.strokeStyle = colour;
+        ink.lineWidth = 2.5;
+        track.frames.filter((p) => p.frame >= left).forEach((p, i) => {
+          const py = middle - 34 * (p[key] / end);
+          if (!i) ink.moveTo(x(p.frame), py);
+          else if (key === "strength") ink.lineTo(x(p.frame), py); // holds until it changes
+          ink.lineTo(x(p.frame + (key === "strength" ? 1 : 0)), py);
+        });
+        ink.stroke();
+      }
+      ink.setLineDash([]);
+    };
+    band("strength", 158, strongest, [["strength", accent, []]]);
+    band(`reads ${concept.value}`, 236, furthest.toFixed(1), [["twin", muted, [5, 4]], ["steered", accent, []]]);
+    for (let s = Math.ceil(left / frameRate / 2) * 2; s * frameRate < left + span; s += 2) note(`${s} s`, x(s * frameRate), 290, "center");
     if (edge) {
       ink.fillStyle = text;
-      ink.fillRect(x(frame) - 1, 0, 2, canvas.height);
+      ink.fillRect(x(frame) - 1, 0, 2, 272);
     }
     const at = track.frames.findLast((point) => point.frame <= frame);
     if (at) now.textContent = `${(frame / frameRate).toFixed(1)} s · strength ${at.strength.toFixed(2)} · reads ${at.steered.toFixed(2)} (twin ${at.twin.toFixed(2)})`;
