@@ -38,9 +38,12 @@ MOVE = """() => {  // the slider, by hand; then what waits to be played ends at 
     slider.dispatchEvent(new Event("input", { bubbles: true }));
     const last = window.heard.at(-1);
     const chunk = last.samples.length / last.rate;
-    return { edge: last.when + chunk, chunk, now: window.sound.currentTime };
+    const number = Math.floor(window.heard.length / 2);
+    return { edge: last.when + chunk, chunk, now: window.sound.currentTime, number };
 }"""
-HEARD = "() => window.heard.map(h => ({ when: h.when, rate: h.rate, samples: Array.from(h.samples) }))"
+HEARD = """first => window.heard.slice(first).map(
+    h => ({ when: h.when, rate: h.rate, samples: Array.from(h.samples) })
+)"""
 
 
 def book(folder, *cells):
@@ -50,9 +53,9 @@ def book(folder, *cells):
     return folder / "live.ipynb"
 
 
-def pairs(tab) -> list[tuple]:
-    """(when, twin, steered, seconds) of every chunk that was scheduled."""
-    heard = [(h["when"], np.array(h["samples"]), h["rate"]) for h in tab.evaluate(HEARD)]
+def pairs(tab, first: int = 0) -> list[tuple]:
+    """(when, twin, steered, seconds) of every chunk that was scheduled, from number `first` on."""
+    heard = [(h["when"], np.array(h["samples"]), h["rate"]) for h in tab.evaluate(HEARD, 2 * first)]
     both = zip(heard[::2], heard[1::2], strict=True)
     return [(when, twin, steered, twin.size / rate) for (when, twin, rate), (_, steered, _) in both]
 

@@ -1,13 +1,11 @@
 """Load a MusicGen, look inside it, and generate, steered or not.
 
 `model` has `load` and the `Model` it makes; `sites` the places in a layer; `steering` what to add, where and
-when; `effects` that value as tensors; `sampling` tokens from logits; `engine` one decoding step, `decoding`
-clip after clip; `stream` music while it is made; `generation` what comes out.
-Behind them: `_audiocraft`, `_checkpoints`, `_vectors`.
+when; `effects` that value as tensors; `sampling` tokens from logits; `stream` music while it is made;
+`generation` what comes out. Behind them: `_engine` (one decoding step), `_decoding` (step after step),
+`_audiocraft`, `_checkpoints`, `_vectors`, `_calls`.
 """
 
 from .._shared import modules
 
-__getattr__, __dir__ = modules(
-    __name__, "model sites steering effects sampling engine decoding stream generation"
-)
+__getattr__, __dir__ = modules(__name__, "model sites steering effects sampling stream generation")

@@ -20,9 +20,9 @@ from ..sound import to_clips
 from . import _audiocraft, _checkpoints
 from ._audiocraft import MusicGen, attributes
 from ._calls import each, in_rows
-from .decoding import both_halves, decode
+from ._decoding import both_halves, decode
+from ._engine import Engine
 from .effects import check, plan, steered
-from .engine import Engine
 from .generation import Generation
 from .sampling import Sampler
 from .sites import SITES, Site, module_of

@@ -13,11 +13,11 @@ from .._shared import number, spelled
 from ..errors import memory_told
 from . import _audiocraft
 from ._calls import each, in_rows
-from .decoding import Decoding
+from ._decoding import Decoding
 from .effects import Plan, check, plan
 from .generation import Generation
 from .sampling import Sampler
-from .steering import Steering, Steerings
+from .steering import Steering, Steerings, to_frames
 
 KEPT = 2 / 5  # of a full window, with which the next one begins; audiocraft keeps 12 of 30 s
 FAINT = 1e-4  # of the RMS level, -80 dB: less than that a frame doesn't reach
@@ -55,13 +55,15 @@ def begin(
     """
     prompts, seeds, rows, _ = in_rows(prompts, seed, steering)
     frames = lambda what, value: max(1, model.seconds_to_frames(number(what, value, 0, 1e6)))
-    window = frames("window", model.window if window is None else window)
-    if not window <= model.seconds_to_frames(model.max_duration):
-        raise ValueError(
-            f"window={window / model.frame_rate:g} s; this model was made for {model.max_duration:g}"
-        )
+    window, most = frames("window", model.window if window is None else window), model.max_duration
+    if not 2 <= window <= model.seconds_to_frames(most):
+        raise ValueError(f"window={window / model.frame_rate:g} s; this model takes 2 frames to {most:g} s")
     if read is not None:
+        pair = isinstance(read, tuple | list) and len(read) == 2
+        if not (pair and isinstance(read[0], str) and hasattr(read[1], "__index__")):
+            raise ValueError(f"read={read!r:.80} isn't a place (site, layer), such as ('resid', 3)")
         model.module_of(*read)
+        read = tuple(read)
     top_k, temperature = number("top_k", top_k, 0, whole=True), number("temperature", temperature, 0)
     sampler = Sampler(seeds, number("guidance", guidance), temperature, top_k)
     sizes = dict(window=window, chunk=frames("chunk", chunk))
@@ -81,8 +83,6 @@ class Stream:
     """
 
     def __init__(self, model, prompts, seeds, rows, sampler, n_frames, window, chunk, lookahead, read):
-        if model.engine is None:
-            raise ValueError("only the engine streams, and this model runs in audiocraft's own loop")
         self.model, self.prompts, self.seeds, self.sampler = model, prompts, seeds, sampler
         self.n_frames, self.window, self.chunk, self.read = n_frames, window, chunk, read
         self.left, self.right = model.codec_reach
@@ -90,7 +90,7 @@ class Stream:
         self.halves = ("cond", "uncond") if sampler.guidance != 1 else ("cond",)
         texts = prompts + [None] * len(prompts) * (len(self.halves) - 1)
         self.conditions = model.conditions(texts, len(texts))
-        self.frames = self.before = 0
+        self.frames = self.before = self.settled = 0  # settled: steps of earlier windows
         self.past, self.fading, self.readings = None, None, None
         self.seen, self.schedule = {}, [[] for _ in rows]
         self._open(None)
@@ -99,7 +99,8 @@ class Stream:
     def _open(self, start: torch.Tensor | None) -> None:
         """Begin a window, with the last frames `start` (clip, codebook, frame) of the one before."""
         most = self.window if self.n_frames is None else min(self.window, self.n_frames - self.before)
-        engine = self.model.engine
+        if (engine := self.model.engine) is None:
+            raise ValueError("only the engine streams, and this model runs in audiocraft's own loop")
         self.clips = Decoding(engine, self.conditions, self.sampler, Plan(), most, start, self.before)
         self.clips.seen = None if self.read is None else {self.read: None}
         self._plan(self.before)
@@ -126,24 +127,28 @@ class Stream:
         if 0 < self.frames < self._whole():
             with self.model.alone("stream"), calm(self.model.lm):
                 self.fading = self._sound(self.frames, self.frames + 1)
-            self.clips.rewind(self.frames - self.before)
-        step = self.before + self.clips.known - 1
+            self.clips.rewind(max(self.frames, self.settled) - self.before)
+        now, at = self._now(), lambda seconds: to_frames(seconds, rate)
+        step = max(now, self.settled)
         for parts, row in zip(self.schedule, rows, strict=True):
-            ended = [p.stop is not None and p.stop * rate <= step for p in parts]
             parts[:] = [
-                p if over else dataclasses.replace(p, stop=step / rate)
-                for p, over in zip(parts, ended, strict=True)
-                if p.start * rate < step
+                dataclasses.replace(p, stop=step / rate) if p.stop is None or at(p.stop) > step else p
+                for p in parts
+                if at(p.start) < step
             ]
             for part in row.parts if row is not None else ():
                 stop = None if part.stop is None else part.stop + step / rate
                 parts.append(dataclasses.replace(part, start=part.start + step / rate, stop=stop))
-        self._plan(step)
+        self._plan(now)
+
+    def _now(self) -> int:
+        """The sequence step, in the clips' own count, that is read next."""
+        return self.before + self.clips.known - 1
 
     def _plan(self, since: int) -> None:
         """Have what the schedule says from sequence step `since` on."""
-        rate = self.model.frame_rate
-        rows = [[p for p in parts if p.stop is None or p.stop * rate > since] for parts in self.schedule]
+        over = lambda p: p.stop is not None and to_frames(p.stop, self.model.frame_rate) <= since
+        rows = [[p for p in parts if not over(p)] for parts in self.schedule]
         rows = [Steerings(tuple(parts)) if parts else None for parts in rows]
         self.clips.plan = plan(rows, self.before + self.clips.n_steps, self.model, self.halves)
 
@@ -161,13 +166,13 @@ class Stream:
     def _step(self) -> None:
         fresh = self.clips.done
         if fresh:
-            self.past = self._codes()
+            self.past, self.settled = self._codes(), self.before + self.clips.n_steps - 1
             start = self.past[..., -max(1, int(KEPT * self.window)) :]
             self.before = self.past.shape[-1] - start.shape[-1]
             self._open(start)
         self.clips.step()
         if fresh:  # what ended before has been heard again
-            self._plan(self.before + self.clips.known - 1)
+            self._plan(self._now())
         if self.read is not None:
             self.seen[self.before + self.clips.fed - 1] = self.clips.seen[self.read][: len(self.prompts), -1]
 
@@ -218,11 +223,12 @@ class Stream:
                 if not (frames := self.begun - self.before):
                     raise ValueError("nothing was played yet")
                 known, sequence = self.clips.known, self.clips.sequence
-                self.clips.lay_out(frames, sequence[..., :0])
+                self.clips.lay_out(frames, self.clips.start)
                 self.clips.sequence[..., :known] = sequence[..., :known]
                 while not self.clips.done:
                     self.clips.step()
                 self.n_frames = self.begun
+        self.sampler.check()
         codes, sampler, rate = self._codes().cpu(), self.sampler, self.model.frame_rate
         settings = dict(duration=self.n_frames / rate, guidance=sampler.guidance, top_k=sampler.top_k)
         settings |= dict(temperature=sampler.temperature, prompt_frames=0, window=self.window / rate)

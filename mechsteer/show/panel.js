@@ -1,7 +1,7 @@
 // The live panel: asks the kernel for one chunk of sound after another, plays them without a gap, and draws what
 // came with them. The kernel does nothing unless it is asked. page.js comes before it.
 
-const AHEAD = 0.25; // s of sound that wait to be played; grows when they run out
+const AHEAD = 0.27; // s of sound that wait to be played; more when they run out, and less again when they last
 const SHOWN = 10; // s in the strip
 const COLOURS = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]];
 const LUT = Array.from({ length: 256 }, (_, i) => {
@@ -100,9 +100,10 @@ function render({ model, el }) {
     if (context.state === "running" && edge && context.currentTime > edge && waiting !== null && !track.dry) {
       track.dry = true;
       underruns += 1;
-      ahead = Math.min(1.5, ahead * 1.5);
+      ahead = Math.min(1.5, ahead * 1.4);
     }
     if (!edge || edge - context.currentTime < ahead) ask();
+    ahead = Math.max(AHEAD, ahead - 0.0005); // 25 ms a second
     const pace = made / Math.max(spent, 0.001);
     const slow = performance.now() - waits > 3000 && waiting !== null;
     const advice = pace < 1 ? "this machine makes less than it plays, so take model.generate, or a smaller model"
@@ -227,9 +228,9 @@ function render({ model, el }) {
     if (at) now.textContent = `${(frame / frameRate).toFixed(1)} s · strength ${at.strength.toFixed(2)} · reads ${at.steered.toFixed(2)} (twin ${at.twin.toFixed(2)})`;
   }
 
-  function follow(when = 0) { // 20 pictures a second are enough, and leave the machine to the music
+  function follow(when = 0) { // 12 pictures a second are enough, and leave the machine to the music
     if (!playing) return;
-    if (when - drawn > 45) {
+    if (when - drawn > 80) {
       drawn = when;
       draw();
     }

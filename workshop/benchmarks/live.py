@@ -31,33 +31,39 @@ PROMPTS = [
 
 
 def panel(moves: int) -> None:
-    """Play, move the slider `moves` times, each time back to 0 in between, and say what was measured."""
+    """Play, move the slider and stop, `moves` times; say what was measured."""
     sys.path.insert(0, str(TESTS))
     from browser import browser, jupyterlab, open_notebook, page, run_all
     from live_page import CHUNKS, CODE, MOVE, SPY, book, pairs
 
-    back = MOVE.replace("slider.value = 1.5", "slider.value = 0")
+    begins, lates, said = [], [], []
     with tempfile.TemporaryDirectory() as place, browser() as chrome, page(chrome) as tab:
         path = book(Path(place), CODE)
         tab.add_init_script(SPY)
         with jupyterlab(path.parent) as address:
             open_notebook(tab, address, path.name)
             run_all(tab)
-            began = time.perf_counter()
-            tab.get_by_role("button", name="Play").click()
-            tab.wait_for_function(CHUNKS, arg=1)
-            first, late = time.perf_counter() - began, []
             for _ in range(moves):
-                time.sleep(2)
-                now = tab.evaluate(MOVE)["now"]
-                time.sleep(2)
-                chunks = [c for c in pairs(tab) if c[0] + c[3] > now]
-                when, twin, steered, _ = next(c for c in chunks if (c[1] != c[2]).any())
-                late.append(when + (twin != steered).argmax() / 16000 - now)
-                tab.evaluate(back)
-            said = tab.locator(".mechsteer-panel .status").inner_text()
-    print(f"first sound after {first:.2f} s; a change is heard after {statistics.median(late):.2f} s")
-    print(f"(median of {moves}; {min(late):.2f} to {max(late):.2f} s); the panel says: {said}\n")
+                tab.evaluate("() => { window.heard = []; }")
+                tab.evaluate("document.querySelector('.mechsteer-panel input[type=range]').value = 0")
+                began = time.perf_counter()
+                tab.get_by_role("button", name="Play").click()
+                tab.wait_for_function(CHUNKS, arg=1)
+                begins.append(time.perf_counter() - began)
+                time.sleep(4)
+                moved = tab.evaluate(MOVE)
+                time.sleep(4)
+                when, twin, steered, _ = next(
+                    c for c in pairs(tab, moved["number"] - 1) if (c[1] != c[2]).any()
+                )
+                lates.append(when + (twin != steered).argmax() / 16000 - moved["now"])
+                said.append(tab.locator(".mechsteer-panel .status").inner_text())
+                tab.get_by_role("button", name="Stop").click()
+                time.sleep(1)
+    told = lambda times: f"{statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})"
+    print(f"{moves} times 8 s: first sound after {told(begins)};")
+    print(f"a change is heard after {told(lates)}. The panel says:")
+    print("\n".join(said), end="\n\n")
 
 
 def seams(seconds: float, n: int) -> None:

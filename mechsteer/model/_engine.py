@@ -1,6 +1,6 @@
 """The decoding step that `generate` and `stream` run: audiocraft's arithmetic, without its modules.
 
-`decoding.Decoding` runs it. nnsight and PyTorch hooks see audiocraft's modules, which compute the same.
+`_decoding.Decoding` runs it. nnsight and PyTorch hooks see audiocraft's modules, which compute the same.
 """
 
 from __future__ import annotations
