@@ -15,6 +15,7 @@ import shutil
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import mechsteer as ms
+from mechsteer import paths
 from mechsteer.model import _engine as engine_module
 from mechsteer.model._decoding import BUCKET, Decoding
 from mechsteer.model._engine import Engine
@@ -593,3 +595,19 @@ def test_weights_that_are_loaded_or_replaced_are_noticed(meta_folder):
     for linear in model.lm.linears:
         linear.weight = torch.nn.Parameter(-linear.weight.detach(), requires_grad=False)
     assert torch.equal(ours(model, TEXTS[:2], [1, 2], 12), loaded) and not torch.equal(loaded, plain)
+
+
+def test_the_shipped_studys_clips_are_made_again():
+    """What was measured on clips of audiocraft's loop with hooks, as rounded there; one tie may fall."""
+    model = ms.load("tiny", "cpu", "float32")
+    steering = Steering(
+        ms.load_direction(paths.data() / "study" / "directions" / "guitar_by_mse.safetensors")
+    )
+    made = ms.dose_response(model, {"mse": steering}, None, [0.2], n=6, progress=False)
+    study = pd.read_parquet(folder / "clips.parquet")
+    study = study[(study["experiment"] == "guitar") & (study["model_hash"] == model.hash)]
+    both = made.merge(study, on=["name", "strength", "clip"], suffixes=("", "_study"))
+    near = {"nll": 0.006, "loudness": 0.06, "brightness": 0.6}
+    same = [(both[name] - both[f"{name}_study"]).abs() < most for name, most in near.items()]
+    same.append(both["cnn_lead"] == both["cnn_lead_study"])
+    assert len(both) == 12 and (~np.logical_and.reduce(same)).sum() <= 1
