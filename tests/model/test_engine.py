@@ -600,9 +600,8 @@ def test_weights_that_are_loaded_or_replaced_are_noticed(meta_folder):
 def test_the_shipped_studys_clips_are_made_again():
     """What was measured on clips of audiocraft's loop with hooks, as rounded there; one tie may fall."""
     model = ms.load("tiny", "cpu", "float32")
-    steering = Steering(
-        ms.load_direction(paths.data() / "study" / "directions" / "guitar_by_mse.safetensors")
-    )
+    folder = paths.data() / "study"
+    steering = Steering(ms.load_direction(folder / "directions" / "guitar_by_mse.safetensors"))
     made = ms.dose_response(model, {"mse": steering}, None, [0.2], n=6, progress=False)
     study = pd.read_parquet(folder / "clips.parquet")
     study = study[(study["experiment"] == "guitar") & (study["model_hash"] == model.hash)]
