@@ -150,7 +150,7 @@ def attributes(lm: LMModel, prompts) -> list[ConditioningAttributes]:
 def sound(codec: CompressionModel, codes: torch.Tensor, first: int = 0) -> torch.Tensor:
     """Audio (clip, channel, sample) of codes that begin at frame `first`, should the codec ask."""
     place = {"first": first} if "first" in inspect.signature(codec.decode).parameters else {}
-    return codec.decode(codes, None, **place).float()
+    return codec.decode(codes.to(next(codec.parameters()).device), None, **place).float()
 
 
 def sines(stack, steps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

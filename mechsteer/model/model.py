@@ -27,7 +27,7 @@ from .generation import Generation
 from .sampling import Sampler
 from .sites import SITES, Site, module_of
 from .steering import Steering, Steerings, to_frames
-from .stream import begin, codec_reach
+from .stream import codec_reach, stream
 
 
 @spelled
@@ -190,8 +190,7 @@ class Model:
     @torch.no_grad()
     def decode(self, codes, batch_size: int = 8) -> np.ndarray:
         """Audio, float32 (clip, channel, sample) at `sample_rate`, of codes (clip, codebook, frame)."""
-        device = next(self.codec.parameters()).device
-        parts = self._codes(codes).to(device).split(number("batch_size", batch_size, 1, whole=True))
+        parts = self._codes(codes).split(number("batch_size", batch_size, 1, whole=True))
         return torch.cat([_audiocraft.sound(self.codec, part).cpu() for part in parts]).numpy()
 
     def _codes(self, codes) -> torch.Tensor:
@@ -332,4 +331,4 @@ class Model:
         codes, name = torch.cat(codes), f"{self.name} {self.hash}"
         return Generation(self.decode(codes), codes, self.sample_rate, prompts, seeds, rows, name, settings)
 
-    stream = begin
+    stream = stream

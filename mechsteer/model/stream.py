@@ -24,7 +24,7 @@ FAINT = 1e-4  # of the RMS level, -80 dB: less than that a frame doesn't reach
 
 
 @spelled
-def begin(
+def stream(
     model,
     prompts: str | None | Sequence[str | None] = None,
     duration: float | None = None,
@@ -69,7 +69,8 @@ def begin(
     sizes = dict(window=window, chunk=frames("chunk", chunk))
     sizes["n_frames"] = None if duration is None else frames("duration", duration)
     sizes["lookahead"] = None if lookahead is None else frames("lookahead", lookahead)
-    return Stream(model, prompts, seeds, rows, sampler, read=read, **sizes)
+    with model.alone("stream"):
+        return Stream(model, prompts, seeds, rows, sampler, read=read, **sizes)
 
 
 class Stream:
@@ -244,8 +245,7 @@ def codec_reach(codec, card: int, frames: int = 100) -> tuple[int, int]:
     codes = torch.randint(card, (1, codec.num_codebooks, frames), generator=noise)
     other, middle = codes.clone(), frames // 2
     other[..., middle] = (codes[..., middle] + card // 2) % card
-    device = next(codec.parameters()).device
-    whole, changed = (_audiocraft.sound(codec, x.to(device))[0] for x in (codes, other))
+    whole, changed = (_audiocraft.sound(codec, x)[0] for x in (codes, other))
     change = (whole - changed).unflatten(-1, (frames, -1)).pow(2).mean((0, 2)).sqrt()
     told = (change > FAINT * whole.pow(2).mean().sqrt()).nonzero().flatten().tolist() or [middle]
     return max(told) - middle + 1, middle - min(told) + 1

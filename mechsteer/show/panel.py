@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..model.steering import BRANCHES, Steering
 from .player import player
 
 HERE = Path(__file__).parent
-CHUNK, AHEAD, HOLD = 0.12, 0.2, 0.36  # s: sound at a time, tokens before their sound, between two changes
+CHUNK, AHEAD, HOLD = 0.16, 0.2, 0.32  # s: sound at a time, tokens before their sound, between two changes
 COLUMNS, BANDS, N_FFT, QUIETEST = (
     2,
     48,
@@ -81,6 +82,13 @@ def _by_concept(model, arrays: Sequence[xr.DataArray]) -> dict[str, xr.DataArray
                 raise ValueError(f"two directions are called {str(name)!r}; leave one out")
             found[str(name)] = array.sel(concept=name)
     return found
+
+
+@functools.cache
+def _mel(rate: int) -> np.ndarray:
+    import librosa
+
+    return librosa.filters.mel(sr=rate, n_fft=N_FFT, n_mels=BANDS, norm=None)
 
 
 class SteeringPanel(anywidget.AnyWidget):
@@ -174,14 +182,12 @@ class SteeringPanel(anywidget.AnyWidget):
         return along if along.ndim == 2 else along.mean(-1)  # over heads
 
     def _spectrogram(self, sound: np.ndarray) -> np.ndarray:
-        import librosa
-
-        rate, step = self.model.sample_rate, round(self.model.sample_rate / self.model.frame_rate / COLUMNS)
+        step = round(self.model.sample_rate / self.model.frame_rate / COLUMNS)
         whole = np.concatenate([self._tail, sound], axis=1)
         self._tail = whole[:, -N_FFT:]
         windows = np.lib.stride_tricks.sliding_window_view(whole, N_FFT, axis=1)[:, step::step]
         power = np.abs(np.fft.rfft(windows * np.hanning(N_FFT))) ** 2 / (N_FFT / 4) ** 2
-        bands = power @ librosa.filters.mel(sr=rate, n_fft=N_FFT, n_mels=BANDS, norm=None).T
+        bands = power @ _mel(self.model.sample_rate).T
         level = 1 - 10 * np.log10(np.maximum(bands, 1e-12)) / QUIETEST
         return (255 * level.clip(0, 1)).astype("uint8")
 
