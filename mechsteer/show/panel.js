@@ -1,7 +1,7 @@
 // The live panel: asks the kernel for one chunk of sound after another, plays them without a gap, and draws what
 // came with them. The kernel does nothing unless it is asked. page.js comes before it.
 
-const AHEAD = 0.25; // s of sound that wait to be played; more when they run out, and less again when they last
+const AHEAD = 0.3; // s of sound that wait to be played; more when they run out, and less again when they last
 const SHOWN = 10; // s in the strip
 const COLOURS = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]];
 const LUT = Array.from({ length: 256 }, (_, i) => {
