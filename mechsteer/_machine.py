@@ -1,6 +1,7 @@
 """Which device and dtype a model gets, and whether its memory is there: told before any work is lost."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from .errors import NoSuchDevice, TooLittleMemory
 
 SMALL = 100_000_000  # parameters; float32 is fast enough below
+_CALM = threading.RLock()
 
 
 def check_device(name: str | None) -> None:
@@ -66,13 +68,20 @@ def pick_dtype(device: str, lm: torch.nn.Module) -> torch.dtype:
 
 @contextlib.contextmanager
 def calm(lm: torch.nn.Module) -> Iterator[None]:
-    """One thread for a small model: two gain little, and wait for each other when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if sum(p.numel() for p in lm.parameters()) < SMALL else threads)
-    try:
+    """One thread for a small model: two gain little, and wait for each other when the machine is busy.
+
+    The number is the process's, so one block at a time.
+    """
+    if sum(p.numel() for p in lm.parameters()) >= SMALL:
         yield
-    finally:
-        torch.set_num_threads(threads)
+        return
+    with _CALM:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -75,6 +75,7 @@ with warnings.catch_warnings(), _imported_later(*_HEAVY):
     warnings.simplefilter("ignore")
     logging.getLogger("torch.distributed.elastic.multiprocessing.redirects").setLevel(logging.ERROR)
     from audiocraft.models import CompressionModel, LMModel, MusicGen, builders
+    from audiocraft.models.lm import ScaledEmbedding
     from audiocraft.modules import conditioners, transformer  # noqa: F401
     from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # noqa: F401
     from audiocraft.modules.conditioners import ConditioningAttributes, T5Conditioner  # noqa: F401
@@ -169,6 +170,8 @@ def strange(lm: LMModel) -> str:
         found.add("conditions that don't come through cross-attention")
     if transformer._efficient_attention_backend != "torch":
         found.add("xformers' attention")
+    if not (_plain(*lm.linears) and all(type(emb) is ScaledEmbedding for emb in lm.emb)):
+        found.add("other embeddings or heads")
     for layer in lm.transformer.layers:
         mine, cross = layer.self_attn, layer.cross_attention
         known = {
@@ -181,19 +184,32 @@ def strange(lm: LMModel) -> str:
             "attention in float32": not (mine.attention_as_float32 or cross.attention_as_float32),
             "xPos": not (mine.rope and mine.rope.xpos),
             "attention that isn't causal": mine.causal,
+            "other linears or norms": _plain(mine.out_proj, cross.out_proj, layer.linear1, layer.linear2)
+            and all(
+                type(norm) is torch.nn.LayerNorm for norm in (layer.norm1, layer.norm2, layer.norm_cross)
+            ),
         }
         found |= {name for name, ok in known.items() if not ok}
     return ", ".join(sorted(found))
 
 
+def _plain(*modules) -> bool:
+    return all(type(module) is torch.nn.Linear for module in modules)
+
+
+@torch.no_grad()
 def weights_state(lm: LMModel) -> tuple:
-    """Changes when weights move or are written."""
-    return tuple((p.data_ptr(), p._version) for p in lm.parameters())
+    """Changes when a module is replaced, or weights move or are written, through `.data` as well."""
+    kinds = tuple(map(type, lm.modules()))
+    sums = torch.stack([p.sum(dtype=torch.float32) for p in lm.parameters()]).tolist()
+    return kinds, tuple((p.data_ptr(), p._version) for p in lm.parameters()), tuple(sums)
 
 
 def is_hooked(lm: LMModel) -> bool:
-    """Whether PyTorch hooks wait on any module."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in lm.modules())
+    """Whether PyTorch hooks wait on any module, or on all."""
+    return torch.nn.modules.module._has_any_global_hook() or any(
+        m._forward_hooks or m._forward_pre_hooks for m in lm.modules()
+    )
 
 
 class CrossAttention(transformer.StreamingMultiheadAttention):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ._audiocraft import sines, strange, weights_state
+from ._audiocraft import sines, strange
 from .effects import Plan
 
 PACKED = 500_000_000  # parameters; a second copy of more would fill a laptop
@@ -31,7 +31,7 @@ class Engine:
     def __init__(self, lm):
         if odd := strange(lm):
             raise ValueError(f"the engine doesn't know {odd}")
-        self.lm, self.state, some = lm, weights_state(lm), lm.emb[0].weight
+        self.lm, some = lm, lm.emb[0].weight
         self.n_heads, self.rope = lm.transformer.layers[0].self_attn.num_heads, lm.transformer.rope
         self.device, self.dtype, self.shape = some.device, some.dtype, (lm.num_codebooks, lm.card)
         small = sum(p.numel() for p in lm.parameters()) <= PACKED
@@ -50,10 +50,6 @@ class Engine:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         run = torch.ops.mkldnn._linear_pointwise
         return lambda x: run(x, packed, bias, "none", [], "")
-
-    def current(self) -> bool:
-        """Whether the weights are those that the engine was made of."""
-        return weights_state(self.lm) == self.state
 
     def positions(self, n_steps: int) -> None:
         """Have sines (step, d_model) and rotations (step, 1, 1, d_head / 2) for so many steps."""

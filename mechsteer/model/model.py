@@ -105,9 +105,9 @@ class Model:
         self.dtype = _machine.named_dtype(dtype or _machine.pick_dtype(self.device.type, lm))
         _audiocraft.move(musicgen, self.device, self.dtype)
         _audiocraft.check_sites(lm, self.conditions(None, 1))
-        self._engine, self._strange = None, _audiocraft.strange(lm)
-        if self._strange:
-            slow = f"{name} has {self._strange}: it generates in audiocraft's own loop, which is slower"
+        self._engine = self._state = None
+        if odd := _audiocraft.strange(lm):
+            slow = f"{name} has {odd}: it generates in audiocraft's own loop, which is slower"
             warnings.warn(slow, stacklevel=3)
 
     def __repr__(self) -> str:
@@ -125,10 +125,11 @@ class Model:
     @property
     def engine(self) -> Engine | None:
         """What `generate` and `stream` run on; None for audiocraft's own loop, as with hooks on modules."""
-        if self._strange or _audiocraft.is_hooked(self.lm):
+        if _audiocraft.is_hooked(self.lm):
             return None
-        if self._engine is None or not self._engine.current():
-            self._engine = Engine(self.lm)
+        if (state := _audiocraft.weights_state(self.lm)) != self._state:
+            self._engine = None if _audiocraft.strange(self.lm) else Engine(self.lm)
+            self._state = state
         return self._engine
 
     def __getattr__(self, name: str):

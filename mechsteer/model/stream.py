@@ -20,7 +20,7 @@ from .sampling import Sampler
 from .steering import Steering, Steerings, to_frames
 
 KEPT = 2 / 5  # of a full window, with which the next one begins; audiocraft keeps 12 of 30 s
-FAINT = 1e-4  # of the RMS level, -80 dB: less than that a frame doesn't reach
+FAINT = 1e-4  # of what a frame changes where it changes most, -80 dB: less than that it doesn't reach
 
 
 @spelled
@@ -100,11 +100,14 @@ class Stream:
     def _open(self, start: torch.Tensor | None) -> None:
         """Begin a window, with the last frames `start` (clip, codebook, frame) of the one before."""
         most = self.window if self.n_frames is None else min(self.window, self.n_frames - self.before)
-        if (engine := self.model.engine) is None:
-            raise ValueError("only the engine streams, and this model runs in audiocraft's own loop")
-        self.clips = Decoding(engine, self.conditions, self.sampler, Plan(), most, start, self.before)
+        self.clips = Decoding(self._engine(), self.conditions, self.sampler, Plan(), most, start, self.before)
         self.clips.seen = None if self.read is None else {self.read: None}
         self._plan(self.before)
+
+    def _engine(self):
+        if (engine := self.model.engine) is None:
+            raise ValueError("only the engine streams, and this model runs in audiocraft's own loop")
+        return engine
 
     @property
     def begun(self) -> int:
@@ -115,8 +118,8 @@ class Stream:
 
         Now is the end of what was handed out: tokens that are further are chosen again. `start` and `stop` of
         the steering count from now. What steered until now ends, and stays in the schedule. The sound fades
-        over within a frame; that frame, and those before it within the codec's reach, are the only ones that
-        differ from the whole decode.
+        over within a frame. That frame, and those before it within the codec's reach and the delay of the
+        finest codebook, are the only ones that differ from the whole decode.
 
         Raises ValueError as `generate` does, and for a ramp: it would have to know when it is going to end.
         """
@@ -125,9 +128,12 @@ class Stream:
         check(rows, self.n_frames or int(3600 * rate), self.model, self.halves)
         if any(part.ramp for row in rows if row is not None for part in row.parts):
             raise ValueError("a stream's steering can end at any moment, which a ramp can't: give ramp=0")
+        with self.model.alone("stream"), calm(self.model.lm):
+            self._steer(rows, rate)
+
+    def _steer(self, rows: list, rate: float) -> None:
         if 0 < self.frames < self._whole():
-            with self.model.alone("stream"), calm(self.model.lm):
-                self.fading = self._sound(self.frames, self.frames + 1)
+            self.fading = self._sound(self.frames, self.frames + 1)
             self.clips.rewind(max(self.frames, self.settled) - self.before)
         now, at = self._now(), lambda seconds: to_frames(seconds, rate)
         step = max(now, self.settled)
@@ -166,7 +172,7 @@ class Stream:
     @torch.no_grad()
     def _step(self) -> None:
         fresh = self.clips.done
-        if fresh:
+        if fresh and self._engine():  # before anything is changed
             self.past, self.settled = self._codes(), self.before + self.clips.n_steps - 1
             start = self.past[..., -max(1, int(KEPT * self.window)) :]
             self.before = self.past.shape[-1] - start.shape[-1]
@@ -247,5 +253,5 @@ def codec_reach(codec, card: int, frames: int = 100) -> tuple[int, int]:
     other[..., middle] = (codes[..., middle] + card // 2) % card
     whole, changed = (_audiocraft.sound(codec, x)[0] for x in (codes, other))
     change = (whole - changed).unflatten(-1, (frames, -1)).pow(2).mean((0, 2)).sqrt()
-    told = (change > FAINT * whole.pow(2).mean().sqrt()).nonzero().flatten().tolist() or [middle]
+    told = (change > FAINT * change.max()).nonzero().flatten().tolist() or [middle]
     return max(told) - middle + 1, middle - min(told) + 1

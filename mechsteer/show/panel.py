@@ -107,26 +107,21 @@ class SteeringPanel(anywidget.AnyWidget):
     def __init__(self, model, directions, prompt, seed, strength, strongest, layer, concept) -> None:
         first = next(iter(directions.values()))
         layers = [int(i) for i in first["layer"].values]
-        layer, concept = (
-            layers[len(layers) // 2] if layer is None else layer,
-            concept or next(iter(directions)),
-        )
+        layer = layers[len(layers) // 2] if layer is None else layer
+        concept = concept or next(iter(directions))
         if concept not in directions:
             raise ValueError(f"no direction for {concept!r}; there are {', '.join(directions)}")
         if layer not in layers:
             raise ValueError(f"layer={layer}; the directions have layers {layers}")
         if model.engine is None:
-            raise ValueError(
-                "this model runs in audiocraft's own loop, which can't stream: use model.generate"
-            )
+            raise ValueError("this model runs in audiocraft's own loop, which can't stream")
         strongest = number("strongest", strongest, 1e-6)
         self.model, self.directions = model, directions
         self.played: Generation | None = None
         self._stream, self._play, self._now, self._since = None, None, None, 0
-        begin = dict(
-            concept=concept, strength=number("strength", strength, -strongest, strongest), layer=layer
-        )
-        begin |= dict(branch="both", prompt=prompt or "", seed=number("seed", seed, 0, 2**53, whole=True))
+        strength = number("strength", strength, -strongest, strongest)
+        begin = dict(concept=concept, strength=strength, layer=layer, branch="both", prompt=prompt or "")
+        begin["seed"] = number("seed", seed, 0, 2**53, whole=True)
         lists = dict(concepts=list(directions), layers=layers, branches=list(BRANCHES))
         rates = dict(rate=model.sample_rate, frameRate=model.frame_rate, columns=COLUMNS, bands=BANDS)
         super().__init__(setup={**lists, **rates, "strongest": strongest, "begin": begin})
@@ -137,14 +132,8 @@ class SteeringPanel(anywidget.AnyWidget):
     ) -> None:
         """Begin a take; `next` gives its sound."""
         self._now, site = None, self.directions[concept].attrs.get("site", "resid")
-        self._stream = self.model.stream(
-            prompt.strip() or None,
-            seed=seed,
-            steering=[None, None],
-            chunk=CHUNK,
-            lookahead=AHEAD,
-            read=(site, layer),
-        )
+        how = dict(steering=[None, None], chunk=CHUNK, lookahead=AHEAD, read=(site, layer))
+        self._stream = self.model.stream(prompt.strip() or None, seed=seed, **how)
         self._tail, self.layer = np.zeros((2, N_FFT), "float32"), layer
         self.steer(concept, strength, branch)
 

@@ -425,7 +425,7 @@ def test_without_onednn_weights_are_not_packed(monkeypatch):
     anew = engine_module._can_pack.__wrapped__
 
     def refuse(*args):
-        raise NotImplementedError("no kernel")  # a RuntimeError, as PyTorch's is
+        raise RuntimeError("no kernel")
 
     ops = type("ops", (), {"mkldnn": type("mkldnn", (), {})})
     monkeypatch.setattr(torch, "ops", ops)
@@ -610,3 +610,33 @@ def test_the_shipped_studys_clips_are_made_again():
     same = [(both[name] - both[f"{name}_study"]).abs() < most for name, most in near.items()]
     same.append(both["cnn_lead"] == both["cnn_lead_study"])
     assert len(both) == 12 and (~np.logical_and.reduce(same)).sum() <= 1
+
+
+def test_weights_written_past_torchs_counter_and_other_modules_are_noticed(meta_folder):
+    """`.data` isn't counted by `_version`; a LoRA-like module computes more than its `.weight`."""
+
+    class Louder(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear, self.weight, self.bias = linear, linear.weight, linear.bias
+            self.in_features = linear.in_features
+
+        def forward(self, x):
+            return 3 * self.linear(x)
+
+    model = ms.load(meta_folder, "cpu", "float32")
+    make = lambda: ours(model, ["jazz"], [1], 20, None)
+    plain, layer = make(), model.lm.transformer.layers[0]
+    for change, back in (
+        (model.lm.linears[0].weight.data.neg_, model.lm.linears[0].weight.data.neg_),
+        (
+            lambda linear=layer.linear1: setattr(layer, "linear1", Louder(linear)),
+            lambda linear=layer.linear1: setattr(layer, "linear1", linear),
+        ),
+    ):
+        change()
+        changed = make()
+        assert not torch.equal(changed, plain)
+        same(changed, *by_hand(model, ["jazz"], [1], 20, "resid", lambda h, step, layer: h))
+        back()
+        assert torch.equal(make(), plain) and model.engine is not None

@@ -160,29 +160,49 @@ def test_what_was_asked_for_is_kept(model):
 # Windows
 
 
-def in_windows(model, prompts, seeds, frames, window):
-    """Codes by audiocraft's loop, window by window: the last 2/5 of one begin the next; numbers go on."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    hook = model.lm.register_forward_hook(lambda module, args, out: pick(out, generators))
-    options = dict(use_sampling=False, cfg_coef=GUIDANCE)
+def in_windows(model, prompts, seeds, frames, window, gain, added):
+    """Codes by audiocraft's loop, window by window: the last 2/5 of one begin the next; numbers go on.
+
+    `added` x `gain`, by the step of the whole clip, is added to what layer 1 puts out.
+    """
+    generators, fed = [torch.Generator().manual_seed(seed) for seed in seeds], 0
+
+    def steer(module, args, h):
+        nonlocal fed
+        steps = slice(before + fed, before + fed + h.shape[1])
+        fed += h.shape[1]
+        return h + gain[steps, None] * added
+
+    hooks = [model.lm.transformer.layers[1].register_forward_hook(steer)]
+    hooks.append(model.lm.register_forward_hook(lambda module, args, out: pick(out, generators)))
     try:
-        codes, start = None, None
-        while codes is None or codes.shape[-1] < frames:
-            before = 0 if codes is None else codes.shape[-1] - start.shape[-1]
-            most = min(window, frames - before)
-            new = model.lm.generate(start, attributes(prompts), max_gen_len=most, **options)
-            codes = new if codes is None else torch.cat([codes[..., :before], new], -1)
+        codes, start, before = torch.empty(len(seeds), model.n_codebooks, 0, dtype=torch.long), None, 0
+        while codes.shape[-1] < frames:
+            fed, options = 0, dict(max_gen_len=min(window, frames - before), use_sampling=False)
+            new = model.lm.generate(start, attributes(prompts), cfg_coef=GUIDANCE, **options)
+            codes = torch.cat([codes[..., :before], new], -1)
             start = codes[..., -max(1, int(KEPT * window)) :]
+            before = codes.shape[-1] - start.shape[-1]
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return codes
 
 
-def test_windows_are_audiocrafts_own(model):
-    frames = model.seconds_to_frames(1.1)
-    stream = model.stream(PROMPTS, 1.1, SEEDS, window=0.6, top_k=TOP_K, guidance=GUIDANCE)
+@pytest.mark.parametrize("steered", [False, True])
+def test_windows_are_audiocrafts_own(model, steered):
+    """Steering that ended is heard again where a window begins with frames that it steered."""
+    frames, unit = model.seconds_to_frames(1.1), vector(model) / np.linalg.norm(vector(model))
+    steering = None
+    if steered:
+        steering = Steering(vector(model), layers=[1], norm=30.0, strength=0.5, start=0.12, stop=0.44)
+    stream = model.stream(PROMPTS, 1.1, SEEDS, steering, window=0.6, top_k=TOP_K, guidance=GUIDANCE)
     sound, take = joined(stream), stream.finish()
-    theirs = in_windows(model, PROMPTS, SEEDS, frames, model.seconds_to_frames(0.6))
+    gain = torch.zeros(2 * frames)
+    if steered:
+        gain[model.seconds_to_frames(0.12) : model.seconds_to_frames(0.44)] = 1.0
+    added = torch.tensor(0.5 * 30.0 * unit, dtype=torch.float32)
+    theirs = in_windows(model, PROMPTS, SEEDS, frames, model.seconds_to_frames(0.6), gain, added)
     assert torch.equal(take.codes, theirs)
     assert decibels(sound, take.audio) < -60
 
@@ -502,6 +522,18 @@ def test_a_hook_on_the_way_is_one_sentence(model):
             list(itertools.islice(stream, 5))
     finally:
         hook.remove()
+
+
+@thin
+def test_it_goes_on_when_the_hook_is_gone(model):
+    stream = model.stream("jazz", 2.0, 1, window=0.5)
+    hook = model.lm.linears[0].register_forward_hook(lambda module, args, out: None)
+    with pytest.raises(ValueError, match="only the engine streams"):
+        list(stream)
+    hook.remove()
+    list(stream)
+    whole = model.stream("jazz", 2.0, 1, window=0.5).finish()
+    assert torch.equal(stream.finish().codes, whole.codes)
 
 
 @thin
