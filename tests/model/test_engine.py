@@ -410,6 +410,7 @@ def test_packed_weights_give_the_tokens_of_plain_ones(model, monkeypatch):
     assert model.engine.packed or not engine_module._can_pack()
     monkeypatch.setattr(engine_module, "_can_pack", lambda: False)
     monkeypatch.setattr(model, "_engine", None)  # a new one, until the end of this test
+    monkeypatch.setattr(model, "_state", None)
     sampler, conditions = Noted(seeds, 3.0, 1.0, 50), model.conditions(prompts + [None] * 3, 6)
     with torch.no_grad():
         clips = Decoding(model.engine, conditions, sampler, plan(rows, 50, model), 40)
