@@ -157,10 +157,8 @@ def sound(codec: CompressionModel, codes: torch.Tensor, first: int = 0) -> torch
 def sines(stack, steps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sinusoidal positions of steps (row, step, 1), computed in float32; zeros where a model has none."""
     dim = stack.layers[0].linear1.in_features
-    if stack.positional_embedding == "rope":
-        return torch.zeros(*steps.shape[:2], dim, dtype=dtype, device=steps.device)
     found = transformer.create_sin_embedding(steps, dim, stack.max_period, torch.float32)
-    return stack.positional_scale * found.to(dtype)
+    return (stack.positional_embedding != "rope") * stack.positional_scale * found.to(dtype)
 
 
 def strange(lm: LMModel) -> str:

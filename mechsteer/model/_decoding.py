@@ -40,7 +40,7 @@ class Decoding:
         self.fed, self.known = 0, self.pattern.get_first_step_with_timesteps(given)
         self.start, self.first = start, self.known
         room = -(-self.n_steps // BUCKET) * BUCKET if self.static else self.n_steps
-        engine.positions(room)
+        engine.positions(self.n_steps)
         sizes = len(engine.layers), 2, len(self.text[0][0]), engine.n_heads, room, engine.layers[0].heads[1]
         self.caches = self.engine.table.new_zeros(sizes)
         self.at, self.steps = (torch.arange(n, device=engine.device) for n in (1, room))

@@ -92,8 +92,7 @@ class Engine:
                 keys, values = caches[i]
                 keys[:, :, at], values[:, :, at] = k, v
                 k, v = (k, v) if causal else (keys[:, :, :length], values[:, :, :length])
-            y = attention(q, k, v, mask, is_causal=causal).transpose(1, 2)
-            y = steered(y, "heads", i) if plan or seen else y
+            y = steered(attention(q, k, v, mask, is_causal=causal).transpose(1, 2), "heads", i)
             x = x + steered(layer.out(y.reshape(x.shape)), "attn", i)
             x = x + steered(layer.listen(x, *text[i]), "cross", i)
             x = x + steered(layer.think(x), "mlp", i)

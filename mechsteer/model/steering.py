@@ -216,11 +216,15 @@ class Steering(_Combined):
 _SAME_IN_A_SUM = ("site", "layers", "mode", "start", "stop", "every", "ramp", "branch")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Steerings(_Combined):
     """Several steerings applied together, each where and when it says. Made by `a | b`."""
 
     parts: tuple[Steering, ...]
+
+    def __repr__(self) -> str:
+        more = f" | ... ({len(self.parts)} in all)" if len(self.parts) > 3 else ""
+        return " | ".join(map(repr, self.parts[:3])) + more
 
     def __mul__(self, factor: float) -> Steerings:
         return Steerings(tuple(part * factor for part in self.parts))

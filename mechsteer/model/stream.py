@@ -188,9 +188,8 @@ class Stream:
 
     def __next__(self) -> np.ndarray:
         """The next chunk, float32 (clip, channel, sample)."""
-        end, last = self.frames + self.chunk, self.n_frames or float("inf")
-        end = min(end, last)
-        if end == self.frames:
+        last = self.n_frames or float("inf")
+        if (end := min(self.frames + self.chunk, last)) == self.frames:
             raise StopIteration
         with memory_told("stream fewer clips"), self.model.alone("stream"), calm(self.model.lm):
             while self._whole() < min(end + self.right, last):
@@ -198,9 +197,8 @@ class Stream:
             sound = self._sound(self.frames, end)
         self.sampler.check()
         if self.fading is not None:
-            some = min(self.fading.shape[-1], sound.shape[-1])
-            share = torch.linspace(1, 0, some)
-            sound[..., :some] += (self.fading[..., :some] - sound[..., :some]) * share
+            first = sound[..., : self.fading.shape[-1]]  # a chunk has a frame at least
+            first += (self.fading - first) * torch.linspace(1, 0, first.shape[-1])
             self.fading = None
         if self.read is not None:
             steps = [self.seen.pop(s) for s in range(self.frames + 1, end + 1) if s in self.seen]

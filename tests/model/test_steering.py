@@ -369,3 +369,10 @@ def test_audiocraft_itself_stays_as_it_was():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert set(done.stdout.split()) == {"audiocraft.modules.transformer"}
+
+
+def test_many_parts_are_shown_in_one_short_line():
+    s = Steering(direction(), layers=3)
+    assert repr(s | -s) == f"{s!r} | {-s!r}"
+    many = s | s | s | s | s
+    assert repr(many).endswith(" | ... (5 in all)") and repr(many).count("Steering") == 3
