@@ -1,12 +1,14 @@
 """The live panel, asked from Python as its page would; and the player."""
 
 import base64
+import io
 import re
 import threading
 import zlib
 
 import numpy as np
 import pytest
+import soundfile
 import xarray as xr
 
 import mechsteer as ms
@@ -154,6 +156,12 @@ def test_without_a_browser_there_is_a_picture_and_a_clip(model, directions):
     assert "application/vnd.jupyter.widget-view+json" in data
     assert data["text/html"].count("<img") == 3 and data["text/html"].count("<audio") == 1
     assert "steered by +1 guitar" in data["text/html"] and len(panel.played.steering[1].parts) == 1
+    assert "below it the unsteered twin" in data["text/html"]
+    encoded = re.search(r'src="data:audio/mpeg;base64,([^"]+)"', data["text/html"])[1]
+    sound, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)))
+    strip = re.findall(r"data:image/png;base64,([^\"]+)", data["text/html"])[2]
+    frames = int.from_bytes(base64.b64decode(strip)[16:20])
+    assert abs(len(sound) / rate - frames / model.frame_rate) < 0.1, "strips and sound share a time axis"
 
 
 def test_a_page_that_goes_away_leaves_nothing_running(model, directions):
