@@ -250,85 +250,8 @@ class SteeringPanel(anywidget.AnyWidget):
         ends = f"−{far:.1f} blue, +{far:.1f} red" if reading.min() < 0 < reading.max() else "0 is dark"
         told = f"what the probe of {concept} reads ({ends}): steered, and below it the unsteered twin"
         strips = {f"strength: 0, then {aim:+g}": [strengths], told: reading}
-        whole = np.concatenate([self._tail, sound], axis=1)
-        self._tail = whole[:, -N_FFT:]
-        windows = np.lib.stride_tricks.sliding_window_view(whole, N_FFT, axis=1)[:, step::step]
-        power = np.abs(np.fft.rfft(windows * np.hanning(N_FFT))) ** 2 / (N_FFT / 4) ** 2
-        bands = power @ _mel(self.model.sample_rate).T
-        level = 1 - 10 * np.log10(np.maximum(bands, 1e-12)) / QUIETEST
-        return (255 * level.clip(0, 1)).astype("uint8")
-
-    def _on_page(self, _, message: dict, __) -> None:
-        """One answer to every message: `next` (which begins a take where it has to), or `stop`."""
-        answer, buffers = {"reply": message.get("id"), "play": message.get("play")}, []
-        try:
-            if message.get("kind") == "stop":
-                if self._stream is not None and message["play"] == self._play:
-                    take = self.stop()
-                    answer |= {"seconds": take.audio.shape[-1] / take.sample_rate, "code": self._again()}
-            else:
-                more, buffers = self._more(message)
-                answer |= more
-        except (Told, ValueError, KeyError, MemoryError) as error:
-            answer["error"] = str(error)
-        self.send(answer, buffers)
-
-    def _more(self, message: dict) -> tuple[dict, list]:
-        now = {name: message[name] for name in ("concept", "strength", "branch")}
-        began = time.perf_counter()
-        if message["play"] != self._play:
-            if not message.get("first"):
-                return {"ended": True}, []  # another view plays
-            self.play(**now, **{name: message[name] for name in ("layer", "prompt", "seed")})
-            self._play = message["play"]
-        first = self._stream.frames
-        self.steer(**now)
-        sound, picture, reading = self.next()
-        told = dict(first=first, frames=self._stream.frames - first, strength=self._now[1], code=self._code())
-        told |= dict(reading=reading.round(3).tolist(), seconds=time.perf_counter() - began)
-        return told, [*sound.astype("float32"), *(np.ascontiguousarray(rows) for rows in picture)]
-
-    def _name(self) -> str:
-        """What the notebook calls this panel."""
-        try:
-            names = get_ipython().user_ns  # noqa: F821  (IPython gives it)
-        except NameError:
-            names = {}
-        return next((k for k, v in names.items() if v is self and not k.startswith("_")), "panel")
-
-    def _code(self) -> str:
-        concept, strength, branch = self._now
-        said = (
-            f"ms.Steering({self._name()}.directions[{concept!r}], layers={self.layer}, strength={strength:g}"
-        )
-        return f"{said})" if branch == "both" else f"{said}, branch={branch!r})"
-
-    def _again(self) -> str:
-        take = f"take = {self._name()}.played\nmodel.stream(take.prompts, take.settings['duration'], "
-        return f"{take}take.seeds, take.steering).finish()"
-
-    def sketch(self, seconds: float = 4.0, most: float = 6.0) -> str:
-        """HTML of a short take, steered from its middle on, and its strips: what stands where no page runs.
-
-        Stops early where the model takes longer than `most` seconds. Becomes `played` if nothing else was.
-        """
-        begin, kept, frames = dict(self.setup["begin"]), self.played, round(seconds * self.model.frame_rate)
-        aim, end, concept = begin.pop("strength"), time.monotonic() + most, begin["concept"]
-        self.play(**begin, strength=0.0)
-        sounds, readings, strengths = [], [], []
-        while (done := self._stream.frames) < frames and (time.monotonic() < end or not done):
-            self.steer(concept, aim if 2 * done >= frames else 0.0)
-            sound, _, reading = self.next()
-            sounds, readings = [*sounds, sound[1:]], [*readings, reading]
-            strengths += [self._now[1]] * reading.shape[1]
-        take, reading = self.stop(), np.concatenate(readings, axis=1)
-        self.played = kept or take
-        said = f"{begin['prompt'] or 'no prompt'} (seed {take.seeds[1]}), steered by {aim:+g} {concept}"
-        far = np.quantile(np.abs(reading), 0.99)  # where the colours end
-        told = f"what the probe of {concept} reads, from −{far:.1f} (blue) to +{far:.1f} (red): above as steered, "
-        strips = {f"strength: 0, then {aim:+g}": [strengths], f"{told}below its unsteered twin": reading}
-        whole = np.concatenate(sounds, axis=1)
-        return player(whole, take.sample_rate, f"{said} from the middle on", strips=strips)
+        sound = np.concatenate(sounds, axis=1)
+        return player(sound, take.sample_rate, f"{said} from the middle on", strips=strips)
 
     def _repr_mimebundle_(self, **options):
         made = super()._repr_mimebundle_(**options)
