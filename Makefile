@@ -11,7 +11,7 @@ ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | \
 	awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  Options: MODEL=facebook/musicgen-small or a folder of Meta's format (notebooks), ONLY=\"01 02\" (notebooks, figures), ARGS=... (test)"
+	@echo "  Options: MODEL=facebook/musicgen-small or a folder of Meta's format (notebooks), ONLY=\"01 03\" (notebooks, figures), ARGS=... (test)"
 
 notebooks: .venv/ready  ## run the numbered notebooks, in order, and write their outputs and figures
 	$(PY) -m workshop.suite.notebooks $(if $(MODEL),--model "$(MODEL)") $(ONLY)

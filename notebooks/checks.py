@@ -18,11 +18,11 @@ import xarray as xr
 __all__ = [
     *("safe_start", "push", "follows"),  # 00
     *("mean_over_clip", "step_of", "within_groups"),  # 01
-    *("predict", "grouped_split", "honest_score"),  # 02
-    *("band_width", "pattern", "without"),  # 03
-    "strength_to_use",  # 04
-    *("surprise", "draw_listeners", "chance_of"),  # 05
-    *("song_of", "paired_error", "half_as_wide"),  # 06
+    *("predict", "grouped_split", "honest_score"),  # 03
+    *("band_width", "pattern", "without"),  # 04
+    "strength_to_use",  # 05
+    *("surprise", "draw_listeners", "chance_of"),  # 09
+    *("song_of", "paired_error", "half_as_wide"),  # 10
 ]
 
 EMPTY = "nothing came back. Replace the ... by your code, and return the result"
@@ -168,7 +168,7 @@ def within_groups(answer: Callable) -> Iterator[str]:
 
 @exercise("a probe is a dot product, a slope and a threshold, nothing else")
 def predict(answer: Callable) -> Iterator[str]:
-    """02: `answer(direction, x)` says which rows of x [n, d] a probe takes for its concept: bool [n]."""
+    """03: `answer(direction, x)` says which rows of x [n, d] a probe takes for its concept: bool [n]."""
     rng = np.random.default_rng(0)
     x, values = rng.standard_normal((200, 8)) + 1, np.eye(8)[3]
     direction = xr.DataArray(values, dims="d_model", coords={"slope": 2.0, "bias": -3.0})
@@ -195,7 +195,7 @@ def predict(answer: Callable) -> Iterator[str]:
 
 @exercise("no score is on both sides, and another seed draws another split")
 def grouped_split(answer: Callable) -> Iterator[str]:
-    """02: `answer(groups, share, seed)` says which clips test: bool [n], whole groups, about that share."""
+    """03: `answer(groups, share, seed)` says which clips test: bool [n], whole groups, about that share."""
     groups = np.repeat([f"{i:05d}" for i in range(40)], 6)
     got = answer(groups, 0.25, 0)
     if got is None:
@@ -228,7 +228,7 @@ def grouped_split(answer: Callable) -> Iterator[str]:
 
 @exercise("the layer was chosen without looking at the fold that is reported")
 def honest_score(answer: Callable) -> Iterator[str]:
-    """02: `answer(table)` is the mean over folds of `score` at the layer that is best on the other folds."""
+    """03: `answer(table)` is the mean over folds of `score` at the layer that is best on the other folds."""
     rng = np.random.default_rng(0)
     grid = pd.DataFrame(rng.normal(0.5, 0.1, (5, 12))).rename_axis(index="fold", columns="layer")
     table = grid.stack().rename("score").reset_index()
@@ -253,7 +253,7 @@ def honest_score(answer: Callable) -> Iterator[str]:
 
 @exercise("the more dimensions, the less two random directions share")
 def band_width(answer: float, width: float) -> Iterator[str]:
-    """03: the number of dimensions in which 95 % of random pairs have a cosine within +-`width`, to 10 %."""
+    """04: the number of dimensions in which 95 % of random pairs have a cosine within +-`width`, to 10 %."""
     from mechsteer import null_cosine
 
     if answer is ...:
@@ -275,7 +275,7 @@ def band_width(answer: float, width: float) -> Iterator[str]:
 
 @exercise("what a read-out reacts to is not what it is made of")
 def pattern(answer: Callable) -> Iterator[str]:
-    """03: `answer(w, x)` is the unit vector along covariance(x) w, the pattern that a read-out w picks up."""
+    """04: `answer(w, x)` is the unit vector along covariance(x) w, the pattern that a read-out w picks up."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + 5
     w = rng.standard_normal(6)
@@ -299,7 +299,7 @@ def pattern(answer: Callable) -> Iterator[str]:
 
 @exercise("what is left is a unit vector that shares nothing with the second")
 def without(answer: Callable) -> Iterator[str]:
-    """03: `answer(a, b)` is a without its part along b, as a unit vector; a and b are unit vectors."""
+    """04: `answer(a, b)` is a without its part along b, as a unit vector; a and b are unit vectors."""
     a, b = np.random.default_rng(0).standard_normal((2, 16)) + 1
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     got = answer(a, b)
@@ -322,7 +322,7 @@ def without(answer: Callable) -> Iterator[str]:
 
 @exercise("the first strength that breaks the music ends the search, however good a later one looks")
 def strength_to_use(answer: Callable) -> Iterator[str]:
-    """04: `answer(table, limit)` is the strength of most success before `nll` first exceeds the limit."""
+    """05: `answer(table, limit)` is the strength of most success before `nll` first exceeds the limit."""
     table = pd.DataFrame(
         {"strength": [0.1, 0.2, 0.4, 0.8], "success": [0.2, 0.7, 0.9, 1.0], "nll": [4.0, 4.1, 5.5, 3.0]}
     )
@@ -346,7 +346,7 @@ def strength_to_use(answer: Callable) -> Iterator[str]:
 
 @exercise("so 15 of 20 is rare for a coin, and 12 of 20 isn't")
 def surprise(answer: Callable) -> Iterator[str]:
-    """05: `answer(k, n)` is the two-sided p value of k choices out of n under a fair coin."""
+    """09: `answer(k, n)` is the two-sided p value of k choices out of n under a fair coin."""
     from scipy.stats import binomtest
 
     cases = [(15, 20), (5, 20), (12, 20), (10, 20)]
@@ -369,7 +369,7 @@ def surprise(answer: Callable) -> Iterator[str]:
 
 @exercise("whole listeners were drawn, so answers that hang together stay together")
 def draw_listeners(answer: Callable) -> Iterator[str]:
-    """05: `answer(table, rng)` draws listeners with replacement; one drawn twice brings its rows twice."""
+    """09: `answer(table, rng)` draws listeners with replacement; one drawn twice brings its rows twice."""
     table = pd.DataFrame({"listener": np.repeat(["a", "b", "c", "d", "e", "f"], 4), "chosen": np.arange(24)})
     got = [answer(table, np.random.default_rng(seed)) for seed in range(20)]
     if any(g is None for g in got):
@@ -389,7 +389,7 @@ def draw_listeners(answer: Callable) -> Iterator[str]:
 
 @exercise("strengths turn into choices by their difference alone")
 def chance_of(answer: Callable) -> Iterator[str]:
-    """05: `answer(strength_a, strength_b)` is the chance that a is chosen over b (Bradley and Terry)."""
+    """09: `answer(strength_a, strength_b)` is the chance that a is chosen over b (Bradley and Terry)."""
     cases = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (3.0, 1.0)]
     got = [answer(*case) for case in cases]
     if None in got:
@@ -410,7 +410,7 @@ def chance_of(answer: Callable) -> Iterator[str]:
 
 @exercise("what was cut from one song stays together")
 def song_of(answer: Callable) -> Iterator[str]:
-    """06: `answer(path)` names the song of a file called `artist - title (take 2).wav`, in any folder."""
+    """10: `answer(path)` names the song of a file called `artist - title (take 2).wav`, in any folder."""
     takes = ("rock/Ada - Rain (take 1).wav", "live/rock/Ada - Rain (take 12).flac")
     one, two = (answer(path) for path in takes)
     if one is None:
@@ -425,7 +425,7 @@ def song_of(answer: Callable) -> Iterator[str]:
 
 @exercise("pairs share their random numbers, and what they share drops out")
 def paired_error(answer: Callable) -> Iterator[str]:
-    """06: `answer(steered, twin)` is the standard error of the mean difference; rows i have one seed."""
+    """10: `answer(steered, twin)` is the standard error of the mean difference; rows i have one seed."""
     rng = np.random.default_rng(0)
     shared = rng.normal(0, 3, 12)
     a, b = shared + rng.normal(1, 0.3, 12), shared + rng.normal(0, 0.3, 12)
@@ -452,7 +452,7 @@ def paired_error(answer: Callable) -> Iterator[str]:
 
 @exercise("half the width costs four times the clips")
 def half_as_wide(answer: float, clips: int) -> Iterator[str]:
-    """06: how many clips give an interval half as wide as `clips` do."""
+    """10: how many clips give an interval half as wide as `clips` do."""
     if answer is ...:
         yield NO_NUMBER
     if answer == 2 * clips:

@@ -1,8 +1,8 @@
 """Linear probes: along which direction is a concept readable?
 
-`find_directions` fits every layer (and head) of a Dataset of activations. For plain arrays, `logistic`,
-`mse`, `diff_of_means` and, as a control, `random_direction` share one signature, `(x, y) -> direction`. A
-direction is unit, points to the concept and lives in activation space. Taught in 03_compare_directions.
+`find_directions` fits every layer (and head) of a Dataset of activations; `fit_direction`, `logistic` and
+`mse` fit plain arrays. A direction is unit, points to the concept and lives in activation space. Taught in
+04_compare_directions.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import xarray as xr
 
 from ..model._vectors import as_direction
 from ._labels import fits_by_layer
-from ._solvers import Fitting
+from ._solvers import Fitting, takes_fitting
 from .scores import PROBES, auc, r2
 
 
+@takes_fitting
 def fit_direction(x, y, method: str = "logistic", groups=None, kind: str = "auto", **fitting) -> xr.DataArray:
     """Find one direction per concept of y in x.
 
@@ -25,7 +26,9 @@ def fit_direction(x, y, method: str = "logistic", groups=None, kind: str = "auto
     ----------
     x : float [n, d_model], activations, one row per clip or frame
     y : [n], classes (one direction each, against the rest), true/false or numbers; None, NaN drop their rows
-    method : "logistic", "mse", "diff_of_means" or "random"
+    method : "logistic" (one-vs-rest, L2 penalty), "mse" (ridge regression on -1/+1, or on the value itself),
+        "diff_of_means" (of the concept minus the rest; for numbers the covariance with y), or "random" (a
+        control: random, then turned and thresholded to fit y)
     groups : [n], rows of one group stay together while the penalty is chosen; default: each its own group
     kind : "auto", "class", "flag" or "value"
         Strings are classes, booleans and 0/1 flags, floats values, integers classes if at most 24 differ.
@@ -36,7 +39,6 @@ def fit_direction(x, y, method: str = "logistic", groups=None, kind: str = "auto
     xr.DataArray, dims (concept, d_model), of which `find_directions` has one per method and layer. Raises
     ValueError and TypeError as that does, and ValueError for rows that don't match.
     """
-    fitting = vars(Fitting.of(fit_direction, **fitting))
     x, groups = np.asarray(x), np.arange(len(x)) if groups is None else np.asarray(groups)
     if x.ndim != 2 or not len(x) == len(y) == len(groups):
         given = f"{x.shape}, {len(y)}, {len(groups)}"
@@ -57,16 +59,7 @@ def mse(x, y, groups=None, **options) -> xr.DataArray:
     return fit_direction(x, y, "mse", groups, **options)
 
 
-def diff_of_means(x, y, groups=None, **options) -> xr.DataArray:
-    """Mean of the concept minus mean of the rest (covariance with y for numbers); see `fit_direction`."""
-    return fit_direction(x, y, "diff_of_means", groups, **options)
-
-
-def random_direction(x, y, groups=None, **options) -> xr.DataArray:
-    """A control: random, turned and thresholded like a difference of means; see `fit_direction`."""
-    return fit_direction(x, y, "random", groups, **options)
-
-
+@takes_fitting
 def find_directions(
     acts: xr.Dataset,
     label: str,
@@ -107,7 +100,7 @@ def find_directions(
     ValueError  for an absent site, layer or label, naming those present; for non-finite or constant
     activations, one class only, fewer groups than folds. TypeError  for an unknown keyword.
     """
-    fitting, found, norms = Fitting.of(find_directions, **fitting), [], []
+    fitting, found, norms = Fitting(**fitting), [], []
     for where, x, batch, fits in fits_by_layer(acts, label, kind, group, methods, site, layers, fitting):
         w, b, alpha = (np.stack([getattr(f, a).T for f in fits.values()], 1) for a in ("w", "b", "alpha"))
         slope, score = np.linalg.norm(w, axis=-1), r2 if batch.values else auc

@@ -13,11 +13,12 @@ import xarray as xr
 from .. import _shared
 from . import _labels
 from ._labels import Batch, Target
-from ._solvers import Fitting
+from ._solvers import Fitting, takes_fitting
 
 PROBES = ("logistic", "mse", "diff_of_means")  # the methods that are compared unless others are asked for
 
 
+@takes_fitting
 def accuracy_by_layer(
     acts: xr.Dataset,
     labels: str | Sequence[str],
@@ -28,7 +29,6 @@ def accuracy_by_layer(
     folds: int = 5,
     inner_folds: int = 3,
     shuffles: int = 1,
-    kinds: dict[str, str] | None = None,
     stratify: str | None = None,
     progress: bool = True,
     **fitting,
@@ -45,7 +45,6 @@ def accuracy_by_layer(
         `collect`, it is scored beside the layers: is the concept in the model, or already in its input?
     labels : one or more; classes give rows for each against the rest, and for "all" (the best-scoring class)
     shuffles : copies of each label, permuted at the level at which it varies (group, clip, course in time)
-    kinds : dict, label -> "class", "flag" or "value", where the automatic choice (`fit_direction`) is wrong
     fitting : alphas, standardize, max_rows, seed, see `find_directions`
 
     Returns
@@ -57,13 +56,13 @@ def accuracy_by_layer(
     `shuffles`. A score is NaN where a fold lacks the classes to define it. Raises ValueError and TypeError as
     `find_directions`, and ValueError if a class is absent from a training part.
 
-    Source: Alain & Bengio 2017, sec. 3; control labels, Hewitt & Liang 2019. Taught in 02_probe_every_layer.
+    Source: Alain & Bengio 2017, sec. 3; control labels, Hewitt & Liang 2019. Taught in 03_probe_every_layer.
     """
-    fitting = Fitting.of(accuracy_by_layer, folds=inner_folds, **fitting)
+    fitting = Fitting(folds=inner_folds, **fitting)
     labels = [labels] if isinstance(labels, str) else list(labels)
     groups, seed = _labels.read_groups(acts, group), fitting.seed
     folds, shuffles = (_shared.number("folds and shuffles", n, 0, whole=True) for n in (folds, shuffles))
-    targets = [_labels.read_target(acts, label, (kinds or {}).get(label, "auto")) for label in labels]
+    targets = [_labels.read_target(acts, label) for label in labels]
     _labels.check_methods(methods, targets)
     fold = _labels.fold_of(groups, folds, seed, _labels.read_target(acts, stratify) if stratify else None)
     shuffled = lambda target: [_labels.shuffled(target, groups, seed + r + 1) for r in range(shuffles)]

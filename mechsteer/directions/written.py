@@ -7,7 +7,7 @@ ask the model itself. Both look at the conditional half of guidance, and work be
 The result is of the same kind as a probe's: dims (layer, d_model), or (layer, head, d_head) for the site
 heads; unit vectors (zero where captions can't reach, as in the heads of layer 0), with coords `norm`, the
 mean activation norm, and `found_strength`, how long the vector was when found, in multiples of that norm: for
-one layer `Steering(d, strength=float(d.found_strength))` adds what was found. Taught in 04_steer_and_listen.
+one layer `Steering(d, strength=float(d.found_strength))` adds what was found. Taught in 05_steer_and_listen.
 """
 
 from __future__ import annotations
@@ -86,7 +86,6 @@ def optimised_vector(
     steps: int = 150,
     batch_size: int = 16,
     rate: float = 0.02,
-    shrink: float = 0.0,
     seed: int = 0,
     progress: bool = True,
 ) -> xr.DataArray:
@@ -101,7 +100,6 @@ def optimised_vector(
     site, layers : where vectors are added, at every step; one vector per layer, default the middle layer.
     steps, batch_size : of Adam, and clips in each.
     rate : how far a step of Adam goes at most, about, in multiples of the mean activation norm.
-    shrink : weight of the squared length (in multiples of the norm) in the loss.
     seed : of the batches.
 
     Returns
@@ -115,8 +113,7 @@ def optimised_vector(
     Source: Subramani et al. 2022, arXiv 2205.05124 (by gradient descent), for one vector that serves all.
     """
     layers = _layers(model, site, [model.n_layers // 2] if layers is None else layers)
-    rate, shrink = _shared.number("rate", rate, 0), _shared.number("shrink", shrink, 0)
-    steps = _shared.number("steps", steps, 1, whole=True)
+    rate, steps = _shared.number("rate", rate, 0), _shared.number("steps", steps, 1, whole=True)
     batch_size = _shared.number("batch_size", batch_size, 1, whole=True)
     prompts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(codes) or len(codes) < batch_size:
@@ -134,7 +131,7 @@ def optimised_vector(
         loss = _nll(model, codes[rows], [prompts[i] for i in rows], site, layers, vector * scale)
         losses.append(float(loss.detach()))
         optimiser.zero_grad()
-        (loss + shrink * vector.square().sum()).backward()
+        loss.backward()
         optimiser.step()
         falling.step()
     tenth = max(1, steps // 10)

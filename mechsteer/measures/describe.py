@@ -54,7 +54,7 @@ def describe(
     - with `model`: `nll` (nats per token): negative log-likelihood of the clip's codes under its own prompt,
       unsteered, without guidance (`Model.nll`), the audio prompt's codes included.
 
-    Raises ValueError if less than 3 s follow `start`, or `twin` doesn't fit. Taught in 04_steer_and_listen.
+    Raises ValueError if less than 3 s follow `start`, or `twin` doesn't fit. Taught in 05_steer_and_listen.
     """
     rate, n = generation.sample_rate, len(generation)
     start = number("start (s)", start, 0)

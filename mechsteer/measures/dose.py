@@ -2,7 +2,7 @@
 
 `dose_response` generates and measures, one row per clip; `dose_table` sums up every name and strength with
 intervals; `knee` picks the strength to use. All three are about names: what is behind one (method, site,
-layers, branch, a random control) is the caller's business. Taught in 04_steer_and_listen.
+layers, branch, a random control) is the caller's business. Taught in 05_steer_and_listen.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def save_figure(
     Parameters
     ----------
     data : the numbers behind the figure, one row per drawn thing; its `attrs` join the provenance.
-    name : `NN_what_it_shows`, as in `02_accuracy_by_layer`.
+    name : `NN_what_it_shows`, as in `03_accuracy_by_layer`.
     folder : default `data/runs/figures/` (see `mechsteer.paths.figures`), which git ignores.
     **provenance : what made the numbers, such as model (its hash), seed and command; the CSV's first line.
 
@@ -62,7 +62,7 @@ def save_figure(
     install. Raises ValueError for a name with anything but a-z, 0-9 and _, or a table without rows.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"A figure's name has only a-z, 0-9 and _ (like 02_heads), not {name!r}.")
+        raise ValueError(f"A figure's name has only a-z, 0-9 and _ (like 03_heads), not {name!r}.")
     if data.empty:
         raise ValueError(f"The table behind figure {name!r} has no rows.")
     from .. import __version__

@@ -84,12 +84,12 @@ def test_a_figure_that_was_not_drawn_from_its_numbers_is_told(shelf, capsys):
 
 @pytest.mark.filterwarnings("ignore:.*was not written")
 def test_a_figure_without_a_stamp_and_a_figure_without_a_model_are_told_apart(shelf, capsys):
-    save([1.0], shelf, model="none", name="05_power")
-    assert redraw.weights_changed("05_power", shelf) == ""
-    stampless = saving.stored_figure("05_power", shelf).update_layout(meta=None)
-    saving.write_picture(stampless, "05_power", shelf)
-    told = "the figure names no numbers: make notebooks ONLY=05"
-    assert redraw.figure_changed("05_power", shelf).startswith(told)
+    save([1.0], shelf, model="none", name="09_power")
+    assert redraw.weights_changed("09_power", shelf) == ""
+    stampless = saving.stored_figure("09_power", shelf).update_layout(meta=None)
+    saving.write_picture(stampless, "09_power", shelf)
+    told = "the figure names no numbers: make notebooks ONLY=09"
+    assert redraw.figure_changed("09_power", shelf).startswith(told)
 
 
 def test_what_cannot_be_drawn_names_its_notebook(shelf, capsys):
@@ -160,21 +160,21 @@ def test_a_figure_of_the_study_has_its_numbers_written_again(shelf, capsys, monk
     study = pd.DataFrame({"experiment": ["guitar"], "name": "mse", "strength": [0.2], "model": "tiny"})
     study = study.assign(model_hash="abc", seed=0, n=100)
     table, fig = shelf.parent / "data/study/doses.parquet", go.Figure(go.Scatter(x=[0.2], y=[1.0]))
-    monkeypatch.setattr(redraw, "DRAWN", {"04_sites": lambda study: (fig, study)})
-    assert redraw.main(["04"]) == 1
+    monkeypatch.setattr(redraw, "DRAWN", {"05_sites": lambda study: (fig, study)})
+    assert redraw.main(["05"]) == 1
     line = capsys.readouterr().out
     assert "doses.parquet is missing: " in line and "`make study` makes it anew" in line
     table.parent.mkdir()
     study.to_parquet(table)
-    assert redraw.main(["04"]) == 1
-    assert "missing: 04_sites.csv, written again" in capsys.readouterr().out
-    assert saving.read_figure("04_sites", shelf)["strength"].tolist() == [0.2]
-    assert redraw.main(["04"]) == 0
+    assert redraw.main(["05"]) == 1
+    assert "missing: 05_sites.csv, written again" in capsys.readouterr().out
+    assert saving.read_figure("05_sites", shelf)["strength"].tolist() == [0.2]
+    assert redraw.main(["05"]) == 0
     damage(table, "cut")
-    (shelf / "04_sites.html").unlink()
-    assert redraw.main(["04"]) == 1
+    (shelf / "05_sites.html").unlink()
+    assert redraw.main(["05"]) == 1
     line = capsys.readouterr().out.splitlines()[-1]
-    assert "doses.parquet is damaged" in line and "picture" in line and (shelf / "04_sites.html").is_file()
+    assert "doses.parquet is damaged" in line and "picture" in line and (shelf / "05_sites.html").is_file()
 
 
 @pytest.mark.parametrize("name", ["doses", "clips"])

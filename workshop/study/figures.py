@@ -211,4 +211,4 @@ def _titled(fig: go.Figure, title: str, small: str) -> go.Figure:
     return fig.update_layout(title=f"{title}<br><span style='font-size:13px'>{small}</span>", margin_t=115)
 
 
-DRAWN = {"04_dose_response": by_dose, "04_penalties": by_penalty, "04_sites": by_site, "04_ways": by_way}
+DRAWN = {"05_dose_response": by_dose, "05_penalties": by_penalty, "05_sites": by_site, "05_ways": by_way}

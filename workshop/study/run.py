@@ -4,7 +4,7 @@ Each experiment asks for one concept with several steerings, the same clips for 
 beside them. Cells (one steering at one strength) are kept under data/runs/study as they finish, so that a
 stopped run goes on where it was, and what is already there for these weights is never made again. Results go
 to data/study with the model's hash, the seed, the command and the date: doses.parquet (cells), clips.parquet
-(what each judge heard in each clip) and the directions of `KEPT`. 04_steer_and_listen draws from them and
+(what each judge heard in each clip) and the directions of `KEPT`. 05_steer_and_listen draws from them and
 re-runs a slice.
 
 Strengths are multiples of the mean activation norm of the site and layer, and all directions are unit:

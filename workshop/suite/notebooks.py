@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about, says = __doc__.splitlines()[0], "run nothing: say whether the stored copies are in order"
     parser = argparse.ArgumentParser(prog="python -m workshop.suite.notebooks", description=about)
     add = parser.add_argument
-    add("names", nargs="*", help="which notebooks (01, 02_probe_every_layer); default all")
+    add("names", nargs="*", help="which notebooks (01, 03_probe_every_layer); default all")
     add("--model", default=DEFAULT_MODEL, help="a hub id or a folder of Meta's format; default tiny")
     add("--limit", type=float, default=1800, help="seconds allowed to each notebook; default 1800")
     add("--check", action="store_true", help=says)

@@ -103,7 +103,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def unusable(name: str, folder: Path) -> dict[str, str]:
-    """Which of a figure's csv and JSON are missing or can't be read: {"csv": "missing: 02_heads.csv"}."""
+    """Which of a figure's csv and JSON are missing or can't be read: {"csv": "missing: 03_heads.csv"}."""
     said = {}
     for kind, read in (("csv", saving.read_figure), ("json", saving.stored_figure)):
         file = folder / f"{name}.{kind}"
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m workshop.suite.redraw", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "names", nargs="*", help="which figures (02_heads, or 02 for all of that notebook); default all"
+        "names", nargs="*", help="which figures (03_heads, or 03 for all of that notebook); default all"
     )
     given, folder = parser.parse_args(arguments), paths.figures(paths.shipped_figures())
     folder.mkdir(parents=True, exist_ok=True)
