@@ -35,12 +35,15 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f"Did you mean {close[0]!r}?" if close else otherwise
 
 
-def spelled(function: Callable) -> Callable:
-    """Refuse a keyword that a function (or class) doesn't have, with the likely one: a TypeError."""
+def spelled(function: Callable, also: Iterable[str] = ()) -> Callable:
+    """Refuse a keyword that a function (or class) doesn't have, with the likely one: a TypeError.
+
+    `also` are the keywords that its own last parameter, `**options`, may hold.
+    """
     if isinstance(function, type):
         function.__init__ = spelled(function.__init__)
         return function
-    known = list(inspect.signature(function).parameters)
+    known = [*inspect.signature(function).parameters, *also]
     name = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)

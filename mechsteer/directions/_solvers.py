@@ -7,21 +7,21 @@ features, R <= D principal axes, K concepts, A penalties.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 
-from .._shared import did_you_mean, number
+from .._shared import number, spelled
 
 ALPHAS = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)  # strongest first; 1 is the mean loss per row at unit variance
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How probes are fitted: keywords of every function that fits."""
+    """How probes are fitted: the `**fitting` of every function that fits."""
 
     alphas: Sequence[float] = ALPHAS  # the least held-out loss wins, and the stronger penalty on a tie
     folds: int = 3  # inner folds that choose among them
@@ -33,15 +33,8 @@ class Fitting:
         for name, least in (("folds", 0), ("max_rows", 1), ("seed", 0)):
             number(name, getattr(self, name), least, whole=True)
 
-    @classmethod
-    def of(cls, function: Callable, **options) -> Fitting:
-        """From what `function` got beside its own arguments; TypeError for a name that neither knows."""
-        own = [field.name for field in fields(cls)]
-        for name in options.keys() - set(own):
-            known = [*inspect.signature(function).parameters, *own]
-            hint = did_you_mean(name, known, f"A fit takes {', '.join(own)}")
-            raise TypeError(f"{function.__name__} has no option {name!r}. {hint}")
-        return cls(**options)
+
+takes_fitting = partial(spelled, also=[field.name for field in fields(Fitting)])  # decorates such functions
 
 
 @dataclass(frozen=True)
@@ -108,12 +101,7 @@ def solve_logistic(
     """One-vs-rest logistic regression of y [N, K] in {-1, +1}, all columns at once.
 
     Minimises mean log(1 + exp(-y (x.w + b))) + alpha/2 |w|^2 for each of `alphas` (a number, or one per
-    column), each started at the last solution. Nonlinear conjugate gradients (Polak-Ribiere, a Newton then a
-    secant step along each line) in rounds. Each round is preconditioned by the present curvature on the
-    principal axes, spectrum times mean p (1 - p), plus alpha: with classes that a plane separates it falls
-    far below its bound of spectrum / 4, and who steps or stops by the bound ends far from the optimum, along
-    another direction. A column is done when a Newton step with that curvature promises less than `tol` of the
-    objective; RuntimeWarning for what never gets there.
+    column), each started at the last solution; `_minimise` says how. What doesn't converge is warned of.
     """
     n, k = y.shape
     x = np.concatenate([design.z, np.ones((n, 1), np.float32)], axis=1)
@@ -132,10 +120,13 @@ def solve_logistic(
 
 
 def _minimise(x, truth, weights, w, penalty, spectrum, tol, rounds=100, steps=15):
-    """Rounds of conjugate gradients on the columns of w [R + 1, K] that have not converged (see `logistic`).
+    """Logistic regression on the columns of w [R + 1, K] at once (scikit-learn takes one at a time).
 
-    scikit-learn takes one column at a time. Never loosen the test of convergence: stopped early, a probe
-    reads as well and points elsewhere.
+    Nonlinear conjugate gradients (Polak-Ribiere, a Newton then a secant step along each line) in rounds, each
+    preconditioned by the present curvature on the principal axes: spectrum times mean p (1 - p), plus alpha.
+    With classes that a plane separates that falls far below its bound, spectrum / 4; who steps or stops by
+    the bound reads as well and points elsewhere. So never loosen the test of convergence: a column is done
+    when a Newton step promises less than `tol` of the objective.
     """
     done, live = w.copy(), np.arange(w.shape[1])
     scale = np.append(spectrum, np.float32(1))[:, None]
@@ -229,22 +220,18 @@ def _calibrate(design, directions, y, values):
 class Method:
     """A way to fit, and what sets it apart."""
 
-    name: str
     solve: Callable  # (design, y [N, K], alphas, values, seed) -> raw weights [A, D, K] and biases [A, K]
     loss: Callable = lambda scores, y: np.square(y - scores)  # [A, N, K]; its mean chooses the penalty
     penalised: bool = False  # without a penalty to choose, A is 1
     classes_only: bool = False  # can't read numbers
 
 
-_ALL = (
-    Method(
-        "logistic", solve_logistic, lambda s, y: np.logaddexp(0, -y * s), penalised=True, classes_only=True
-    ),
-    Method("mse", solve_mse, penalised=True),
-    Method("diff_of_means", solve_diff_of_means),
-    Method("random", solve_random_direction),
-)
-METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+METHODS = {
+    "logistic": Method(solve_logistic, lambda s, y: np.logaddexp(0, -y * s), True, classes_only=True),
+    "mse": Method(solve_mse, penalised=True),
+    "diff_of_means": Method(solve_diff_of_means),
+    "random": Method(solve_random_direction),
+}
 
 
 @dataclass(frozen=True)
@@ -268,22 +255,23 @@ def fit(x, y, inner, methods, values: bool, blocks, fitting: Fitting) -> dict[st
     if not alphas or not all(0 < alpha < np.inf for alpha in alphas):
         raise ValueError(f"alphas={alphas} must hold one or more penalties above 0")
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
-    (n, k), methods, fits = y.shape, [METHODS[name] for name in methods], {}
+    (n, k), methods, fits = y.shape, {name: METHODS[name] for name in methods}, {}
     tried = [np.full(k, alpha) for alpha in alphas]
-    held_out = {m.name: np.empty((len(tried) if m.penalised else 1, n, k), np.float32) for m in methods}
+    empty = lambda penalties: np.empty((penalties, n, k), np.float32)
+    held_out = {name: empty(len(tried) if m.penalised else 1) for name, m in methods.items()}
     for fold in np.unique(inner):  # the solvers get y column by column, so that they round alike for any rows
         train = inner != fold
         design = prepare(x[train], standardize=fitting.standardize)
-        for method in methods:
+        for name, method in methods.items():
             w, b = method.solve(design, np.asfortranarray(y[train]), tried, values, fitting.seed)
-            held_out[method.name][:, ~train] = x[~train] @ w.astype(np.float32) + b[:, None]
+            held_out[name][:, ~train] = x[~train] @ w.astype(np.float32) + b[:, None]
     design = prepare(x, standardize=fitting.standardize)
-    for method in methods:
-        scores = held_out[method.name]
+    for name, method in methods.items():
+        scores = held_out[name]
         losses = method.loss(scores, y).mean(axis=1)
         losses = np.stack([losses[:, blocks == block].mean(1) for block in blocks], axis=1)
         best = losses.argmin(0)
         alpha = np.array(alphas)[best] if method.penalised else np.full(k, np.nan)
         w, b = method.solve(design, np.asfortranarray(y), [alpha], values, fitting.seed)
-        fits[method.name] = Fit(w[0], b[0], alpha, scores[best, :, np.arange(k)].T)
+        fits[name] = Fit(w[0], b[0], alpha, scores[best, :, np.arange(k)].T)
     return fits

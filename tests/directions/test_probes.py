@@ -106,8 +106,8 @@ def test_directions_carry_what_steering_needs(acts):
 
 def test_one_signature_for_arrays(acts):
     x, groups = acts.resid.sel(layer=1).values, acts.group.values
-    for method in (find.logistic, find.mse, find.diff_of_means, find.random_direction):
-        found = method(x, acts.lead.values, groups)
+    for method in _solvers.METHODS:
+        found = find.fit_direction(x, acts.lead.values, method, groups)
         assert found.dims == ("concept", "d_model") and list(found.concept.values) == list(LEADS)
     both = find_directions(acts, "lead", ["mse"], layers=[1]).squeeze("layer").sel(finder="mse")
     np.testing.assert_allclose(find.mse(x, acts.lead.values, groups), both, atol=1e-6)
@@ -342,7 +342,7 @@ def test_options_of_the_fit_are_said_once_and_typos_are_told(acts):
         with pytest.raises(TypeError, match=f"has no option {name!r}. Did you mean {meant!r}"):
             call(**{name: None})
     with pytest.raises(
-        TypeError, match="find_directions has no option 'colour'. A fit takes alphas, folds, standardize"
+        TypeError, match=r"find_directions\(\) has no option 'colour'. It takes acts, .*alphas, folds"
     ):
         find_directions(acts, "drums", colour="red")
 
