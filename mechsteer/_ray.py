@@ -9,27 +9,13 @@ from collections.abc import Iterator, Mapping
 ATTEMPTS = 3  # at a piece whose worker dies; then the piece is taken to be what kills it
 
 
-def begin(**options) -> None:
-    """`ray.init`, again where a busy machine doesn't get Ray's processes up in the 30 s they are given."""
-    import ray
-
-    for last in (False, False, False, True):
-        try:
-            ray.init(log_to_driver=False, logging_level="error", include_dashboard=False, **options)
-            return
-        except Exception as error:
-            ray.shutdown()
-            if last or "timed out during startup" not in str(error):
-                raise
-
-
 def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> Iterator:
     """Yield what `worker(*options, gpu).process(key, piece)` returns for each {key: piece}, as they get done.
 
     Parameters
     ----------
-    worker : a class; each of as many actors as `workers` makes one, with a GPU where the cluster has any
-        (`gpu` says so). One that dies is replaced, and its piece done again.
+    worker : a class of which each of `workers` actors makes one, with a GPU where the cluster has any (`gpu`
+        says so). One that dies is replaced, and its piece done again.
 
     Raises
     ------
@@ -42,7 +28,7 @@ def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> 
     except ImportError as error:
         raise ImportError("engine='ray' needs Ray: `uv sync --extra ray`, or pip install ray") from error
     if began_here := not ray.is_initialized():
-        begin()
+        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
     actors = []
     try:
         gpu = ray.cluster_resources().get("GPU", 0) > 0

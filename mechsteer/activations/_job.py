@@ -5,7 +5,9 @@ The same `Job` runs in this process and in workers on other machines.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -164,37 +166,28 @@ def _texts(column: pd.Series) -> list[str | None]:
 
 def codes_for(model: Model, rows: pd.DataFrame) -> tuple[list, list[str]]:
     """Codes (codebook, frame) of every row of `ms.clips`, None where there are none; and why, else ""."""
-    codes, problems = {}, {}  # by row
-    waiting: dict[tuple, dict[int, np.ndarray]] = {}  # shape -> row -> audio, as the codec takes it
-
-    def encode(shape: tuple) -> None:
-        """Encode clips of one shape together; what the model refuses of one, it refuses of all."""
-        clips = waiting.pop(shape)
-        try:
-            made = model.encode(np.stack(list(clips.values())), model.sample_rate, len(clips))
-            codes.update(zip(clips, made, strict=True))
-        except ValueError as error:
-            problems.update(dict.fromkeys(clips, str(error)))
-
+    codes, problems = [None] * len(rows), [problem_of(row) for row in rows.to_dict("records")]
+    audio: dict[tuple, dict[int, np.ndarray]] = {}  # shape -> row -> sound as the codec takes it
     for i, row in enumerate(rows.to_dict("records")):
+        if problems[i]:
+            continue
         try:
-            if problem := problem_of(row):
-                raise ValueError(problem)
-            if (own := own_codes(row, model.codec_hash)) is not None:
-                codes[i] = own
-                continue
-            audio, rate = read_clip(row)
-            (audio,) = to_clips(audio, rate, model.sample_rate, model.codec.channels, cancelling=False)
+            codes[i] = own_codes(row, model.codec_hash)
+            if codes[i] is None:
+                sound = to_clips(*read_clip(row), model.sample_rate, model.codec.channels, cancelling=False)
+                audio.setdefault(sound.shape, {})[i] = sound[0]
         except ValueError as error:
             problems[i] = str(error)
-            continue
-        waiting.setdefault(audio.shape, {})[i] = audio
-        if (len(waiting[audio.shape]) + 1) * audio.shape[-1] > ENCODED_AT_ONCE:
-            encode(audio.shape)
-    for shape in list(waiting):
-        encode(shape)
-    every = range(len(rows))
-    return [None if i in problems else codes[i] for i in every], [problems.get(i, "") for i in every]
+    for shape, clips in audio.items():
+        at_once = max(1, ENCODED_AT_ONCE // shape[-1])
+        try:
+            made = model.encode(np.stack(list(clips.values())), model.sample_rate, at_once)
+        except ValueError as error:  # what the model refuses of one clip, it refuses of all of that length
+            made = [None] * len(clips)
+            problems = [str(error) if i in clips else told for i, told in enumerate(problems)]
+        for i, found in zip(clips, made, strict=True):
+            codes[i] = found
+    return codes, problems
 
 
 def check_options(model: Model, sites, layers, pool, generate) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -222,16 +215,12 @@ def clip_keys(table: pd.DataFrame, told: bool, seeds: bool) -> list[str]:
 
     Name, place, length, codes or the whole file's content, prompt if it is told, seed; no labels.
     """
-    files: dict[str, str] = {}
 
+    @functools.cache  # within this call
     def content(path) -> str:
-        if path not in files:
-            try:
-                with open(path, "rb") as file:
-                    files[path] = hashlib.file_digest(file, "blake2b").hexdigest()
-            except OSError:  # which is the clip's problem
-                files[path] = ""
-        return files[path]
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+        return ""
 
     found = []
     for row in table.to_dict("records"):

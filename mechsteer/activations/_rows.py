@@ -9,12 +9,11 @@ import pandas as pd
 
 from .._shared import number
 
-NOT_UTF8 = "\\udc"
 SHORT = 0.02  # s; a file that lacks more than this of what its header promises is truncated
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be stored; a byte that isn't UTF-8 becomes `NOT_UTF8` and two digits."""
+    """A file's name as text that can be stored: bytes that aren't UTF-8 as escapes, like "\\udce9"."""
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -25,16 +24,12 @@ def header_of(root: Path, name: str) -> tuple[str, float]:
     path = root / name
     if not name:
         return "no path in this row", 0.0
-    if NOT_UTF8 in name:
-        return "a file name that isn't UTF-8: rename the file", 0.0
     if not path.is_file():
-        return "missing file", 0.0
-    if path.stat().st_size == 0:
-        return "empty file", 0.0
+        return "missing file" if "\\udc" not in name else "a name that isn't UTF-8: rename the file", 0.0
     try:
         info = soundfile.info(str(path), verbose=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        return "not audio that libsndfile reads (wav, flac, ogg, mp3), or damaged", 0.0
+        return "not audio that libsndfile reads (wav, flac, ogg, mp3), or empty or damaged", 0.0
     if any(line.startswith("data ") and "should be" in line for line in info.extra_info.splitlines()):
         return f"truncated: {info.duration:.2f} s are there, the header promises more", info.duration
     return ("" if info.frames > 0 else "no samples (empty or truncated)"), info.duration
@@ -52,31 +47,31 @@ def seconds_of(row: dict, name: str, blank: float) -> float:
 
 def unusable(row, model) -> str:
     """What keeps `model` from taking a row of clips, or "": its length, or codes that aren't its codec's."""
-    codes = own_codes(row, model.codec_hash)
-    for name, least in (("duration", 1e-9), ("start", 0)):
+    codes, most = own_codes(row, model.codec_hash), model.max_duration
+    if codes is None:
         try:
-            if codes is None or not pd.isna(row.get(name)):
-                number(f"{name} (s)", row.get(name), least)
+            number("start (s)", row.get("start"), 0)
+            seconds = number("duration (s)", row.get("duration"), 1e-9)
         except ValueError as error:
             return str(error)
-    if codes is not None:
+    else:
         codes = np.asarray(codes)
         fits = codes.ndim == 2 and len(codes) == model.n_codebooks and codes.size and codes.dtype.kind in "iu"
         if not (fits and codes.min() >= 0 and codes.max() < model.lm.card):
             return f"codes {codes.dtype} {codes.shape} are not of this model's codec"
-    most, frame = model.max_duration, 1 / model.frame_rate
-    seconds = row.get("duration") if codes is None else codes.shape[1] * frame
+        seconds = codes.shape[1] / model.frame_rate
+        if problem := wrong_length(row, seconds, 1 / model.frame_rate):
+            return problem
     cut = f"longer than the {most:g} s this model was made for: ms.clips(..., segment={most:g}) cuts it"
-    long = f"lasts {seconds:.1f} s, {cut}" if seconds > most + SHORT else ""
-    return long if codes is None else wrong_length(row, seconds, frame) or long
+    return f"lasts {seconds:.1f} s, {cut}" if seconds > most + SHORT else ""
 
 
 def wrong_length(row, seconds: float, slack: float) -> str:
     """What to say of codes that last longer or shorter than a row's `duration`, or ""."""
-    said = row.get("duration")
-    if said is None or pd.isna(said) or abs(said - seconds) <= slack + 1e-6:
+    said = pd.to_numeric(row.get("duration"), errors="coerce")
+    if pd.isna(said) or np.isclose(said, seconds, rtol=0, atol=slack + 1e-6):
         return ""
-    return f"{seconds:.2f} s of codes, where duration says {said:.2f} s"
+    return f"{seconds:.2f} s of codes, where duration says {said} s"
 
 
 def problem_of(row) -> str:
@@ -92,10 +87,10 @@ def held_codes(row):
 
 
 def own_codes(row, codec: str):
-    """The codes of a row that the model whose `Model.codec_hash` is `codec` takes as they are.
+    """Codes [codebook, frame] that the model whose `Model.codec_hash` is `codec` takes as they are.
 
-    uint16 or int [codebook, frame]; None where audio must be encoded, ValueError where there is no way to it.
-    Codes that don't say whose they are count as the model's own.
+    None where audio must be encoded, ValueError where there is no way to it. Codes that don't say whose they
+    are count as the model's own.
     """
     codes, made_by = held_codes(row), row.get("codec")
     if codes is None or pd.isna(made_by) or made_by == codec:

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .._shared import progress
 from ..paths import read_table, write_table
 
 ARRAYS, LABELS = "arrays", "labels.parquet"
@@ -48,21 +47,18 @@ class Store:
             self.names, self.block = self.attrs.pop("arrays"), self.attrs["block"]
             self.n, *_ = (self.group[name].shape[0] for name in ("source", "problem", "done", *self.names))
         except (ValueError, LookupError, TypeError, OSError) as error:
-            told = f"{where} is damaged, or of an older kind ({error})"
+            told = f"{where} is damaged, or of another version ({error})"
             raise ValueError(f"{told}: delete the folder and collect again") from error
         labels = read_table(where / LABELS) if labels is None else labels
         self.labels = labels if labels is not None and len(labels) == self.n else None
 
     @classmethod
     def at(cls, path: str | Path) -> Store:
-        """The store at a path; ValueError if there is none, or one of an older kind."""
+        """The store at a path; ValueError if there is none."""
         path = Path(path)
-        if (path / LABELS).is_file() and (path / ARRAYS / "zarr.json").is_file():
-            return cls(path, path / ARRAYS)
-        if (path / "zarr.json").is_file():
-            older = "is zarr, but not as this mechsteer keeps it (older ones kept the labels inside)"
-            raise ValueError(f"{path} {older}: collect again, into another folder")
-        raise ValueError(f"{path} is not a store of activations; ms.collect(..., out=...) makes one")
+        if not ((path / LABELS).is_file() and (path / ARRAYS / "zarr.json").is_file()):
+            raise ValueError(f"{path} is not a store of activations; ms.collect(..., out=...) makes one")
+        return cls(path, path / ARRAYS)
 
     @classmethod
     def begin(cls, path, arrays: Arrays, labels: pd.DataFrame, attrs: dict, keys: list[str]) -> Store:
@@ -113,7 +109,12 @@ class Store:
 
         Reads the whole store, block by block: 1 to 2 s per GB.
         """
-        found = [block for block in np.flatnonzero(self._sums()).tolist() if not self._whole(block)]
+        found = []
+        for block, told in enumerate(self._sums().tolist()):
+            with contextlib.suppress(Exception):  # cut short or garbled: zarr has many ways to complain
+                if not told or told == self._checksum(block):
+                    continue
+            found.append(block)
         labels = () if self.labels is None else self.labels["clip"]  # which is an error of its own
         if clips := [str(clip) for block in found for clip in labels[self.rows(block)]]:
             some = ", ".join(clips[:3]) + ", ..." * (len(clips) > 3)
@@ -128,12 +129,6 @@ class Store:
             with contextlib.suppress(Exception):  # zarr has many ways to complain
                 found[block] = self.group["done"][block]
         return found
-
-    def _whole(self, block: int) -> bool:
-        try:
-            return int(self.group["done"][block]) == self._checksum(block)
-        except Exception:  # a chunk that is cut short or garbled: zarr has many ways to complain
-            return False
 
     def _checksum(self, block: int) -> int:
         """Of all that is stored of a block; never 0."""
@@ -154,10 +149,6 @@ class Store:
     def rows(self, block: int) -> slice:
         return slice(block * self.block, min((block + 1) * self.block, self.n))
 
-    def bar(self, show: bool):
-        """A progress bar that counts clips, begun at those that are done."""
-        return progress(total=self.n, initial=int(self.done().sum()), unit="clip", show=show)
-
     def write(self, block: int, arrays: dict[str, np.ndarray], problems: list[str]) -> None:
         """Write a block, all its arrays over its rows, then mark it as done, by their checksum."""
         rows = self.rows(block)
@@ -169,19 +160,16 @@ class Store:
     def dataset(self, damaged: list[int] = ()) -> xr.Dataset:
         """See `open_activations`; without the damaged blocks, of which a warning has told."""
         if self.labels is None:
-            raise ValueError(
-                f"the labels of {self.where} are damaged: ms.collect, called as before, mends them"
-            )
+            mend = "ms.collect, called as before, mends them"
+            raise ValueError(f"the labels of {self.where} are damaged: {mend}")
         done = self.done()
         if not done.all():
             so_far = f"{self.where} holds {int(done.sum())} of {self.n} clips so far"
             warnings.warn(f"{so_far}; the same ms.collect call finishes it", stacklevel=3)
+        for block in damaged:
+            done[self.rows(block)] = False
         problem = np.full(self.n, "", dtype=object)
-        for block in np.flatnonzero(self._sums()).tolist():
-            if block in damaged:
-                done[self.rows(block)] = False
-            else:
-                problem[self.rows(block)] = self.group["problem"][self.rows(block)]
+        problem[done] = self.group["problem"].oindex[np.flatnonzero(done)]
         options = {"consolidated": False, "chunks": None, "zarr_format": 3}
         acts = xr.open_zarr(self.arrays, drop_variables=["done", "problem", "source"], **options)
         plain = lambda c: c.to_numpy() if pd.api.types.is_numeric_dtype(c) else c.to_numpy(str)
@@ -198,12 +186,10 @@ class Store:
         return acts.assign_coords(layer=self.attrs["layers"])
 
 
-def open_activations(path: str | Path, verify: bool = True) -> xr.Dataset:
+def open_activations(path: str | Path) -> xr.Dataset:
     """Open a store that `collect` wrote: the clips that could be read, lazily (nothing is kept but labels).
 
-    Parameters
-    ----------
-    verify : read all of it once, 1 to 2 s per GB, and leave out what isn't what was written
+    All of it is read once (1 to 2 s per GB), and what isn't what was written is left out.
 
     Returns
     -------
@@ -220,7 +206,7 @@ def open_activations(path: str | Path, verify: bool = True) -> xr.Dataset:
     UserWarning  for a store that isn't finished, or whose blocks are damaged: names the clips left out.
     """
     store = Store.at(path)
-    return store.dataset(store.damaged() if verify else ())
+    return store.dataset(store.damaged())
 
 
 def _seal(attrs: dict) -> int:
@@ -229,17 +215,16 @@ def _seal(attrs: dict) -> int:
 
 def _typed(labels: pd.DataFrame) -> pd.DataFrame:
     """Labels as a file keeps them: text (gaps are ""), numbers, and flags (with gaps: numbers and NaN)."""
-    found = {}
-    for name, column in labels.items():
-        given, number = column.dropna(), pd.api.types.is_numeric_dtype(column.dtype)
-        flags = len(given) > 0 and given.map(lambda value: isinstance(value, bool | np.bool_)).all()
-        if number and len(given) == len(column):
-            found[str(name)] = column.to_numpy()
-        elif number or flags:
-            found[str(name)] = column.to_numpy(float, na_value=np.nan)
-        else:
-            found[str(name)] = column.map(lambda value: "" if pd.isna(value) else str(value)).to_numpy(object)
-    return pd.DataFrame(found)
+
+    def typed(column: pd.Series) -> np.ndarray:
+        number = pd.api.types.is_numeric_dtype(column.dtype)
+        if number and column.notna().all():
+            return column.to_numpy()
+        if number or pd.api.types.infer_dtype(column, skipna=True) == "boolean":
+            return column.to_numpy(float, na_value=np.nan)
+        return column.map(lambda value: "" if pd.isna(value) else str(value)).to_numpy(object)
+
+    return pd.DataFrame({str(name): typed(column) for name, column in labels.items()})
 
 
 def _create(where, arrays: Arrays, keys: list[str], attrs: dict) -> None:

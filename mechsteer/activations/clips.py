@@ -14,7 +14,7 @@ import pandas as pd
 
 from .._shared import number, spelled
 from ..sound import SILENCE
-from ._rows import NOT_UTF8, SHORT, header_of, held_codes, printable, problem_of, seconds_of, wrong_length
+from ._rows import SHORT, header_of, held_codes, printable, problem_of, seconds_of, wrong_length
 
 KINDS = "wav flac mp3 ogg oga opus aif aiff au caf w64 m4a aac mp4 wma"
 SUFFIXES = frozenset(f".{kind}" for kind in KINDS.split())
@@ -102,11 +102,12 @@ def _listed(source, label: str) -> tuple[pd.DataFrame, Path]:
             raise ValueError(f"{source} is neither a folder nor a .csv or .parquet table")
         try:
             table, root = read(source), source.parent
-        except (ValueError, OSError) as error:  # damaged, empty, of another encoding
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{source} can't be read as a table: it isn't UTF-8; save it as UTF-8"
+            ) from error
+        except (ValueError, OSError) as error:  # damaged or empty
             why = str(error).partition("\n")[0][:100]
-            if isinstance(error, UnicodeDecodeError):
-                text = printable(source.read_bytes().decode(errors="surrogateescape"))
-                why = f"line {1 + text[: text.index(NOT_UTF8)].count(chr(10))} isn't UTF-8; save it as UTF-8"
             raise ValueError(f"{source} can't be read as a table: {why}") from error
     if "problem" in table and table["problem"].fillna("").astype(str).str.strip().any():
         kept = "the name under which ms.clips says what is wrong with a clip"
@@ -120,7 +121,7 @@ def _listed(source, label: str) -> tuple[pd.DataFrame, Path]:
 
 def _cut(table: pd.DataFrame, headers: list[tuple[str, float]], segment: float | None) -> pd.DataFrame:
     """Rows of files as rows of clips: start, duration, problem and a unique name each."""
-    rows, seen = [], {}
+    rows = []
     for i, (row, (problem, seconds)) in enumerate(zip(table.to_dict("records"), headers, strict=True)):
         row |= {"problem": problem, "clip": row["clip"] or f"row {i}"}
         begin, length = seconds_of(row, "start", 0.0), seconds_of(row, "duration", np.nan)
@@ -128,24 +129,18 @@ def _cut(table: pd.DataFrame, headers: list[tuple[str, float]], segment: float |
         if not row["problem"] and not (begin >= 0 and 0 < length <= seconds - begin + SHORT):
             given = f"start {begin:g} s and duration {length:g} s"
             row["problem"] = f"{given} lie outside the file's {seconds:.2f} s"
-        name, pieces = row["clip"], 1
-        longer = segment is not None and not row["problem"] and length > segment
-        if longer:
-            pieces = int(length // segment)
-            pieces += length - pieces * segment >= segment / 2
-        for i in range(pieces):
-            start = begin + i * segment if longer else begin
-            own = min(segment, begin + length - start) if longer else length
-            clip = f"{name}@{start:g}" if longer else name
-            problem = row["problem"]
-            if clip in seen:
-                problem = problem or f"the name {clip!r} is taken by an earlier row"
-                seen[clip] += 1
-                clip = f"{clip} ({seen[clip]})"
-            seen[clip] = 1
-            rows.append({**row, "clip": clip, "start": start, "duration": own, "problem": problem})
-    first = ["clip", "path", "start", "duration", "group"]
+        if segment is None or row["problem"] or length <= segment:
+            rows.append(row | {"start": begin, "duration": length})
+            continue
+        for start in begin + segment * np.arange(int(length / segment + 0.5)):  # half a segment is one, too
+            part = {"start": start, "duration": min(segment, begin + length - start)}
+            rows.append(row | part | {"clip": f"{row['clip']}@{start:g}"})
     out = pd.DataFrame(rows)
+    again = out.groupby("clip").cumcount()  # how many earlier rows have the name
+    taken = "the name " + out["clip"].map(repr) + " is taken by an earlier row"
+    out["problem"] = out["problem"].mask((again > 0) & (out["problem"] == ""), taken)
+    out["clip"] = out["clip"].mask(again > 0, out["clip"] + " (" + (again + 1).astype(str) + ")")
+    first = ["clip", "path", "start", "duration", "group"]
     return out[[*first, *(c for c in out if c not in (*first, "problem")), "problem"]]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import xarray as xr
 
 from .. import _ray
 from .._shared import number, spelled
+from .._shared import progress as progress_bar
 from ..model.model import Model, load
 from ._job import Job, Worker, check_options, clip_keys, codes_for
 from ._rows import own_codes, problem_of, unusable
@@ -21,7 +21,6 @@ from ._store import Store
 from .clips import OWN, check
 
 RESERVED = {"resid_norm", "layer", "head", "frame", "codebook", "d_model", "d_head"}
-ALIKE = 32  # clips, of which some must differ
 
 
 @spelled
@@ -56,7 +55,7 @@ def collect(
     layers : int or list of int, 0-based; default all
     pool : str
         "mean" over the clip's valid steps (`Model.valid_steps`: padding and the special token are left out),
-        "last" of them, or "frames": all, frame t being step t + 1, which has just seen codebook 0 of frame t.
+        or "frames": all, frame t being step t + 1, which has just seen codebook 0 of frame t.
     prompt : None, str or one per clip
         What the model is told. None, the default, is unconditional: a text could leak the label. One per clip
         become the label `prompt`; a column `prompt` of the clips is a label and told to nobody.
@@ -83,7 +82,6 @@ def collect(
     ValueError  for unknown options; clips without names, twice the same, or (strict) unusable; `out` holding
         activations of another model, other clips or options (names both); codes of a codec that isn't here;
         a label with lists in its cells; more than the free disk takes.
-    UserWarning  if the activations of some layer are the same for all clips.
 
     Taught in 01_collect_activations.
     """
@@ -116,7 +114,8 @@ def collect(
     store = Store.begin(out, job.arrays, labels, job.attrs(model, keys), keys)
     try:
         blocks = {block: table.iloc[store.rows(block)] for block in store.todo()}
-        with store.bar(progress) as bar:
+        done = int(store.done().sum())
+        with progress_bar(total=store.n, initial=done, unit="clip", show=progress) as bar:
             if engine == "ray":
                 options = Worker.options(model, job, store)
                 for n_clips in _ray.over_actors(Worker, options, blocks, workers):
@@ -131,13 +130,6 @@ def collect(
         raise
     acts = store.dataset()
     _report(acts, labels)
-    vary = [site for site in sites if site != "cross" or told or prompt]  # no text is the same for all
-    for site in vary if acts.sizes["clip"] > 1 else ():
-        some = acts[site].isel(clip=slice(ALIKE)).load().fillna(0)
-        over = [dim for dim in some.dims if dim != "layer"]
-        if len(same := some["layer"].values[(some == some.isel(clip=0)).all(over).values]):
-            told = f"all {some.sizes['clip']} first clips have the same {site} at layers {same.tolist()}"
-            warnings.warn(f"{told}: nothing can be read there; are these the model's weights?", stacklevel=3)
     return acts
 
 

@@ -16,7 +16,6 @@ def frame_labels(
     acts: xr.Dataset,
     notes: pd.DataFrame | None = None,
     chords: pd.DataFrame | None = None,
-    parts: tuple[str, ...] = ("lead", "chords", "bass"),
 ) -> xr.Dataset:
     """Labels for every frame of `acts`, ready to join: `acts = acts.merge(ms.frame_labels(acts))`.
 
@@ -30,9 +29,8 @@ def frame_labels(
     acts : xr.Dataset
         With dims clip and frame, attr `frame_rate` (Hz); for beats, coords `tempo` (bpm), `first_beat` (s).
     notes, chords : pd.DataFrame, optional
-        Columns clip, onset, offset (s) and pitch (MIDI), optionally part; or root (pitch class). Default:
-        those of `tiny.orchestra`.
-    parts : of the notes, those that count.
+        Columns clip, onset, offset (s) and pitch (MIDI), optionally part ("drums" have no pitch and don't
+        count); or root (pitch class). Default: those of `tiny.orchestra`.
 
     Returns
     -------
@@ -52,7 +50,7 @@ def frame_labels(
     notes = orchestra.notes() if notes is None else notes
     chords = orchestra.chords() if chords is None else chords
     if "part" in notes:
-        notes = notes[notes["part"].isin(parts)]
+        notes = notes[notes["part"] != "drums"]
     names, n, rate = acts["clip"].values, acts.sizes["frame"], float(acts.attrs["frame_rate"])
     sounding = spread(notes, notes["pitch"] % 12, names, n, rate)
     root = spread(chords, chords["root"], names, n, rate)

@@ -17,7 +17,7 @@ from ..errors import memory_told
 from ..model.model import Model
 from ..model.sites import INPUT, hook
 
-POOLS = ("mean", "last", "frames")
+POOLS = ("mean", "frames")
 BUDGET = 256e6  # bytes of activations inside a forward pass on the CPU
 
 
@@ -33,7 +33,7 @@ class Reader:
     sites : of `sites.SITES`; values are float32, after any steering of the same place
     layers : 0-based
     n_frames : (row,) frames of each row; steps beyond them are padding and count nowhere
-    pool : "mean" over `model.valid_steps`, "last" of them, or "frames": step t + 1 at frame t
+    pool : "mean" over `model.valid_steps`, or "frames": step t + 1 at frame t
     stop : leave the forward pass (by an exception that `read` catches) once the last of `layers` has run
 
     In generation the first rows are the conditional half, and only they are read. `result` has, per site,
@@ -49,11 +49,10 @@ class Reader:
         self.sites, self.layers = tuple(sites), list(layers)
         spans = [model.valid_steps(int(n)) for n in n_frames]
         self.first, self.width = spans[0].start, max(span.stop for span in spans)
-        valid, last = torch.zeros(2, len(spans), self.width)
+        valid = torch.zeros(len(spans), self.width)
         for row, span in enumerate(spans):
             valid[row, span] = 1 / (span.stop - span.start)
-            last[row, span.stop - 1] = 1
-        self.valid, self.last = valid.to(model.device), last.to(model.device)
+        self.valid = valid.to(model.device)
         self.pooled: dict[tuple, torch.Tensor] = {}
         self.norms: dict[tuple, torch.Tensor] = {}
         self.now = self.next = 0
@@ -87,17 +86,16 @@ class Reader:
         S = min(h.shape[1], self.width - now)
         if S <= 0:
             return
-        h, valid = h[:R, :S].float(), self.valid[:, now : now + S]
-        norms = torch.einsum("rs,rs...->r...", valid, torch.linalg.vector_norm(h, dim=-1))
-        self.norms[key] = self.norms.get(key, 0) + norms
-        if self.pool == "frames":
-            if key not in self.pooled:
-                self.pooled[key] = h.new_full((R, self.width - self.first, *h.shape[2:]), torch.nan)
-            skip = max(self.first - now, 0)
-            self.pooled[key][:, now + skip - self.first : now + S - self.first] = h[:, skip:]
-        else:
-            weight = valid if self.pool == "mean" else self.last[:, now : now + S]
-            self.pooled[key] = self.pooled.get(key, 0) + torch.einsum("rs,rs...->r...", weight, h)
+        h = h[:R, :S].float()
+        mean = lambda x: torch.einsum("rs,rs...->r...", self.valid[:, now : now + S], x)
+        self.norms[key] = self.norms.get(key, 0) + mean(torch.linalg.vector_norm(h, dim=-1))
+        if self.pool == "mean":
+            self.pooled[key] = self.pooled.get(key, 0) + mean(h)
+            return
+        if key not in self.pooled:
+            self.pooled[key] = h.new_full((R, self.width - self.first, *h.shape[2:]), torch.nan)
+        skip = max(self.first - now, 0)
+        self.pooled[key][:, now + skip - self.first : now + S - self.first] = h[:, skip:]
 
     def result(self) -> dict[str, np.ndarray]:
         """See the class; call it after the forward passes."""
@@ -152,8 +150,8 @@ def mean_norms(model: Model, codes: Sequence, site: str = "resid", prompts=None)
     size = auto_batch(model, max(np.shape(c)[-1] for c in codes))
     for at in range(0, len(codes), size):
         some = slice(at, at + size)
-        told = prompts if shared else prompts[some]
-        found.append(read(model, codes[some], (site,), prompts=told)[f"{site}_norm"])
+        each = read(model, codes[some], (site,), prompts=prompts if shared else prompts[some])
+        found.append(each[f"{site}_norm"])
     return np.concatenate(found).mean(0)
 
 

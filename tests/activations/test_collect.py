@@ -19,7 +19,7 @@ import torch
 import xarray as xr
 
 import mechsteer as ms
-from mechsteer import _ray, paths
+from mechsteer import paths
 from mechsteer.activations import _job, _store
 from mechsteer.activations.clips import check, read_clip
 from mechsteer.activations.read import auto_batch, mean_norms, read
@@ -81,7 +81,7 @@ def by_hand(model, codes, places) -> dict:
     return seen
 
 
-@pytest.mark.parametrize("pool", ["mean", "last", "frames"])
+@pytest.mark.parametrize("pool", ["mean", "frames"])
 def test_every_site_and_layer_is_what_a_plain_hook_reads(model, pool):
     table, layers = coded(model), [0, model.n_layers - 1]
     sites = ("resid", "attn", "heads", "cross", "mlp")
@@ -98,7 +98,7 @@ def test_every_site_and_layer_is_what_a_plain_hook_reads(model, pool):
             if pool == "frames":
                 assert found[len(steps) :].isnan().all(), "frames beyond the clip's end are NaN"
                 found = found[: len(steps)]
-            wanted = {"mean": split.mean(0), "last": split[-1], "frames": split}[pool]
+            wanted = split.mean(0) if pool == "mean" else split
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     for (site, layer), values in norms.items():
         wanted = torch.cat(values).mean(0)
@@ -310,7 +310,7 @@ def test_another_model_option_or_clip_is_refused_by_name_and_labels_may_change(m
     table, out = coded(model), tmp_path / "acts"
     first = quietly(model, table, out=out).load()
     for options, says in (
-        ({"pool": "last"}, "pool: 'mean' there, 'last' here"),
+        ({"pool": "frames", "layers": [0, 1]}, "pool: 'mean' there, 'frames' here"),
         ({"layers": [0]}, "layers"),
         ({"sites": ("attn",)}, "site: 'resid' there, 'attn' here"),
         ({"prompt": "jazz"}, "prompt: 'unconditional' there, 'jazz' here"),
@@ -399,23 +399,13 @@ def test_a_kill_at_any_step_of_relabelling_leaves_the_old_labels_or_the_new(smal
     assert status == 0 and seen == sorted(seen) and set(seen) == {False, True}
 
 
-def test_a_store_with_its_labels_inside_is_refused_in_one_sentence(model, tmp_path):
-    table, out = coded(model), tmp_path / "acts"
-    xr.Dataset(coords={"style": ("clip", list(table["style"].fillna("")))}).to_zarr(out, consolidated=False)
-    for read_it in (lambda: ms.open_activations(out), lambda: quietly(model, table, out=out)):
-        with pytest.raises(
-            ValueError, match="older ones kept the labels inside.*collect again, into another"
-        ):
-            read_it()
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"sites": ("residual",)}, "isn't one of resid, attn, heads, cross, mlp"),
         ({"layers": [99]}, "has layers 0 to"),
         ({"layers": [-1]}, "has layers 0 to"),
-        ({"pool": "max"}, "choose from mean, last, frames"),
+        ({"pool": "max"}, "choose from mean, frames"),
         ({"pool": "frames"}, "name the layers"),
         ({"prompt": ["a", "b"]}, "2 prompts for 7 clips"),
         ({"engine": "spark"}, "choose 'local', or 'ray'"),
@@ -549,6 +539,20 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_p
     assert cut_short >= 10, "most kills should come before the end"
 
 
+def begin_ray(**options) -> None:
+    """`ray.init`, again where a busy machine doesn't get Ray's processes up in the 30 s they are given."""
+    import ray
+
+    for last in (False, False, False, True):
+        try:
+            ray.init(log_to_driver=False, logging_level="error", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if last or "timed out during startup" not in str(error):
+                raise
+
+
 def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
     small_model, tmp_path, monkeypatch
 ):
@@ -575,7 +579,7 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
             return super().process(block, rows)
 
     monkeypatch.setattr("mechsteer.activations.collect.Worker", Mortal)
-    _ray.begin(num_cpus=2, num_gpus=0)
+    begin_ray(num_cpus=2, num_gpus=0)
     try:
         spread = quietly(model, table, out=tmp_path / "ray", engine="ray", workers=2).load()
     finally:

@@ -163,7 +163,7 @@ def test_a_store_without_one_of_its_arrays_is_refused_in_a_sentence(tiny, store)
     (out / "arrays" / "input" / "zarr.json").unlink()
     (out / "labels.parquet").write_bytes(b"PAR1")
     for call in (lambda: ms.open_activations(out), lambda: collect(tiny, table, out=out)):
-        with pytest.raises(ValueError, match="is damaged, or of an older kind .*: delete the folder"):
+        with pytest.raises(ValueError, match="is damaged, or of another version .*: delete the folder"):
             call()
 
 
@@ -191,25 +191,7 @@ def test_labels_survive_whatever_stops_their_rewriting(tiny, store, monkeypatch)
     xr.testing.assert_identical(ms.open_activations(out).load(), whole)
 
 
-def test_without_verifying_a_store_opens_unread(store):
-    _, out, _ = store
-    for path in chunks(out):
-        if "arrays/resid/" in path.as_posix():
-            damage(path, "flipped")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ms.open_activations(out, verify=False).sizes["clip"] == 6
-
-
-# A model that doesn't vary, or isn't a number
-
-
-def test_activations_that_never_vary_are_told_at_once(tiny, music, monkeypatch):
-    same = ms.load("tiny")
-    for p in same.lm.emb.parameters():
-        p.zero_()
-    with pytest.warns(UserWarning, match=r"all 6 first clips have the same resid at layers \[2\]"):
-        collect(same, ms.clips(music))
+# A model whose activations are no numbers
 
 
 def test_activations_that_are_no_numbers_are_skipped_and_told(music, capsys):
@@ -263,7 +245,7 @@ def test_blank_cells_and_odd_numbers_are_listed_by_row(tiny, music, tmp_path, ca
         (
             "m.csv",
             "path,kind\na.wav,x\ncafé.wav,y\n".encode("latin-1"),
-            "line 3 isn't UTF-8; save it as UTF-8",
+            "it isn't UTF-8; save it as UTF-8",
         ),
         ("m.csv", b"", "can't be read as a table"),
         ("m.parquet", b"PAR1 garbage", "can't be read as a table"),
@@ -308,11 +290,11 @@ def test_lists_in_a_label_are_refused_with_row_and_column(tiny, music, value):
         ("codes", np.full((6, 20), 0.5), "codes float64 .* are not of this model's codec"),
         ("codes", np.full((6, 20), -1), "not of this model's codec"),
         ("codes", np.full((6, 20), 10**6), "not of this model's codec"),
-        ("codes", np.zeros((6, 2000), int), r"80.00 s of codes, where duration says 8.00 s"),
-        ("duration", 0.0, "isn't a finite number of 1e-09 or more"),
-        ("duration", -1.0, "isn't a finite number"),
+        ("codes", np.zeros((6, 2000), int), r"80.00 s of codes, where duration says 8.0 s"),
+        ("duration", 0.0, "8.00 s of codes, where duration says 0.0 s"),
+        ("duration", -1.0, "where duration says -1.0 s"),
         ("duration", np.nan, "s of codes"),
-        ("duration", 3.0, "8.00 s of codes, where duration says 3.00 s"),
+        ("duration", 3.0, "8.00 s of codes, where duration says 3.0 s"),
     ],
 )
 def test_codes_that_are_not_what_their_row_says_are_skipped(tiny, column, value, said, capsys):
