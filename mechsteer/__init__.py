@@ -2,8 +2,8 @@
 
 | folder | what it does | what it gives to notebooks |
 |---|---|---|
-| `model` | load, look inside, generate | `load` `Steering` |
-| `activations` | labelled clips, and what the model makes of them | `clips` `codes` `collect` ... |
+| `model` | load, look inside, generate | `load` `Steering` `patch` `lens` |
+| `activations` | labelled clips, and what the model makes of them | `clips` `codes` `pairs` `collect` ... |
 | `directions` | what separates a concept, what writes it | `find_directions` `accuracy_by_layer` ... |
 | `measures` | what changed in the sound | `describe` `hear` `success` `dose_response` `knee` ... |
 | `show` | what a person looks at | `save_figure` `steering_panel` |
@@ -25,17 +25,20 @@ _FOLDERS = ("model", "activations", "directions", "measures", "show", "listening
 _NAMES = {  # module -> what it gives to notebooks
     "model.model": "load",
     "model.steering": "Steering",
+    "model.patching": "patch",
+    "model.lens": "lens",
     "activations.clips": "clips read_clip",
     "activations.collect": "codes collect",
+    "activations.pairs": "pairs",
     "activations._store": "open_activations",
     "activations.frames": "frame_labels",
     "directions.find": "find_directions logistic mse",
     "directions.scores": "accuracy_by_layer",
-    "directions.geometry": "direction_cosines unit cosine null_cosine",
+    "directions.geometry": "direction_cosines cosine",
     "directions.files": "load_direction save_direction",
     "directions.written": "caption_contrast optimised_vector",
     "measures.describe": "describe success",
-    "measures.intervals": "share mean_interval",
+    "measures.intervals": "share",
     "measures.dose": "dose_response dose_table knee",
     "measures.judges.hear": "hear",
     "show.saving": "save_figure",
@@ -43,7 +46,7 @@ _NAMES = {  # module -> what it gives to notebooks
     "listening.test": "ListeningTest",
     "listening.power": "listeners_needed",
 }
-_METHODS = "generate nll trace encode decode sequence conditions".split()  # noqa: SIM905  (of a model)
+_METHODS = "generate nll trace tracing_generation encode decode sequence conditions".split()  # noqa: SIM905  (of a model)
 _OWNERS = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted({*_OWNERS, *_FOLDERS})

@@ -55,7 +55,7 @@ def test_cosines_take_numbers_only(acts, options):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: ms.null_cosine(NAN), "nan dimension"),
+        (lambda: ms.directions.geometry.null_cosine(NAN), "nan dimension"),
         (lambda: ms.share([True, False], level=NAN), "level=nan"),
         (lambda: ms.describe(CLIPS, start=NAN), r"start \(s\)=nan"),
         (lambda: ms.describe(CLIPS, start=-1), r"start \(s\)=-1"),

@@ -288,6 +288,12 @@ def wrapped(lm: LMModel, alone):
     from nnsight.intervention.tracer import InterleavingTracer
 
     class Tracer(InterleavingTracer):
+        n_steps = 1  # forward passes
+
+        @property
+        def steps(self):
+            return self.iter[0 : self.n_steps]
+
         def execute(self, code):
             with alone("trace"):
                 super().execute(code)

@@ -76,29 +76,46 @@ class Engine:
         length : steps of the caches to attend to; `mask` (1, 1, 1, length) leaves out those that are to come
         seen : {(site, layer): activations}, whose values become what is there before it is steered
         """
-        x = F.embedding(tokens + self.first, self.table).sum(1) + self.sines[at]
-        if (rows := len(text[0][0])) > len(x):
+        x = self.embed(tokens, at)
+        if len(text[0][0]) > len(x):
             x = torch.cat([x, x])  # the halves of guidance
-        causal, turns = x.shape[1] > 1, self.turns[at] if self.rope else None
+        x = self.through(x, text, plan, at, when, caches, length, mask, seen)
+        return self.read(x if caches is None else x[:, -1:])
+
+    def read(self, x):
+        """The last layer's output (row, step, d_model) to logits (row, step, codebook, card), float32."""
+        return self.heads(self.out_norm(x)).view(*x.shape[:2], *self.shape).float()
+
+    def embed(self, tokens, at):
+        """(clip, codebook, step) tokens at the steps `at` to the input of layer 0, (clip, step, d_model)."""
+        return F.embedding(tokens + self.first, self.table).sum(1) + self.sines[at]
+
+    def through(
+        self, x, text, plan, at, when, caches=None, length=None, mask=None, seen=None, layers=slice(None)
+    ):
+        """`x` (row, step, d_model) after `layers`; the rest as in `logits`.
+
+        Several steps of `x` attend to each other only, or, given a `mask`, to the caches' `length` steps.
+        """
+        alone, turns = x.shape[1] > 1 and mask is None, self.turns[at] if self.rope else None
 
         def steered(h, site, layer):
             if seen is not None and (site, layer) in seen:
                 seen[site, layer] = h.clone()
             return plan.at(h, site, layer, when) if (site, layer) in plan else h
 
-        for i, layer in enumerate(self.layers):
+        for i, layer in list(enumerate(self.layers))[layers]:
             q, k, v = layer.queries_keys_values(x, turns)
             if caches is not None:
                 keys, values = caches[i]
                 keys[:, :, at], values[:, :, at] = k, v
-                k, v = (k, v) if causal else (keys[:, :, :length], values[:, :, :length])
-            y = steered(attention(q, k, v, mask, is_causal=causal).transpose(1, 2), "heads", i)
+                k, v = (k, v) if alone else (keys[:, :, :length], values[:, :, :length])
+            y = steered(attention(q, k, v, mask, is_causal=alone).transpose(1, 2), "heads", i)
             x = x + steered(layer.out(y.reshape(x.shape)), "attn", i)
             x = x + steered(layer.listen(x, *text[i]), "cross", i)
             x = x + steered(layer.think(x), "mlp", i)
             x = steered(x, "resid", i)
-        x = self.out_norm(x if caches is None else x[:, -1:])
-        return self.heads(x).view(rows, -1, *self.shape).float()
+        return x
 
 
 class _Layer:

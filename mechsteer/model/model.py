@@ -28,6 +28,7 @@ from .sampling import Sampler
 from .sites import SITES, Site, module_of
 from .steering import Steering, Steerings, to_frames
 from .stream import codec_reach, stream
+from .tracing import trace, tracing_generation
 
 
 @spelled
@@ -153,6 +154,16 @@ class Model:
     def seconds_to_frames(self, seconds: float) -> int:
         return to_frames(seconds, self.frame_rate)
 
+    def frames_of(self, duration: float, given: int = 0) -> int:
+        """Frames of a generation of `duration` seconds; ValueError unless longer than the `given` frames."""
+        n_frames = self.seconds_to_frames(number("duration", duration, 0, 1e6))
+        if not given < n_frames <= self.seconds_to_frames(self.max_duration):
+            raise ValueError(
+                f"duration={duration:g} s is {n_frames} frames; it must be longer than the audio prompt "
+                f"({given}) and at most {self.max_duration:g} s, the longest this model was made for"
+            )
+        return n_frames
+
     def valid_steps(self, n_frames: int) -> slice:
         """The steps of a trace to average over: t + 1 for every frame t, which has just seen its codebook 0.
 
@@ -205,21 +216,6 @@ class Model:
         if codes.min() < 0 or codes.max() >= self.lm.card:
             raise ValueError(f"codes lie in [0, {self.lm.card}), these in [{codes.min()}, {codes.max()}]")
         return codes.to(self.device).contiguous()
-
-    def trace(self, codes, prompts=None, **options):
-        """nnsight's own trace of one forward pass: `with model.trace(codes): h = model.resid[3].save()`.
-
-        Parameters
-        ----------
-        codes : (clip, codebook, frame), of one length; the delay pattern makes frame + 1 steps of it
-        prompts : None, str or one per clip
-            None is unconditional: no text that could leak a label. There is no guidance: one row per clip.
-        options : for nnsight
-            Everything it offers works on `model.nn`; `model.nn.output` are the logits (clip, codebook, step,
-            card). Parameters are frozen, so gradients reach only what you add.
-        """
-        sequence = self.sequence(codes)
-        return self.nn.trace(sequence, [], self.conditions(prompts, len(sequence)), **options)
 
     def sequence(self, codes) -> torch.Tensor:
         """What a trace reads, int64 (clip, codebook, frame + 1): codes in the delay pattern.
@@ -300,19 +296,13 @@ class Model:
         """
         size, top_k = number("batch_size", batch_size, 1, whole=True), number("top_k", top_k, 0, whole=True)
         guidance, temperature = number("guidance", guidance), number("temperature", temperature, 0)
-        duration = number("duration", duration, 0, 1e6)
         if isinstance(audio_prompt, tuple):
             audio_prompt = self.encode(*audio_prompt)
         audio_prompt = None if audio_prompt is None else self._codes(audio_prompt)
         prompts, seeds, rows, starts = in_rows(prompts, seed, steering, audio_prompt)
         n = len(rows)
-        n_frames = self.seconds_to_frames(duration)
         given = 0 if audio_prompt is None else audio_prompt.shape[-1]
-        if not given < n_frames <= self.seconds_to_frames(self.max_duration):
-            raise ValueError(
-                f"duration={duration:g} s is {n_frames} frames; it must be longer than the audio prompt "
-                f"({given}) and at most {self.max_duration:g} s, the longest this model was made for"
-            )
+        n_frames = self.frames_of(duration, given)
         check(rows, n_frames, self, ("cond",) if guidance == 1 else ("cond", "uncond"))
         settings = dict(duration=duration, guidance=guidance, temperature=temperature, top_k=top_k)
         settings["prompt_frames"] = given
@@ -332,4 +322,4 @@ class Model:
         codes, name = torch.cat(codes), f"{self.name} {self.hash}"
         return Generation(self.decode(codes), codes, self.sample_rate, prompts, seeds, rows, name, settings)
 
-    stream = stream
+    stream, trace, tracing_generation = stream, trace, tracing_generation

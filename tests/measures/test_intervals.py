@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 import mechsteer as ms
+from mechsteer.measures import intervals
 from mechsteer.measures.intervals import means_by, wilson
 
 
@@ -27,27 +28,27 @@ def test_share_is_wilsons_interval():
 
 def test_the_bootstrap_agrees_with_theory_and_ignores_order():
     values = np.random.default_rng(1).normal(5, 2, 400)
-    found, error = ms.mean_interval(values), values.std() / 20
+    found, error = intervals.mean_interval(values), values.std() / 20
     np.testing.assert_allclose(found, values.mean() + np.array([0, -1.96, 1.96]) * error, atol=0.25 * error)
-    assert ms.mean_interval(values) == found == ms.mean_interval(values[::-1])
-    assert ms.mean_interval([*values, np.nan]) == found
-    assert ms.mean_interval(values, seed=1) != found
+    assert intervals.mean_interval(values) == found == intervals.mean_interval(values[::-1])
+    assert intervals.mean_interval([*values, np.nan]) == found
+    assert intervals.mean_interval(values, seed=1) != found
 
 
 def test_values_that_share_a_seed_count_as_one_draw():
     effects = np.random.default_rng(2).normal(size=20)
     values, groups = np.repeat(effects, 10), np.repeat([f"seed {i}" for i in range(20)], 10)
-    alone, grouped = ms.mean_interval(values), ms.mean_interval(values, groups)
+    alone, grouped = intervals.mean_interval(values), intervals.mean_interval(values, groups)
     assert alone.value == pytest.approx(grouped.value)
     ratio = (grouped.hi - grouped.lo) / (alone.hi - alone.lo)
     assert ratio == pytest.approx(np.sqrt(10), rel=0.15)
     shuffled = np.random.default_rng(3).permutation(200)
-    assert ms.mean_interval(values[shuffled], groups[shuffled]) == pytest.approx(grouped)
-    lone = ms.mean_interval([1.0, 2.0], ["a", "a"])
+    assert intervals.mean_interval(values[shuffled], groups[shuffled]) == pytest.approx(grouped)
+    lone = intervals.mean_interval([1.0, 2.0], ["a", "a"])
     assert lone.value == 1.5 and np.isnan([lone.lo, lone.hi]).all()
     for arguments, message in ((([1.0, 2.0], ["a"]), "1 groups for 2"), (([np.nan],), "no values")):
         with pytest.raises(ValueError, match=message):
-            ms.mean_interval(*arguments)
+            intervals.mean_interval(*arguments)
 
 
 # --- means of every group of a table
