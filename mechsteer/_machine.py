@@ -16,19 +16,12 @@ _CALM = threading.RLock()
 
 def check_device(name: str | None) -> None:
     """NoSuchDevice, in a sentence, unless PyTorch has this device; None is whatever there is."""
-    if name is None:
-        return
-    advice = "leave device out to use what there is, or give device='cpu'"
-    kind, _, number = str(name).partition(":")
+    kind, _, number = str(name or "cpu").partition(":")
     found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if kind not in found:
-        raise NoSuchDevice(f"device={str(name)!r} isn't one of cpu, cuda, cuda:1, mps; {advice}")
-    if found[kind] <= int(number or 0):
-        none = {"cuda": "no NVIDIA GPU with a working driver", "mps": "no Apple GPU", "cpu": "one processor"}
-        seen = (
-            none[kind] if not found[kind] or kind == "cpu" else f"{found[kind]} of that kind, counted from 0"
-        )
-        raise NoSuchDevice(f"device={str(name)!r}, but PyTorch sees {seen} on this machine; {advice}")
+    if found.get(kind, 0) <= int(number or 0):
+        there = ", ".join(f"{kind}:{i}" if i else kind for kind, n in found.items() for i in range(n))
+        advice = "leave device out to use what there is, or give device='cpu'"
+        raise NoSuchDevice(f"device={str(name)!r}: PyTorch sees {there} on this machine; {advice}")
 
 
 def check_memory(name: str, needed: float) -> None:

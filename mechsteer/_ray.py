@@ -1,12 +1,9 @@
 """Spread pieces of work over Ray: actors that each hold something costly, such as a model, for many pieces.
 
-`ray.init()` finds the cluster that `RAY_ADDRESS` names, else starts one on this machine. All workers must see
-the files that they are told of under the same path, and the model under the same name.
+`ray.init()` finds the cluster that `RAY_ADDRESS` names, else starts one on this machine.
 """
 
 from collections.abc import Iterator, Mapping
-
-ATTEMPTS = 3  # at a piece whose worker dies; then the piece is taken to be what kills it
 
 
 def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> Iterator:
@@ -19,8 +16,8 @@ def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> 
 
     Raises
     ------
-    ImportError  if Ray isn't installed.
-    RuntimeError  if workers died `ATTEMPTS` times over one piece. What a worker raises is raised here.
+    ImportError  if Ray isn't installed. What a worker raises is raised here, and so is Ray's RayActorError if
+        three died over one piece.
     """
     try:
         import ray
@@ -32,14 +29,10 @@ def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> 
     actors = []
     try:
         gpu = ray.cluster_resources().get("GPU", 0) > 0
-        actor = ray.remote(num_gpus=int(gpu), max_restarts=-1, max_task_retries=ATTEMPTS - 1)(worker)
+        actor = ray.remote(num_gpus=int(gpu), max_restarts=-1, max_task_retries=2)(worker)
         actors += [actor.remote(*options, gpu) for _ in range(min(workers, len(pieces)))]
         give = lambda actor, key: actor.process.remote(key, pieces[key])
         yield from ActorPool(actors).map_unordered(give, list(pieces))
-    except ray.exceptions.RayActorError as error:
-        if error.actor_init_failed:  # it can't load the model; another couldn't either
-            raise
-        raise RuntimeError(f"workers died {ATTEMPTS} times over one piece; the rest is kept") from error
     finally:
         for actor in actors:
             ray.kill(actor)

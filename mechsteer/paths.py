@@ -1,5 +1,4 @@
-"""Where things are read and written, and how: one place that decides, two environment variables that overrule
-it.
+"""Where things are read and written, and how.
 
 `MECHSTEER_FIGURES` and `MECHSTEER_RUNS` redirect what notebooks write (tests and runs on other models use
 them). A notebook that is run by hand writes nothing that git tracks.
@@ -13,9 +12,6 @@ from pathlib import Path
 
 from .errors import NoCheckout
 
-__all__ = ["data", "figures", "listening", "project", "read_table"]
-__all__ += ["replace", "replacing", "runs", "shipped_figures", "write_table"]
-
 
 def _checkout() -> Path | None:
     root = Path(__file__).resolve().parents[1]
@@ -28,12 +24,7 @@ def project() -> Path:
 
 
 def data() -> Path:
-    """What ships with the project and is only read: `data/` of the checkout.
-
-    Raises
-    ------
-    NoCheckout  (a FileNotFoundError) when the package is installed without its repository.
-    """
+    """What ships and is only read: `data/` of the checkout; NoCheckout, a FileNotFoundError, without one."""
     if (root := _checkout()) is None:
         raise NoCheckout(
             "the embedded model, its music and the study ship with mechsteer's repository, and this copy "
@@ -65,8 +56,7 @@ def listening() -> Path:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A file written in one step or not at all: write to the path that this yields, and it takes the place of
-    `path`.
+    """A file written in one step or not at all: what is written to the path that this yields replaces `path`.
 
     The folder is made if need be. What fails inside the block leaves `path` as it was, and nothing beside it.
     """

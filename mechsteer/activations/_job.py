@@ -22,7 +22,7 @@ import pandas as pd
 from .. import __version__
 from ..model._vectors import digest
 from ..model.model import Model, load
-from ..model.sites import INPUT, SITES, check_site
+from ..model.sites import INPUT, check_site
 from ..sound import to_clips
 from ._rows import held_codes, own_codes, problem_of
 from ._store import Arrays, Store
@@ -39,8 +39,8 @@ GENERATE = ("duration", "seed", "guidance", "temperature", "top_k", "steering")
 class Job:
     """What a collection reads; see `activations.collect` for the options.
 
-    `told`: the column `prompt` says what the model is told of each clip; else it is `prompt` for all, and a
-    column of that name is a label like others. `n_frames` is the longest clip's. `fitted` adds the layout.
+    `told`: the column `prompt` says what the model is told of each clip; else it is `prompt` for all.
+    `n_frames` is the longest clip's. `fitted` adds what follows `batch_size`.
     """
 
     sites: tuple[str, ...]
@@ -139,7 +139,7 @@ class Job:
 
 
 class Worker:
-    """A job, its store and a model of its own, for many blocks; becomes a Ray actor."""
+    """A job, its store and a model of its own, for many blocks; see `_ray.over_actors`."""
 
     def __init__(self, source: str, device: str, dtype: str, weights: str, where: Path, job: Job, gpu: bool):
         self.model = load(source, None if gpu else device, dtype)
@@ -155,9 +155,7 @@ class Worker:
         return source, model.device.type, dtype, model.hash, store.where.resolve(), job
 
     def process(self, block: int, rows: pd.DataFrame) -> int:
-        """Collect and write one block; its number of clips."""
-        self.store.write(block, *self.job.run(self.model, rows))
-        return len(rows)
+        return self.store.write(block, *self.job.run(self.model, rows))
 
 
 def _texts(column: pd.Series) -> list[str | None]:
@@ -193,8 +191,6 @@ def codes_for(model: Model, rows: pd.DataFrame) -> tuple[list, list[str]]:
 def check_options(model: Model, sites, layers, pool, generate) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Sites and layers in order; ValueError for anything that isn't there."""
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
-    if not sites:
-        raise ValueError(f"no sites; choose from {', '.join(SITES)}")
     if pool not in POOLS:
         raise ValueError(f"pool={pool!r}; choose from {', '.join(POOLS)}")
     if pool == "frames" and layers is None:
@@ -207,7 +203,7 @@ def check_options(model: Model, sites, layers, pool, generate) -> tuple[tuple[st
         raise ValueError("generate takes one steering for all prompts; collect once per steering otherwise")
     if unknown := set(generate or {}) - set(GENERATE):
         raise ValueError(f"generate has no {', '.join(sorted(unknown))}; it takes {', '.join(GENERATE)}")
-    return tuple(dict.fromkeys(map(check_site, sites))), tuple(sorted(set(layers)))
+    return tuple(dict.fromkeys(map(check_site, sites or ("",)))), tuple(sorted(set(layers)))
 
 
 def clip_keys(table: pd.DataFrame, told: bool, seeds: bool) -> list[str]:

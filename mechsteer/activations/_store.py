@@ -149,13 +149,14 @@ class Store:
     def rows(self, block: int) -> slice:
         return slice(block * self.block, min((block + 1) * self.block, self.n))
 
-    def write(self, block: int, arrays: dict[str, np.ndarray], problems: list[str]) -> None:
-        """Write a block, all its arrays over its rows, then mark it as done, by their checksum."""
+    def write(self, block: int, arrays: dict[str, np.ndarray], problems: list[str]) -> int:
+        """Write a block, then mark it as done, by the checksum of all of it; its number of clips."""
         rows = self.rows(block)
         for name, values in arrays.items():
             self.group[name][rows] = values
         self.group["problem"][rows] = np.array(problems, dtype=object)
         self.group["done"][block] = self._checksum(block)
+        return len(problems)
 
     def dataset(self, damaged: list[int] = ()) -> xr.Dataset:
         """See `open_activations`; without the damaged blocks, of which a warning has told."""

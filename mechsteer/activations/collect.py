@@ -43,35 +43,32 @@ def collect(
     """Read activations of every clip, teacher-forced, or of prompts while they are being generated.
 
     Killed at any moment, the same call finishes the rest. What can't be read is skipped, and listed at last.
-    Memory grows neither with the number of clips nor, unless frames are kept, with their length.
+    Memory doesn't grow with the number of clips.
 
     Parameters
     ----------
     model : Model, or what `load` takes
-    clips : pd.DataFrame
-        From `ms.clips`: `clip` with `path`, `start`, `duration`, or `codes`; `group`; all other columns are
-        labels. With `generate`: a list of prompts, or a DataFrame with column `prompt` and any labels.
+    clips : from `ms.clips`; with `generate` a list of prompts, or a DataFrame with column `prompt` and labels
     sites : one or several of `sites.SITES`
     layers : int or list of int, 0-based; default all
     pool : str
         "mean" over the clip's valid steps (`Model.valid_steps`: padding and the special token are left out),
         or "frames": all, frame t being step t + 1, which has just seen codebook 0 of frame t.
     prompt : None, str or one per clip
-        What the model is told. None, the default, is unconditional: a text could leak the label. One per clip
-        become the label `prompt`; a column `prompt` of the clips is a label and told to nobody.
+        What the model is told; None is unconditional, as a text could leak the label. One per clip become the
+        label `prompt`; a column `prompt` of the clips is a label like others and told to nobody.
     generate : dict, optional
         Options of `Model.generate`: duration (s), seed, guidance, temperature, top_k, steering. Prompt i has
         seed `seed` + i, or the column `seed`. The conditional half is read, after steering; codes are kept.
     out : path, optional
-        A folder: arrays in zarr, labels in parquet. None: in memory, for small collections. What a clip was
-        made from is kept as a hash of its sound (1 to 2 s per GB of files at every call), and what was stored
-        as a checksum per block: another sound under the same name is refused, what is damaged is made again.
+        A folder: arrays in zarr, labels in parquet. None: in memory. Sounds are known by a hash (1 to 2 s per
+        GB of files at every call), what is stored by checksums: another sound under the same name is refused,
+        what is damaged is made again.
     batch_size : int or "auto", clips per forward pass, which changes the numbers by rounding only
     dtype : "float32" or "float16", of what is stored
     strict : bool, read all clips first and raise if any can't be used, before any work
-    engine, workers
-        "ray" spreads blocks of clips over this many actors with a model each (and a GPU each if any); a
-        worker that dies is replaced. Needs `out`, on a disk that all workers share.
+    engine, workers : "local", or "ray": so many actors with a model each, and a GPU each if there are any;
+        one that dies is replaced. Needs `out`, on a disk that all workers share.
 
     Returns
     -------
@@ -79,15 +76,15 @@ def collect(
 
     Raises
     ------
-    ValueError  for unknown options; clips without names, twice the same, or (strict) unusable; `out` holding
-        activations of another model, other clips or options (names both); codes of a codec that isn't here;
-        a label with lists in its cells; more than the free disk takes.
+    ValueError  for unknown options; clips without names, twice the same, or (strict) unusable; an `out` of
+        another model, other clips or options (names both); codes of a codec that isn't here; a label with
+        lists in its cells; more than the free disk takes.
 
     Taught in 01_collect_activations.
     """
     if engine not in ("local", "ray") or (engine == "ray" and out is None):
-        choose = "choose 'local', or 'ray' with a folder that workers share"
-        raise ValueError(f"engine={engine!r}, out={out!r}; {choose}")
+        told = "choose 'local', or 'ray' with a folder that workers share"
+        raise ValueError(f"engine={engine!r}, out={out!r}; {told}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype={dtype!r}; choose float32 or float16")
     if batch_size != "auto":
@@ -97,35 +94,36 @@ def collect(
     workers = number("workers", workers, 1, whole=True)
     model = load(model) if isinstance(model, str | Path) else model
     sites, layers = check_options(model, sites, layers, pool, generate)
-    generate = None if generate is None else {"duration": 8.0, "seed": 0} | generate
     if generate is not None:
-        generate["duration"] = number("duration", generate["duration"], 0, 1e6)
-    table = _prompts(clips, generate) if generate is not None else _clips(clips, model, prompt)
+        generate = {"duration": 8.0, "seed": 0} | generate
+        table, n_frames = _prompts(clips, generate), model.frames_of(generate["duration"])
+    else:
+        table = _clips(clips, model, prompt)
+        n_frames = _longest(table, model)
     if strict and len(bad := check(table)):
-        unusable = f"{len(bad)} of {len(table)} clips can't be used (strict=True)"
-        raise ValueError(f"{unusable}:\n{bad.to_string(index=False)}")
-    told = generate is not None or not (prompt is None or isinstance(prompt, str))
-    n_frames, shared = _longest(table, model, generate), None if told else prompt
-    job = Job(sites, layers, pool, n_frames, shared, told, generate, dtype, batch_size).fitted(model)
+        told = f"{len(bad)} of {len(table)} clips can't be used (strict=True)"
+        raise ValueError(f"{told}:\n{bad.to_string(index=False)}")
+    one_each = generate is not None or not (prompt is None or isinstance(prompt, str))
+    shared = None if one_each else prompt
+    job = Job(sites, layers, pool, n_frames, shared, one_each, generate, dtype, batch_size).fitted(model)
     labels = _labels(table, job.arrays)
-    _room(job.clip_bytes * len(table), out, pool)
-    began_here = out is not None and not Path(out).exists()
-    keys = clip_keys(table, told, seeds=generate is not None)
+    new = out is not None and not Path(out).exists()
+    if new:
+        _room(job.clip_bytes * len(table), out, pool)
+    keys = clip_keys(table, one_each, seeds=generate is not None)
     store = Store.begin(out, job.arrays, labels, job.attrs(model, keys), keys)
+    blocks = {block: table.iloc[store.rows(block)] for block in store.todo()}
+    if engine == "ray":
+        work = _ray.over_actors(Worker, Worker.options(model, job, store), blocks, workers)
+    else:
+        work = (store.write(block, *job.run(model, rows)) for block, rows in blocks.items())
     try:
-        blocks = {block: table.iloc[store.rows(block)] for block in store.todo()}
         done = int(store.done().sum())
         with progress_bar(total=store.n, initial=done, unit="clip", show=progress) as bar:
-            if engine == "ray":
-                options = Worker.options(model, job, store)
-                for n_clips in _ray.over_actors(Worker, options, blocks, workers):
-                    bar.update(n_clips)
-            else:
-                for block, rows in blocks.items():
-                    store.write(block, *job.run(model, rows))
-                    bar.update(len(rows))
+            for n_clips in work:
+                bar.update(n_clips)
     except Exception:
-        if began_here and not store.done().any():  # the corrected call shouldn't meet the options of this one
+        if new and not store.done().any():  # the corrected call shouldn't meet the options of this one
             shutil.rmtree(out)
         raise
     acts = store.dataset()
@@ -183,21 +181,16 @@ def _prompts(prompts, generate: dict) -> pd.DataFrame:
         give = "give a list of prompts or a DataFrame with a column `prompt`"
         raise ValueError(f"to collect while generating, {give}")
     table = table.reset_index(drop=True).drop(columns=["codes", "path", "codec"], errors="ignore")
-    if odd := [t for t in table["prompt"] if not (isinstance(t, str) or pd.isna(t))]:
-        raise ValueError(f"prompts are text, or None for no text, not {odd[0]!r:.80}")
     if any(map(problem_of, table.to_dict("records"))):
         raise ValueError("the prompts have a column 'problem', which is taken: rename or drop it")
     seeds = number("seed", generate["seed"], 0, 2**62, whole=True) + np.arange(len(table))
     own = {"clip": [f"{i:05d}" for i in range(len(table))], "seed": seeds}
-    table = table.assign(**{k: v for k, v in own.items() if k not in table})
-    table["seed"] = [number(f"seed of row {i}", s, 0, 2**63 - 1, True) for i, s in enumerate(table["seed"])]
-    return table if "group" in table else table.assign(group=table["clip"])
+    own["group"] = table.get("clip", own["clip"])
+    return table.assign(**{name: values for name, values in own.items() if name not in table})
 
 
-def _longest(table: pd.DataFrame, model: Model, generate: dict | None) -> int:
+def _longest(table: pd.DataFrame, model: Model) -> int:
     """Frames of the longest usable clip."""
-    if generate is not None:
-        return model.seconds_to_frames(generate["duration"])
     longest = 1
     for row in table[table["problem"] == ""].to_dict("records"):
         own = own_codes(row, model.codec_hash)  # codes of an unknown codec: an error now, not one per clip
@@ -208,8 +201,6 @@ def _longest(table: pd.DataFrame, model: Model, generate: dict | None) -> int:
 
 def _room(needed: int, out, pool: str) -> None:
     """Say how much disk the frames take; ValueError if that is more than there is."""
-    if out is None or Path(out).exists():
-        return
     folder = next(p for p in Path(out).absolute().parents if p.exists())
     free = shutil.disk_usage(folder).free
     if pool == "frames":

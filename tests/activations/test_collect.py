@@ -444,7 +444,7 @@ def test_a_call_that_fails_at_once_leaves_no_store_in_the_way(model, tmp_path):
     for out in (tmp_path / "new", tmp_path / "begun"):
         if out.name == "begun":
             quietly(model, ["jazz"], generate=options, out=out)
-        with pytest.raises(ValueError, match="at most" if out.name == "new" else "generate: "):
+        with pytest.raises(ValueError, match="at most"):
             quietly(model, ["jazz"], generate={"duration": 1000.0}, out=out)
         assert quietly(model, ["jazz"], generate=options, out=out).sizes["clip"] == 1
 
