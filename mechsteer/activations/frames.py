@@ -66,16 +66,15 @@ def frame_labels(
 
 def spread(events: pd.DataFrame, classes: pd.Series, names: np.ndarray, n: int, rate: float) -> np.ndarray:
     """bool [clip, frame, 12]: whether an event of a class (0-11) lasts over the middle of the frame."""
-    row = pd.Index(names).get_indexer(events["clip"])
-    known = row >= 0
-    if not known.any():
+    events = events.assign(row=pd.Index(names).get_indexer(events["clip"]), kind=classes.astype(int))
+    events = events[events["row"] >= 0]
+    if events.empty:
         raise ValueError("no note or chord belongs to any of these clips; pass the tables of your own clips")
-    edge = lambda seconds: np.clip(np.ceil(seconds.to_numpy(float)[known] * rate - 0.5), 0, n).astype(int)
-    row, kind = row[known], classes.to_numpy(int)[known]
-    change = np.zeros((len(names), n + 1, 12), np.int16)
-    np.add.at(change, (row, edge(events["onset"]), kind), 1)
-    np.add.at(change, (row, edge(events["offset"]), kind), -1)
-    return change.cumsum(1)[:, :n] > 0
+    first, after = (np.clip(np.ceil(events[at] * rate - 0.5), 0, n).astype(int) for at in ("onset", "offset"))
+    found = np.zeros((len(names), n, 12), bool)
+    for row, kind, a, b in zip(events["row"], events["kind"], first, after, strict=True):
+        found[row, a:b, kind] = True
+    return found
 
 
 def beats(tempo: np.ndarray, first: np.ndarray, n: int, rate: float) -> np.ndarray:

@@ -25,8 +25,8 @@ def save_direction(path: str | Path, direction: xr.DataArray) -> Path:
 
     Raises
     ------
-    ValueError  if the path ends otherwise, the direction still has several concepts or methods, isn't finite,
-    or lacks what a user of the file must know: coords norm and layer, attrs site, model and model_hash.
+    ValueError  for another ending, several concepts or methods, numbers that aren't finite, or a lack of what
+        a user of the file must know: coords norm and layer, attrs site, model and model_hash.
     """
     from safetensors.numpy import save_file
 
@@ -69,9 +69,8 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
         direction = Direction.from_dict({**json.loads(metadata["card"]), "data": values})
         _check_card(direction, "norm", "layer")
     except (SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} isn't a direction that ms.save_direction wrote, or is damaged: {error}"
-        ) from error
+        told = f"{path} isn't a direction that ms.save_direction wrote, or is damaged"
+        raise ValueError(f"{told}: {error}") from error
     if model is not None:
         check_model(direction, model)
     return direction
@@ -87,12 +86,12 @@ def check_model(direction: xr.DataArray, model) -> None:
     found_on = f"found on {facts['model']} ({facts['model_hash']})"
     width = model.d_model // model.n_heads if facts["site"] == "heads" else model.d_model
     last, heads = int(direction["layer"].max()), direction.sizes.get("head", model.n_heads)
-    for what, fits, limit in (
+    for what, is_there, limit in (
         (f"of width {direction.shape[-1]}", direction.shape[-1] == width, f"width {width}"),
         (f"at layer {last}", last < model.n_layers, f"{model.n_layers} layers"),
         (f"for {heads} heads", heads == model.n_heads, f"{model.n_heads} heads"),
     ):
-        if not fits:
+        if not is_there:
             raise ValueError(f"a direction {what}, {found_on}, can't go on {here}: {limit}")
     if str(facts["model_hash"]) != str(model.hash):
         told = f"this direction was {found_on}; {here} has other weights, so it may mean nothing there"

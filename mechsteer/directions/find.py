@@ -79,10 +79,10 @@ def find_directions(
     methods : of "logistic" (left out for numbers), "mse", "diff_of_means", "random"
     group : coordinate whose clips stay together while the penalty is chosen; None: each clip its own group
     kind : see `fit_direction`
-    fitting : alphas, penalties to choose from, 10 to 0.0001, in units of the mean loss per row on
-        unit-variance features; folds, inner folds that choose, 3; standardize, "feature" for unit variance of
-        each, or "layer" for one scale, so that rotating activations rotates directions; max_rows, to which
-        frames are thinned, 20,000; seed, of folds, thinning and random directions, 0
+    fitting : alphas, penalties to choose from, in units of the mean loss per row on unit-variance features
+        (10 to 0.0001); folds, inner folds that choose (3); standardize, "feature" for unit variance of each,
+        or "layer" for one scale, so that rotating activations rotates directions; max_rows, to which frames
+        are thinned (20,000); seed, of folds, thinning and random directions (0)
 
     Returns
     -------

@@ -35,8 +35,8 @@ def cosine(a, b, metric: np.ndarray | None = None):
     """Cosine of a and b over the last dimension; other dimensions broadcast (by name for DataArrays).
 
     `metric` [d, d] is an inner product a.M.b in place of a.b. With the `covariance` of the activations it is
-    the correlation of what a and b *read* from the data. With its inverse it is the cosine after whitening,
-    of a and b as things to *write* (steps in activation space, measured in standard deviations).
+    the correlation of what a and b *read* from the data; with its inverse the cosine after whitening, of a
+    and b as things to *write* (steps in activation space, measured in standard deviations).
     """
     if isinstance(a, xr.DataArray):
         dims = [[a.dims[-1]], [b.dims[-1]]]
@@ -65,7 +65,7 @@ def null_cosine(
     from scipy.stats import beta
 
     if not 2 <= d < np.inf:
-        raise ValueError(f"directions in {d} dimension are all the same or opposite: there is no null band")
+        raise ValueError(f"directions in {d} dimension have no null band")
     if metric is not None:
         drawn = cosine(*np.random.default_rng(seed).standard_normal((2, draws, d)), metric)
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])

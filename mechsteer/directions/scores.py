@@ -29,6 +29,7 @@ def accuracy_by_layer(
     folds: int = 5,
     inner_folds: int = 3,
     shuffles: int = 1,
+    kinds: dict[str, str] | None = None,
     stratify: str | None = None,
     progress: bool = True,
     **fitting,
@@ -45,6 +46,7 @@ def accuracy_by_layer(
         `collect`, it is scored beside the layers: is the concept in the model, or already in its input?
     labels : one or more; classes give rows for each against the rest, and for "all" (the best-scoring class)
     shuffles : copies of each label, permuted at the level at which it varies (group, clip, course in time)
+    kinds : dict, label -> "class", "flag" or "value", where the automatic choice (`fit_direction`) is wrong
     fitting : alphas, standardize, max_rows, seed, see `find_directions`
 
     Returns
@@ -62,7 +64,7 @@ def accuracy_by_layer(
     labels = [labels] if isinstance(labels, str) else list(labels)
     groups, seed = _labels.read_groups(acts, group), fitting.seed
     folds, shuffles = (_shared.number("folds and shuffles", n, 0, whole=True) for n in (folds, shuffles))
-    targets = [_labels.read_target(acts, label) for label in labels]
+    targets = [_labels.read_target(acts, label, (kinds or {}).get(label, "auto")) for label in labels]
     _labels.check_methods(methods, targets)
     fold = _labels.fold_of(groups, folds, seed, _labels.read_target(acts, stratify) if stratify else None)
     shuffled = lambda target: [_labels.shuffled(target, groups, seed + r + 1) for r in range(shuffles)]
@@ -91,18 +93,17 @@ def accuracy_by_layer(
 
 def _score_batch(batch: Batch, scores: np.ndarray, train: np.ndarray) -> Iterator[tuple]:
     """Yield (label, concept, metric, numbers) of a batch's test rows: score, chance and shuffled."""
-    found: dict[tuple, dict] = {}
+    real, copies = {}, {}
     for target, columns in zip(batch.targets, batch.columns, strict=True):
         y = batch.y[:, columns]
         for concept, metric, score, chance in measure(target, scores[:, columns], y[~train], y[train]):
-            numbers = found.setdefault((target.label, concept, metric), {"copies": []})
+            what = target.label, concept, metric
             if target.is_shuffled:
-                numbers["copies"].append(score)
+                copies.setdefault(what, []).append(score)
             else:
-                numbers |= {"score": score, "chance": chance}
-    for what, numbers in found.items():
-        copies = numbers.pop("copies")
-        yield *what, numbers | {"shuffled": float(np.mean(copies)) if copies else np.nan}
+                real[what] = {"score": score, "chance": chance}
+    for what, numbers in real.items():
+        yield *what, numbers | {"shuffled": float(np.mean(copies.get(what, np.nan)))}
 
 
 def measure(target: Target, scores, y, y_train) -> Iterator[tuple[str, str, float, float]]:
@@ -115,11 +116,8 @@ def measure(target: Target, scores, y, y_train) -> Iterator[tuple[str, str, floa
         half = np.full(len(often), 0.5)
         with np.errstate(invalid="ignore"):  # mean hit rate of both sides; NaN if the test rows have only one
             hits = ((right & truth).sum(0) / truth.sum(0) + (right & ~truth).sum(0) / (~truth).sum(0)) / 2
-        per_concept = {
-            "accuracy": (right.mean(0), (truth == often).mean(0)),
-            "balanced_accuracy": (hits, half),
-            "auc": (auc(scores, y), half),
-        }
+        per_concept = {"accuracy": (right.mean(0), (truth == often).mean(0))}
+        per_concept |= {"balanced_accuracy": (hits, half), "auc": (auc(scores, y), half)}
     for metric, (values, chance) in per_concept.items():
         yield from zip(target.concepts, [metric] * len(values), values.tolist(), chance.tolist(), strict=True)
     if target.kind == "class":

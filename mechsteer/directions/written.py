@@ -1,13 +1,11 @@
 """Directions found by what they *write*: what a caption changes, and a vector that makes given music likely.
 
-A direction that *reads* a concept perfectly may move nothing when it is added, so here are two finders that
-ask the model itself. Both look at the conditional half of guidance, and work best when added there:
-`Steering(direction, branch="cond")`.
-
-The result is of the same kind as a probe's: dims (layer, d_model), or (layer, head, d_head) for the site
-heads; unit vectors (zero where captions can't reach, as in the heads of layer 0), with coords `norm`, the
-mean activation norm, and `found_strength`, how long the vector was when found, in multiples of that norm: for
-one layer `Steering(d, strength=float(d.found_strength))` adds what was found. Taught in 05_steer_and_listen.
+Both finders ask the model itself, in the conditional half of guidance, and work best when added there:
+`Steering(direction, branch="cond")`. They give what probes give: dims (layer, d_model), or (layer, head,
+d_head) for the site heads; unit vectors (zero where captions can't reach, as in the heads of layer 0), with
+coords `norm`, the mean activation norm, and `found_strength`, how long the vector was when found, in
+multiples of that norm: for one layer `Steering(d, strength=float(d.found_strength))` adds what was found.
+Taught in 05_steer_and_listen.
 """
 
 from __future__ import annotations
@@ -39,8 +37,7 @@ def caption_contrast(
 
     Parameters
     ----------
-    codes : (clip, codebook, frame), any music; clips of what the captions have in common work well, and a few
-        dozen are enough
+    codes : (clip, codebook, frame), any music; a few dozen clips of what the captions have in common will do
     target, source : str, or one per clip, to move to and away from, such as "jazz guitar" and "jazz piano"
     site : "resid", "attn", "heads", "cross" or "mlp"
     layers : 0-based; default all.
@@ -65,8 +62,7 @@ def caption_contrast(
     difference, norm = 0.0, 0.0
     for at in range(0, n, batch_size):
         some = slice(at, at + batch_size)
-        told = target[some], source[some]
-        to, away = (read(model, codes[some], (site,), layers, prompts=prompts) for prompts in told)
+        to, away = (read(model, codes[some], (site,), layers, prompts=p[some]) for p in (target, source))
         difference = difference + (to[site] - away[site]).sum(0) / n
         norm = norm + away[f"{site}_norm"].sum(0) / n
     if not np.abs(difference).max() > 1e-7 * norm.max():
@@ -94,13 +90,12 @@ def optimised_vector(
     Parameters
     ----------
     codes : (clip, codebook, frame), the music that is wanted: clips of the concept
-    prompts : str, or one per clip, what the model is told meanwhile: the captions to be steered, without the
-        concept ("jazz piano" for guitar clips). Controls: clips that *are* what the captions say, or clips
-        and captions shuffled.
-    site, layers : where vectors are added, at every step; one vector per layer, default the middle layer.
-    steps, batch_size : of Adam, and clips in each.
-    rate : how far a step of Adam goes at most, about, in multiples of the mean activation norm.
-    seed : of the batches.
+    prompts : str, or one per clip, the captions to be steered, without the concept ("jazz piano" for guitar
+        clips). Controls: clips that *are* what the captions say, or clips and captions shuffled.
+    site, layers : where vectors are added, at every step; one vector per layer, default the middle layer
+    steps, batch_size : of Adam, and clips in each
+    rate : how far a step of Adam goes at most, about, in multiples of the mean activation norm
+    seed : of the batches
 
     Returns
     -------

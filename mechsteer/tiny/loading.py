@@ -19,14 +19,10 @@ def folder() -> Path:
 
 
 def load_embedded(device="cpu", dtype=None, source: Path | None = None):
-    """The embedded model as an audiocraft `MusicGen`.
+    """The embedded model as an audiocraft `MusicGen`: its LM in `dtype` or float32, its codec in float32.
 
-    Parameters
-    ----------
-    device, dtype : where and in which dtype (default float32) the LM is to be; the codec stays in float32.
-    source : a folder with `codec.safetensors` and `lm.safetensors`; `data/tiny` when left out.
-
-    Raises MissingWeights if the weights are absent, with the command that trains them.
+    `source` is a folder with `codec.safetensors` and `lm.safetensors`; default `data/tiny`. MissingWeights,
+    with the command that trains them, if they are absent.
     """
     import torch
 
@@ -35,8 +31,8 @@ def load_embedded(device="cpu", dtype=None, source: Path | None = None):
 
     source = Path(source or folder())
     codec = load_codec(source, device)
-    weights, config = _read(source / "lm.safetensors")
-    with reading(source / "lm.safetensors", AGAIN):
+    weights, config = _read(path := source / "lm.safetensors")
+    with reading(path, AGAIN):
         config = LMConfig(**config)
         lm = build_lm(config)
         lm.load_state_dict(weights)
