@@ -9,15 +9,9 @@ from collections.abc import Iterator, Mapping
 def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> Iterator:
     """Yield what `worker(*options, gpu).process(key, piece)` returns for each {key: piece}, as they get done.
 
-    Parameters
-    ----------
-    worker : a class of which each of `workers` actors makes one, with a GPU where the cluster has any (`gpu`
-        says so). One that dies is replaced, and its piece done again.
-
-    Raises
-    ------
-    ImportError  if Ray isn't installed. What a worker raises is raised here, and so is Ray's RayActorError if
-        three died over one piece.
+    `workers` actors make a `worker` (a class) each, with a GPU where the cluster has any (`gpu` says so);
+    one that dies is replaced, and its piece done again. ImportError if Ray isn't installed. What a worker
+    raises is raised here, and so is Ray's RayActorError if three died over one piece.
     """
     try:
         import ray

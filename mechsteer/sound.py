@@ -24,8 +24,7 @@ def to_clips(
 
     Raises
     ------
-    ValueError  for empty, non-finite or complex audio, what looks like (sample, channel), and a rate outside
-        100 Hz to 1 MHz.
+    ValueError  for empty, non-finite or complex audio, (sample, channel), and a rate outside 100 Hz to 1 MHz.
     """
     sample_rate = number("sample_rate (Hz)", sample_rate, 100, 1e6)
     x = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)

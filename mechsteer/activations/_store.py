@@ -31,8 +31,8 @@ Arrays = dict[str, tuple[dict[str, int], str, float]]
 class Store:
     """Arrays that are filled block by block, and a table of labels; `begin` makes or goes on with one.
 
-    `where` is its folder (None in memory), `attrs` are facts about model and options, `block` is in clips.
-    `labels` are None where they are damaged. ValueError if more than labels and blocks are.
+    `where` is its folder (None in memory), `block` is in clips. `labels` are None where they are damaged;
+    ValueError if more than labels and blocks are.
     """
 
     def __init__(self, where: Path | None, arrays, labels: pd.DataFrame | None = None):
@@ -65,8 +65,7 @@ class Store:
         """Make a store (in memory if `path` is None), or go on with the one that is there, with these labels.
 
         `keys` say what each clip is made from. What is damaged is marked as not done, and a warning names it.
-        Raises ValueError if something else is there, or activations of another model, clips or options (names
-        both).
+        ValueError if something else is there, or activations of another model, clips or options.
         """
         import zarr
 

@@ -48,7 +48,8 @@ def collect(
     Parameters
     ----------
     model : Model, or what `load` takes
-    clips : from `ms.clips`; with `generate` a list of prompts, or a DataFrame with column `prompt` and labels
+    clips : from `ms.clips`; columns that it doesn't know are labels. With `generate` a list of prompts, or a
+        DataFrame with column `prompt` and any labels.
     sites : one or several of `sites.SITES`
     layers : int or list of int, 0-based; default all
     pool : str
@@ -83,8 +84,9 @@ def collect(
     Taught in 01_collect_activations.
     """
     if engine not in ("local", "ray") or (engine == "ray" and out is None):
-        told = "choose 'local', or 'ray' with a folder that workers share"
-        raise ValueError(f"engine={engine!r}, out={out!r}; {told}")
+        raise ValueError(
+            f"engine={engine!r}: choose 'local', or 'ray' with a folder that workers share (out=)"
+        )
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype={dtype!r}; choose float32 or float16")
     if batch_size != "auto":
@@ -104,8 +106,8 @@ def collect(
         told = f"{len(bad)} of {len(table)} clips can't be used (strict=True)"
         raise ValueError(f"{told}:\n{bad.to_string(index=False)}")
     one_each = generate is not None or not (prompt is None or isinstance(prompt, str))
-    shared = None if one_each else prompt
-    job = Job(sites, layers, pool, n_frames, shared, one_each, generate, dtype, batch_size).fitted(model)
+    prompt = None if one_each else prompt
+    job = Job(sites, layers, pool, n_frames, prompt, one_each, generate, dtype, batch_size).fitted(model)
     labels = _labels(table, job.arrays)
     new = out is not None and not Path(out).exists()
     if new:
@@ -134,17 +136,8 @@ def collect(
 def codes(model: Model, clips: pd.DataFrame) -> torch.Tensor:
     """The codes of clips of one length, as `model.trace`, `model.nll` or an audio prompt take them.
 
-    Parameters
-    ----------
-    clips : from `ms.clips`; codes of the model's own codec are taken as they are, all else is encoded
-
-    Returns
-    -------
-    torch.Tensor, int64 (clip, codebook, frame)
-
-    Raises
-    ------
-    ValueError  when a clip can't be used, or clips differ in length (`ms.clips(..., segment=...)` cuts them).
+    int64 (clip, codebook, frame). Of `clips`, from `ms.clips`, codes of the model's own codec are taken as
+    they are, all else is encoded. ValueError when a clip can't be used, or clips differ in length.
     """
     table = _clips(clips, model, None)
     rows, problems = codes_for(model, table)
@@ -159,8 +152,8 @@ def codes(model: Model, clips: pd.DataFrame) -> torch.Tensor:
 
 def _clips(clips: pd.DataFrame, model: Model, prompt) -> pd.DataFrame:
     """The table with a prompt per clip if given, and a problem where a clip is too long for the model."""
-    known = isinstance(clips, pd.DataFrame) and len(clips) and "clip" in clips
-    if not known or not ("codes" in clips or {"path", "start", "duration"} <= set(clips)):
+    columns = set(clips) if isinstance(clips, pd.DataFrame) and len(clips) else set()
+    if not ({"clip", "codes"} <= columns or {"clip", "path", "start", "duration"} <= columns):
         wanted = "rows and columns `clip`, and `codes` or `path`, `start` and `duration`"
         raise ValueError(f"clips must be a DataFrame with {wanted}: ms.clips makes one")
     table = clips.reset_index(drop=True)
@@ -168,8 +161,9 @@ def _clips(clips: pd.DataFrame, model: Model, prompt) -> pd.DataFrame:
         if len(prompt) != len(table):
             raise ValueError(f"{len(prompt)} prompts for {len(table)} clips; give one for all, or one each")
         if "prompt" in table:
-            kept = "the name under which the prompts of prompt= would be kept"
-            raise ValueError(f"the clips have a column 'prompt', {kept}: rename or drop the column")
+            raise ValueError(
+                "the clips have a column 'prompt', which prompt= fills: rename or drop the column"
+            )
         table["prompt"] = list(prompt)
     return table.assign(problem=[problem_of(row) or unusable(row, model) for row in table.to_dict("records")])
 
@@ -178,8 +172,7 @@ def _prompts(prompts, generate: dict) -> pd.DataFrame:
     """Prompts as a table: clip, prompt, seed, group and labels."""
     table = prompts if isinstance(prompts, pd.DataFrame) else pd.DataFrame({"prompt": prompts})
     if "prompt" not in table or table.empty:
-        give = "give a list of prompts or a DataFrame with a column `prompt`"
-        raise ValueError(f"to collect while generating, {give}")
+        raise ValueError("with generate= give a list of prompts, or a DataFrame with a column `prompt`")
     table = table.reset_index(drop=True).drop(columns=["codes", "path", "codec"], errors="ignore")
     if any(map(problem_of, table.to_dict("records"))):
         raise ValueError("the prompts have a column 'problem', which is taken: rename or drop it")
@@ -212,17 +205,15 @@ def _room(needed: int, out, pool: str) -> None:
 
 def _labels(table: pd.DataFrame, arrays) -> pd.DataFrame:
     """The columns that become coords on clip; ValueError for a name that something else has."""
-    twice = table["clip"][table["clip"].duplicated()].unique()
-    if len(twice):
+    if len(twice := table["clip"][table["clip"].duplicated()].unique()):
         some = ", ".join(map(str, twice[:3]))
         raise ValueError(f"{len(twice)} clip names stand for several rows ({some}, ...)")
-    labels = table.drop(columns=[name for name in OWN if name in table and name != "clip"])
+    labels = table.drop(columns=[name for name in OWN if name != "clip"], errors="ignore")
     if taken := sorted(set(labels) & (RESERVED | set(arrays))):
         raise ValueError(f"label {', '.join(taken)}: that name is taken in the Dataset; rename the column")
     for name, column in labels.select_dtypes(object).items():
         if lists := [i for i, value in enumerate(column) if pd.api.types.is_list_like(value)]:
-            told = f"label {name!r} has a {type(column.iloc[lists[0]]).__name__} in row {lists[0]}"
-            raise ValueError(f"{told}: give one value per cell, for instance a column of true or false each")
+            raise ValueError(f"label {name!r} has a list in row {lists[0]}: give one value per cell")
     return labels.assign(clip=labels["clip"].astype(str))
 
 

@@ -135,16 +135,10 @@ def read(
 
 
 def mean_norms(model: Model, codes: Sequence, site: str = "resid", prompts=None) -> np.ndarray:
-    """Mean L2 norm of the activations at every layer: the units of a steering's strength.
+    """Mean L2 norm of the activations over frames, then clips: the units of a steering's strength.
 
-    Parameters
-    ----------
-    codes : (clip, codebook, frame), or one (codebook, frame) per clip
-    prompts : None (unconditional), one str for all, or one per clip
-
-    Returns
-    -------
-    np.ndarray, float32 (layer,), for `heads` (layer, head): mean over frames, then over clips.
+    float32 (layer,), for `heads` (layer, head). `codes` are (clip, codebook, frame), or one (codebook, frame)
+    per clip; `prompts` as in `read`.
     """
     shared, found = prompts is None or isinstance(prompts, str), []
     size = auto_batch(model, max(np.shape(c)[-1] for c in codes))

@@ -35,8 +35,7 @@ class Target:
         """y as [row, K], one row per clip, or per clip and frame if the activations have `frames`."""
         y = self.y
         if y.ndim == 3 and frames is None:
-            told = f"{self.label!r} has a value per frame but the activations are pooled"
-            raise ValueError(f"{told}: collect pool='frames'")
+            raise ValueError(f"{self.label!r} has a value per frame but the activations are pooled")
         if y.ndim == 2 and frames is not None:
             y = np.repeat(y[:, None], frames, axis=1)
         return y.reshape(-1, y.shape[-1])
@@ -97,17 +96,15 @@ def read_groups(acts: xr.Dataset, group: str | None = "group") -> np.ndarray:
     if group is None:
         return np.arange(acts.sizes["clip"])
     if group not in acts.variables or acts[group].dims != ("clip",):
-        told = f"no coordinate {group!r} on clip, so clips of one piece could land on both sides of a split"
-        raise ValueError(f"{told}; name another, or pass group=None if every clip is a piece of its own")
+        raise ValueError(f"no coordinate {group!r} on clip; group=None if every clip is a piece of its own")
     return pd.factorize(acts[group].values)[0]
 
 
 def shuffled(target: Target, groups: np.ndarray, seed: int) -> Target:
     """The same label permuted at the level at which it varies, so that only its link to activations is cut.
 
-    A label that is constant in every group is permuted across groups, one that varies within groups across
-    clips. One that varies over frames keeps its course in time and moves to another clip as a whole, so the
-    control still knows what the frame number alone tells. Gaps of clip labels stay where they are.
+    That is across groups if it is constant in each, else across clips. A label of frames moves to another
+    clip as a whole, so that the control still knows what the frame number alone tells. Gaps stay.
     """
     rng, y = np.random.default_rng(seed), target.y.copy()
     known = np.flatnonzero(~np.isnan(y.reshape(len(y), -1)).all(1))
@@ -145,8 +142,7 @@ def fold_of(groups: np.ndarray, folds: int, seed: int, target: Target | None = N
 def states(acts: xr.Dataset, site: str, layers=None) -> Iterator[tuple[dict[str, int], np.ndarray]]:
     """Yield (where, float32 [row, feature]) of a site, one layer in memory at a time.
 
-    `where` is {"layer": i}, with "head" at `heads`, and empty for the input, which has no layer. ValueError
-    for an absent site or layer, naming those present.
+    `where` is {"layer": i}, with "head" at `heads`, and empty for the input. ValueError for what is absent.
     """
     if site not in acts.data_vars or "clip" not in acts[site].dims:
         raise ValueError(f"no site {site!r}; the Dataset has {', '.join(map(str, acts.data_vars)) or 'none'}")
@@ -194,8 +190,8 @@ class Batch:
             one_sided = (y > 0).all(0) | (y < 0).all(0)
             if not self.values and not target.is_shuffled and one_sided.any():
                 rare = f"{target.label!r} = {target.concepts[one_sided.argmax()]!r}"
-                told = f"{rare} doesn't vary in the training part of fold {fold}: too few groups have it"
-                raise ValueError(f"{told}. Use fewer folds, stratify={target.label!r}, or leave it out")
+                told = f"{rare} doesn't vary in the training part of fold {fold}"
+                raise ValueError(f"{told}: use fewer folds, or stratify={target.label!r}")
 
 
 def batches(targets, groups, x, frames: int | None, fitting: Fitting, fold=None) -> list[Batch]:
@@ -237,8 +233,7 @@ def check_methods(methods: Sequence[str], targets: Sequence[Target]) -> None:
         raise ValueError(f"unknown method {sorted(unknown)}. {hint}")
     numbers = all(target.kind == "value" for target in targets)
     if numbers and all(METHODS[name].classes_only for name in methods):
-        wrong = f"{methods[0]} needs classes, and {targets[0].label!r} is a number"
-        raise ValueError(f"{wrong}: use 'mse' or 'diff_of_means', or bin it")
+        raise ValueError(f"{methods[0]} needs classes, and {targets[0].label!r} is a number: use 'mse'")
 
 
 def fits_by_layer(acts, label, kind, group, methods, site, layers, fitting: Fitting):

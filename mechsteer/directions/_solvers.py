@@ -57,9 +57,9 @@ class DesignMatrix:
 def prepare(x: np.ndarray, weights: np.ndarray | None = None, standardize: str = "feature") -> DesignMatrix:
     """Standardise and rotate training activations x [N, D].
 
-    `standardize="feature"` gives every feature unit variance (the usual probe); `"layer"` divides by one
-    number, the root mean variance, so that rotating the activations rotates the directions. Axes of less than
-    1e-6 of the largest variance are left out: noise in float32, which the penalty would silence.
+    `standardize="feature"` gives every feature unit variance; `"layer"` divides by the root mean variance, so
+    that rotating activations rotates directions. Axes of less than 1e-6 of the largest variance are left out:
+    noise in float32, which the penalty would silence.
     """
     if standardize not in ("feature", "layer"):
         raise ValueError(f"standardize={standardize!r} is not known; use 'feature' or 'layer'")
@@ -173,10 +173,9 @@ def _sigmoid(x):
 def solve_diff_of_means(
     design: DesignMatrix, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0
 ):
-    """Mean of the concept's rows minus mean of the others, in activation space; no penalty, so A = 1.
+    """Mean of the concept's rows minus mean of the others, for values the covariance with y; A = 1.
 
-    For values it is the covariance with y (the same direction when y has two values). Score: +1 at the
-    concept's mean and -1 at the others', or for values the regression of y on the projection.
+    Score: +1 at the concept's mean and -1 at the others', or the regression of y on the projection.
     """
     weights = design.weights[:, None]
     if values:
@@ -247,9 +246,9 @@ class Fit:
 def fit(x, y, inner, methods, values: bool, blocks, fitting: Fitting) -> dict[str, Fit]:
     """Choose the penalty on inner folds, then fit on all rows; for every method and concept at once.
 
-    x is float [N, D]; y float32 [N, K], -1 or +1, or numbers where `values` is true; `inner`, int [N], the
-    inner fold of every row, where rows of one group share one. Columns with one number in `blocks`, int [K]
-    (the classes of a label), share one penalty, so that their scores compare.
+    x is float [N, D]; y [N, K], -1 or +1, or numbers where `values` is true; `inner`, int [N], the inner fold
+    of every row. Columns with one number in `blocks`, int [K] (the classes of a label), share one penalty, so
+    that their scores compare.
     """
     alphas = sorted(map(float, fitting.alphas), reverse=True)
     if not alphas or not all(0 < alpha < np.inf for alpha in alphas):

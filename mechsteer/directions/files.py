@@ -77,10 +77,7 @@ def load_direction(path: str | Path, model=None) -> xr.DataArray:
 
 
 def check_model(direction: xr.DataArray, model) -> None:
-    """Check that a direction fits `model`: width, layers, heads and weights, as `load_direction` does.
-
-    ValueError, too, if the direction lacks coord layer or attrs site, model or model_hash.
-    """
+    """Check that a direction fits `model`: that its card is there, width, layers, heads and weights."""
     _check_card(direction, "layer")
     facts, here = direction.attrs, f"{model.name} ({model.hash})"
     found_on = f"found on {facts['model']} ({facts['model_hash']})"

@@ -1,7 +1,7 @@
 """How alike are the directions that different methods, concepts and layers find, and how sure is that?
 
-A direction is an array whose last dimension is the features (d_model, or d_head for one head); DataArrays in
-give DataArrays out. Uncertainty comes from resampling groups (scores, tracks), never single clips. Taught in
+The last dimension of a direction is the features (d_model, or d_head for one head); DataArrays in give
+DataArrays out. Uncertainty comes from resampling groups (scores, tracks), never single clips. Taught in
 04_compare_directions.
 """
 

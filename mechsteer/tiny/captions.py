@@ -1,8 +1,4 @@
-"""Read captions: from words to attributes.
-
-`VOCABULARY` maps each phrase to a (slot, value). `parse` reads any text: phrases it knows become slot values,
-filler is passed over, every other word is reported.
-"""
+"""Read captions: phrases of `VOCABULARY` become slot values, filler is passed over, the rest is reported."""
 
 from __future__ import annotations
 
@@ -58,8 +54,7 @@ VOCABULARY: Mapping[str, tuple[str, object]] = {
     for note, number in _NOTES.items()
     for accidental, shift in (("sharp", 1), ("flat", -1))
 }
-"""Phrase (lower case, single spaces) -> (slot, value). Bare note letters ("in C minor", "key of G") and
-numbers of bpm need their neighbours, so `parse` reads them by rule. """
+"""Phrase -> (slot, value). Bare notes ("in C minor", "key of G") and bpm need their neighbours: `_match`."""
 
 _FILLER = (
     "a an the this that it its is are was be with and or of in on at by for to from as some please very "
@@ -77,9 +72,7 @@ _LONGEST = max(len(phrase.split()) for phrase in VOCABULARY)
 
 
 def parse(text: str) -> tuple[dict[str, list], list[str]]:
-    """Read attributes out of free text.
-
-    `text` may have any case and punctuation; its longest phrases come first ("no drums" before "drums").
+    """Read attributes out of any text, longest phrases first ("no drums" before "drums").
 
     Returns
     -------

@@ -2,13 +2,10 @@
 
 An audiocraft `CompressionModel`, so that audiocraft's MusicGen takes it as it takes EnCodec. Its encoder is
 log-magnitudes at three resolutions (a long window for pitch, short ones for attacks), ConvNeXt blocks and a
-latent; then comes audiocraft's `ResidualVectorQuantizer`. Its decoder is ConvNeXt blocks that set the
-amplitudes and phase offsets of a bank of sinusoids at fixed frequencies, the equal-tempered semitones and the
-places of their 5th, 7th and 11th harmonics, and the gains of noise bands. A pure tone is then a constant to
-predict, so a small network keeps pitch; a network that predicts phases of an STFT has to learn to turn them.
-
-Sinusoids plus filtered noise are DDSP's idea (Engel et al. 2020); ConvNeXt blocks at one frame rate are
-Vocos' (Siuzdak 2023).
+latent; then comes audiocraft's `ResidualVectorQuantizer`. Its decoder is ConvNeXt blocks (as in Vocos,
+Siuzdak 2023) that set amplitudes and phase offsets of a bank of sinusoids at fixed frequencies, the
+equal-tempered semitones and the places of their 5th, 7th and 11th harmonics, and the gains of noise bands (as
+in DDSP, Engel et al. 2020). A pure tone is then a constant to predict, so that a small network keeps pitch.
 """
 
 import math
@@ -62,15 +59,12 @@ def triangles(centres: torch.Tensor, freqs: torch.Tensor, min_width: float) -> t
     return (1 - (freqs[None] - centres[:, None]).abs() / width[:, None]).clamp(min=0)
 
 
-def mel(hz):
-    return 2595.0 * math.log10(1 + hz / 700.0)
-
-
 def band_centres(bands: int, low: float, high: float) -> torch.Tensor:
     """Band centres in Hz: equal steps in pitch when `low` > 0, in mel otherwise."""
     if low > 0:
         return low * (high / low) ** torch.linspace(0, 1, bands)
-    return 700.0 * (10 ** (torch.linspace(0, mel(high), bands + 1)[1:] / 2595.0) - 1)
+    mel = 2595.0 * math.log10(1 + high / 700.0)
+    return 700.0 * (10 ** (torch.linspace(0, mel, bands + 1)[1:] / 2595.0) - 1)
 
 
 def oscillator_frequencies(sample_rate: int) -> torch.Tensor:

@@ -1,11 +1,10 @@
 """The embedded model's language model: audiocraft's `LMModel` with a text conditioner of nine slots.
 
-The conditioner reads free text over the caption vocabulary (`captions.parse`). Every attribute owns one slot,
-one key of the cross-attention: the learnt vector of what the text says of it, the mean where it names two
-("piano and guitar"), the slot's own "unsaid" vector where it says nothing. A tempo in bpm is interpolated
-between the vectors of anchors 15 bpm apart, so that it is a continuous dial. A text that names a tonic and a
-mode also names a key: major or minor means no note before one knows the tonic. Unconditional means all slots
-unsaid.
+The conditioner reads free text (`captions.parse`). Every attribute owns one slot, one key of the
+cross-attention: the learnt vector of what the text says of it, the mean where it names two ("piano and
+guitar"), the slot's own "unsaid" vector where it says nothing. A tempo in bpm is interpolated between the
+vectors of anchors 15 bpm apart, so that it is a continuous dial. A text that names a tonic and a mode also
+names a key. Unconditional means all slots unsaid.
 """
 
 import warnings
@@ -96,9 +95,8 @@ class SlotConditioner(conditioners.TextConditioner):
 def build_lm(config: LMConfig) -> LMModel:
     """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to text), at our size.
 
-    Unlike MusicGen's, its self-attention has rotary positions beside the sinusoids: what comes back after a
-    beat or a bar is then as easily found at every place in a clip, which so short a training learns from
-    sinusoids badly.
+    Unlike MusicGen's, its self-attention has rotary positions beside the sinusoids: so short a training else
+    hardly learns to find what comes back after a beat or a bar.
     """
     fused = {"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}
     sizes = {name: size for name, size in vars(config).items() if name != "max_duration"}
