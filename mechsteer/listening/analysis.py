@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from .. import paths
 from . import stats
 from .answers import records
-from .design import Design, Screening, Trial, trials
+from .design import Design, Trial, trials
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -74,36 +75,35 @@ def _answers(line: dict, trial: Trial) -> bool:
     return whole and all(number(value, 100) for value in given.values())
 
 
-def screen(answers: pd.DataFrame, design: Design, rule: Screening | None = None) -> pd.DataFrame:
-    """Apply a screening rule (default: the plan's).
+def screen(answers: pd.DataFrame, design: Design) -> pd.DataFrame:
+    """Apply the plan's screening rule.
 
     Returns a pd.DataFrame, one row per listener: listener, answered (share of the test), headphones_wrong,
     one_side, repeats_agree (NaN where too few answers tell), kept, and why not.
     """
-    rule = rule or design.screening
     exceeds = lambda a, b: a is not None and b is not None and a > b
-    asked = [trial.key for trial in trials(design, 1) if trial.stage == "main"]
-    rows = []
+    asked = sum(trial.stage == "main" for trial in trials(design, 1))
+    rule, rows = design.screening, []
     for listener, own in answers.groupby("listener", sort=True):
-        main = own[own["stage"] == "main"]
-        once, check = main.drop_duplicates("trial"), own[own["stage"] == "headphones"]
+        once, check = own[own["stage"] == "main"].drop_duplicates("trial"), own[own["stage"] == "headphones"]
         wrong = int((~check["correct"].astype(bool)).sum()) if len(check) else np.nan
-        row = {"listener": listener, "answered": len(once) / len(asked), "headphones_wrong": wrong}
-        row |= {"one_side": np.nan, "repeats_agree": np.nan}
+        side = agree = np.nan
         if design.kind != "rating":
             if len(once) >= 8:
-                row["one_side"] = once["choice"].value_counts(normalize=True).max()
+                side = once["choice"].value_counts(normalize=True).max()
             again = once[once["repeat"]].assign(trial=lambda t: t["trial"].str.removesuffix(":again"))
             both = again.merge(once[~once["repeat"]], on="trial")
             if len(both) >= 2:
-                row["repeats_agree"] = (both["chosen_x"] == both["chosen_y"]).mean()
+                agree = (both["chosen_x"] == both["chosen_y"]).mean()
         broken = {
-            "headphone check": exceeds(row["headphones_wrong"], rule.headphones_wrong),
-            "nearly always the same side": exceeds(row["one_side"], rule.one_side),
-            "repeats disagree": exceeds(rule.repeats_agree, row["repeats_agree"]),
-            "too few answers": exceeds(rule.answered, row["answered"]),
+            "headphone check": exceeds(wrong, rule.headphones_wrong),
+            "nearly always the same side": exceeds(side, rule.one_side),
+            "repeats disagree": exceeds(rule.repeats_agree, agree),
+            "too few answers": exceeds(rule.answered, len(once) / asked),
         }
         why = [text for text, is_so in broken.items() if is_so]
+        row = {"listener": listener, "answered": len(once) / asked, "headphones_wrong": wrong}
+        row |= {"one_side": side, "repeats_agree": agree}
         rows.append(row | {"kept": not why, "why": ", ".join(why)})
     return pd.DataFrame(rows)
 
@@ -120,8 +120,7 @@ class Analysis:
         trials are told rightly, both against chance within each pair of conditions; or on the ratings
     listeners : `screen`, one row per listener
     answers : the tidy answers, all of them
-    simulated : whether any answer is a simulated listener's; then every table, figure and text says so
-    rule_changed : whether another screening rule than the plan's was used
+    simulated : whether the answers are simulated listeners'; then every table, figure and text says so
     """
 
     design: Design
@@ -131,7 +130,6 @@ class Analysis:
     listeners: pd.DataFrame
     answers: pd.DataFrame
     simulated: bool
-    rule_changed: bool
 
     @property
     def who(self) -> str:
@@ -149,47 +147,35 @@ class Analysis:
             found["strengths"] = charts.strengths(self.strengths, self.design, self.who)
         return found
 
-    def save(self, folder: str | Path, prefix: str = "listening", **provenance) -> list[Path]:
+    def save(self, folder: str | Path) -> None:
         """Write every figure as `ms.save_figure` does (picture, page, numbers), and the screening as CSV."""
         from ..show.saving import save_figure
 
-        folder, design, written = Path(folder), self.design, []
-        facts = {"test": design.name, "test_hash": design.test_hash, "listeners": self.who, **provenance}
+        folder, design = Path(folder), self.design
+        facts = {"test": design.name, "test_hash": design.test_hash, "listeners": self.who}
         for name, fig in self.figures().items():
-            written += save_figure(fig, getattr(self, name), f"{prefix}_{name}", folder, **facts)
+            save_figure(fig, getattr(self, name), f"listening_{name}", folder, **facts)
         text = self.listeners.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        return [*written, paths.replace(folder / f"{prefix}_screening.csv", text)]
+        paths.replace(folder / "listening_screening.csv", text)
 
     def _shown(self) -> tuple[str, list[pd.DataFrame]]:
-        note = "; by another screening rule than the plan's" if self.rule_changed else ""
         tables = [table.round(3) for table in (self.results, self.strengths) if table is not None]
-        return f"{self.who}, agreement (alpha) {self.agreement:.2f}{note}", tables
+        return f"{self.who}, agreement (alpha) {self.agreement:.2f}", tables
 
     def __repr__(self) -> str:
         said, tables = self._shown()
         return "\n".join([self.design.question, said, *(t.to_string(index=False) for t in tables)])
 
     def _repr_html_(self) -> str:
-        import html
-
         said, tables = self._shown()
         head = f"<p><b>{html.escape(self.design.question)}</b> {said}</p>"
         return head + "".join(table.to_html(index=False) for table in tables)
 
 
-def analyse(
-    answers: pd.DataFrame,
-    design: Design,
-    screening: Screening | None = None,
-    boots: int = 1000,
-    seed: int = 0,
-) -> Analysis:
+def analyse(answers: pd.DataFrame, design: Design, boots: int = 1000, seed: int = 0) -> Analysis:
     """Screen and analyse tidy answers; practice, headphone check and repeats are left out of the results.
 
-    Parameters
-    ----------
-    screening : another rule than the plan's; the result then says that the rule was changed.
-    boots, seed : bootstrap draws by listener and item.
+    `boots` and `seed` are those of the bootstrap over listeners and items.
 
     Raises ValueError if there are no answers, real and simulated ones are mixed, or the rule keeps nobody.
     """
@@ -197,26 +183,27 @@ def analyse(
         raise ValueError("there are no answers to the test yet (practice and headphone check don't count)")
     if answers["simulated"].nunique() > 1:
         raise ValueError("simulated and real answers can't be analysed together")
-    listeners = screen(answers, design, screening)
+    listeners = screen(answers, design)
     kept = listeners.loc[listeners["kept"], "listener"]
     if kept.empty:
         raise ValueError(f"the rule keeps none of {len(listeners)} listeners: {listeners['why'].unique()}")
     counted = (answers["stage"] == "main") & ~answers["repeat"].astype(bool)
-    chosen = answers[answers["listener"].isin(kept) & counted]
-    made, strengths, options = bool(answers["simulated"].iloc[0]), None, {"boots": boots, "seed": seed}
+    chosen, strengths = answers[answers["listener"].isin(kept) & counted], None
     if design.kind == "rating":
-        results = stats.ratings(chosen, design.reference, **options)
+        results = stats.ratings(chosen, design.reference, boots, seed)
         grid = chosen.pivot_table(index="listener", columns=["item", "condition"], values="rating")
         alpha = stats.agreement(grid, "interval")
     else:
-        results = (stats.discrimination if design.kind == "abx" else stats.preferences)(chosen, **options)
+        results = (stats.discrimination if design.kind == "abx" else stats.preferences)(chosen, boots, seed)
         if design.kind == "preference" and len(design.conditions) > 2:
-            strengths = stats.bradley_terry(chosen, **options).assign(simulated=made)
+            strengths = stats.bradley_terry(chosen, boots, seed)
         # X differs from listener to listener, so what they can agree on is which trials are told rightly
         told = "correct" if design.kind == "abx" else "chosen"
         judged = chosen.pivot(index="listener", columns="trial", values=told)
         pairs = {trial.key: str(sorted(trial.slots)) for trial in trials(design, 1)}
         alpha = stats.agreement(judged, within=[pairs[trial] for trial in judged])
-    changed = screening is not None and screening != design.screening
-    results, listeners = results.assign(simulated=made), listeners.assign(simulated=made)
-    return Analysis(design, results, strengths, alpha, listeners, answers, made, changed)
+    made = bool(answers["simulated"].iloc[0])
+    for table in (results, strengths, listeners):
+        if table is not None:
+            table["simulated"] = made
+    return Analysis(design, results, strengths, alpha, listeners, answers, made)

@@ -73,7 +73,7 @@ class AnswerStore:
 
     def listeners(self) -> dict[str, int]:
         """Name -> number, from 1 in order of arrival."""
-        return self._names(self.lines())
+        return _number_by_name(self.lines())
 
     def answers(self, listener: int | None = None) -> list[dict]:
         """The answers, of all or of one listener's number, in the order given."""
@@ -86,9 +86,9 @@ class AnswerStore:
         Numbers are dealt without gaps, so the largest is at most the known listeners and all skipped lines.
         """
         name = clean_name(name)
-        with self._locked("r+b") as file:
+        with self._locked("a+b") as file:
             found, skipped = self._parse(file.read())
-            known = self._names(found)
+            known = _number_by_name(found)
             if name not in known:
                 known[name] = max([len(known) + skipped, *(line["listener"] for line in found)]) + 1
                 self._write(file, {"kind": "listener", "listener": known[name], "name": name})
@@ -97,25 +97,15 @@ class AnswerStore:
     def add(self, listener: int, trial: str, answer: dict) -> bool:
         """Write one answer and wait until it is on the disk; False, with nothing written, if there is one.
 
-        Parameters
-        ----------
-        listener : number from `register`
-        trial : the trial's key, unique within a listener
-        answer : what else to keep; plain JSON values
+        `listener` is the number from `register`, `trial` the trial's key, unique within a listener; `answer`
+        is what else to keep, plain JSON values.
         """
-        with self._locked("r+b") as file:
-            for line in self._parse(file.read())[0]:
-                if line["kind"] == "answer" and line["listener"] == listener and line["trial"] == trial:
-                    return False
+        with self._locked("a+b") as file:
+            found = self._parse(file.read())[0]
+            if any((line["listener"], line.get("trial")) == (listener, trial) for line in found):
+                return False
             self._write(file, {"kind": "answer", "listener": listener, "trial": trial, **answer})
         return True
-
-    @staticmethod
-    def _names(lines: list[dict]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for line in (line for line in lines if line["kind"] == "listener"):
-            found.setdefault(line["name"], line["listener"])
-        return found
 
     @contextlib.contextmanager
     def _locked(self, mode: str) -> Iterator:
@@ -123,15 +113,14 @@ class AnswerStore:
 
         if mode != "rb":
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o644))
         with open(self.path, mode) as file:
             fcntl.flock(file, fcntl.LOCK_SH if mode == "rb" else fcntl.LOCK_EX)
+            file.seek(0)
             yield file
 
     def _parse(self, content: bytes) -> tuple[list[dict], int]:
-        *whole, torn = content.split(b"\n")
         values, damaged = [], 0
-        for line in [*whole, torn] if torn else whole:
+        for line in content.removesuffix(b"\n").split(b"\n") if content else ():
             try:
                 values.append(json.loads(line.decode()))
             except (ValueError, RecursionError):  # cut short by a crash, say
@@ -153,3 +142,12 @@ class AnswerStore:
         file.write((b"\n" if torn else b"") + text.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _number_by_name(lines: Iterable[dict]) -> dict[str, int]:
+    """Name -> number of the listeners among records; the first, should a name have several."""
+    found: dict[str, int] = {}
+    for line in lines:
+        if line["kind"] == "listener":
+            found.setdefault(line["name"], line["listener"])
+    return found

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .. import paths
+from ..errors import reading
 from ..measures.loudness import match_loudness
 from ..model.generation import Generation
 from ..sound import encode_file, to_clips
@@ -146,15 +147,15 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
         raise ValueError(f"clips are matched by position: all conditions need the same number, not {counts}")
     made = {name: clips for name, clips in conditions.items() if isinstance(clips, Generation)}
     seeds = {name: list(clips.seeds) for name, clips in made.items()}
-    if any(given != next(iter(seeds.values())) for given in seeds.values()):
+    if len(set(map(tuple, seeds.values()))) > 1:
         raise ValueError(f"clips compared with each other should come from the same seeds: {seeds}")
-    names = [f"item {k}" for k in range(next(iter(counts.values())))]
+    names = [f"item {k}" for k in range(max(counts.values()))]
     if made:  # what was asked for, not what was done to it: steerings differ between conditions
         first = next(iter(made.values()))
         names = [f"{p or 'no prompt'} (seed {n})" for p, n in zip(first.prompts, first.seeds, strict=True)]
     names = [name if names.count(name) == 1 else f"{name}, {k}" for k, name in enumerate(names)]
-    given = {name: [(a, clips.sample_rate) for a in clips.audio] for name, clips in made.items()}
-    pairs = {name: given.get(name, clips) for name, clips in conditions.items()}
+    sounds = {name: [(audio, clips.sample_rate) for audio in clips.audio] for name, clips in made.items()}
+    pairs = {**conditions, **sounds}
     rate = int(max(r for clips in pairs.values() for _, r in clips))
     channels = 1 + any(np.ndim(a) > 1 and np.shape(a)[-2] > 1 for clips in pairs.values() for a, _ in clips)
     found = {n: [to_clips(a, int(r), rate, channels)[0] for a, r in clips] for n, clips in pairs.items()}
@@ -166,22 +167,21 @@ def gather(conditions: Mapping[str, Any]) -> tuple[dict[str, list[np.ndarray]], 
 def test_hash(clips: Mapping[str, Sequence[np.ndarray]], options: Mapping) -> str:
     """Sixteen hex digits over audio and options: whether a folder holds this very test."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for name in clips:
-        for clip in clips[name]:
+    for name, part in clips.items():
+        for clip in part:
             digest.update(f"{name}{clip.shape}".encode() + np.ascontiguousarray(clip).tobytes())
     return digest.hexdigest()[:16]
 
 
 def save_design(folder: Path, clips: Mapping[str, Sequence], rate: int, options: Mapping) -> Design:
     """Match the loudness of all clips, write them under random names, then the plan; returns it."""
-    places = [(name, k) for name in clips for k in range(len(clips[name]))]
-    flat = [clips[name][k] for name, k in places]
-    matched, reached = match_loudness(flat, rate, options["loudness"])
+    places = [(name, str(k)) for name, part in clips.items() for k in range(len(part))]
+    matched, reached = match_loudness([clips[name][int(k)] for name, k in places], rate, options["loudness"])
     stimuli: dict[str, dict[str, str]] = {name: {} for name in clips}
     for (name, k), clip in zip(places, matched, strict=True):
-        token = stimuli[name][str(k)] = secrets.token_hex(12)
+        token = stimuli[name][k] = secrets.token_hex(12)
         paths.replace(folder / "stimuli" / f"{token}.flac", encode_file(clip, rate, "flac"))
-    seconds = max(clip.shape[-1] for clip in flat) / rate
+    seconds = max(clip.shape[-1] for clip in matched) / rate
     facts = {**options, "loudness": round(reached, 2), "sample_rate": rate, "duration": round(seconds, 3)}
     facts |= {"fingerprint": test_hash(clips, options), "stimuli": stimuli}
     paths.replace(folder / "design.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -196,14 +196,12 @@ def load_design(folder: Path) -> Design:
     path = Path(folder) / "design.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no listening test (no design.json)")
-    try:
+    with reading(path, "copy the plan of the listening test again"):
         facts = json.loads(path.read_text(encoding="utf-8"))
         facts |= {"test_hash": facts.pop("fingerprint"), "screening": Screening(**facts["screening"])}
         facts |= {key: tuple(facts[key]) for key in ("conditions", "items")}
         design = Design(**facts | {"pairs": tuple(map(tuple, facts["pairs"]))})
         asked = [design.stimuli[c][str(k)] for c in design.conditions for k in range(len(design.items))]
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} isn't the plan of a listening test: copy it again ({error!r})") from None
     home = Path(folder).resolve() / "stimuli"
     for name in asked:
         file = home / f"{name}.flac"

@@ -31,27 +31,24 @@ def own_names(ip: str, more: Iterable[str] = ()) -> set[str]:
     return {name.lower().strip("[]") for name in found - set(ANY)}
 
 
-def serve(folder: str | Path, port: int, ip: str, theme: str, hosts: Iterable[str], most: int) -> None:
-    """Show the test in `folder` until stopped; kernels run a notebook of ours, never one from the folder.
-
-    Raises FileNotFoundError if the folder holds no test, ValueError if its plan can't be trusted.
-    """
+def serve(given: argparse.Namespace) -> None:
+    """Show the test until stopped; kernels run a notebook of ours, never one from its folder."""
     from traitlets.config import Config
 
     from ._door import Kernels, Page
 
-    load_design(folder)
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(SHARE), os.environ.get("JUPYTER_PATH")]))
-    chosen = {"template": "listening", "theme": theme, "multi_kernel_manager_class": Kernels}
+    chosen = {"template": "listening", "theme": given.theme, "multi_kernel_manager_class": Kernels}
     chosen |= {"allow_template_override": "NO", "allow_theme_override": "NO"}
     with tempfile.TemporaryDirectory() as place:
-        write_page(Path(place), Path(folder).resolve())
-        options = {"port": port, "port_retries": 0, "ip": ip, "open_browser": False, "config_file_paths": []}
-        app = Page(notebook_path=str(Path(place) / "take.ipynb"), log_level=30, **options)
-        app.hosts, app.shown = own_names(ip, hosts), f"[{ip}]" if ":" in ip else ip
+        write_page(Path(place), Path(given.folder).resolve())
+        ip, options = given.ip, {"port": given.port, "port_retries": 0, "config_file_paths": []}
+        options |= {"notebook_path": str(Path(place) / "take.ipynb"), "open_browser": False}
+        app = Page(ip=ip, log_level=30, **options)
+        app.hosts, app.shown = own_names(ip, given.host), f"[{ip}]" if ":" in ip else ip
         if ip in ANY:
             app.shown = socket.gethostname()
-        app.update_config(Config(VoilaConfiguration=chosen, Kernels={"most": most}))
+        app.update_config(Config(VoilaConfiguration=chosen, Kernels={"most": given.most}))
         app.initialize([])
         app.start()
 
@@ -74,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if importlib.util.find_spec("voila") is None:
         parser.exit(2, "The page needs voila: uv sync --extra listening, or pip install voila\n")
     try:
-        serve(given.folder, given.port, given.ip, given.theme, given.host, given.most)
+        load_design(given.folder)  # may be a stranger's
     except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{error}\n")
+    serve(given)
 
 
 if __name__ == "__main__":

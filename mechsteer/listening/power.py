@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .._shared import number
+from .stats import crossed_p
 
 
 def power(
@@ -40,9 +41,6 @@ def power(
     Returns a pd.DataFrame, one row per number: listeners, answers (in all), power, error (one standard error
     of `power`). Raises ValueError for a preference outside (0, 1), or fewer than two listeners or items.
     """
-    from scipy.stats import t as student
-
-    listeners = [int(n) for n in np.atleast_1d(listeners)]
     runs = number("runs", runs, 1, whole=True)
     if not 0 < preference < 1 or min(listeners) < 2 or items < 2:
         raise ValueError("power needs a preference between 0 and 1, and at least two listeners and two items")
@@ -57,16 +55,11 @@ def power(
             chosen = (rng.random((m, n, items)) < 1 / (1 + np.exp(-odds))).astype(float)
             mean = chosen.mean((1, 2))
             deviation = chosen - mean[:, None, None]
-            by_listener = (deviation.sum(2) ** 2).sum(1) * n / (n - 1)
-            by_item = (deviation.sum(1) ** 2).sum(1) * items / (items - 1)
-            both = by_listener + by_item - (deviation**2).sum((1, 2))
-            se = np.sqrt(np.maximum(both, np.maximum(by_listener, by_item))) / (n * items)
-            t = np.abs(mean - 0.5) / np.where(se > 1e-9, se, np.inf)
-            alike = (se <= 1e-9) & (mean != 0.5) & (2 * 0.5 ** min(n, items) < alpha)  # as in `crossed_test`
-            seen += ((t > student.isf(alpha / 2, min(n, items) - 1)) | alike).sum()
-        rows.append((n, n * items, seen / runs))
-    table = pd.DataFrame(rows, columns=["listeners", "answers", "power"])
-    return table.assign(error=np.sqrt(table["power"] * (1 - table["power"]) / runs))
+            sums, squares = (deviation.sum(2), deviation.sum(1)), np.square(deviation).sum((1, 2))
+            seen += (crossed_p(sums, squares, mean - 0.5, n * items)[1] < alpha).sum()
+        share = seen / runs
+        rows.append((n, n * items, share, np.sqrt(share * (1 - share) / runs)))
+    return pd.DataFrame(rows, columns=["listeners", "answers", "power", "error"])
 
 
 def listeners_needed(preference: float = 0.65, target: float = 0.8, most: int = 500, **options) -> int:

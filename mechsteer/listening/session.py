@@ -30,7 +30,6 @@ class Session:
     def __init__(self, design: Design, folder: Path):
         self.design, self.folder = design, Path(folder)
         self.store = AnswerStore(self.folder / "answers.jsonl")
-        self.name: str | None = None
         self.listener: int | None = None
         self._introduced: set[str] = set()
         self._served: tuple[Trial, dict, list[bytes]] | None = None  # trial, page with its token, sounds
@@ -47,7 +46,7 @@ class Session:
             name = message.get("name")
             return self._enter(name if isinstance(name, str) else "", bool(message.get("again")))
         if done == "someone else":
-            self.name = self.listener = self._served = None
+            self.listener = self._served = None
             self._introduced.clear()
         if self.listener is None:
             return self._welcome(error)
@@ -61,12 +60,11 @@ class Session:
         return {**page, "error": error}, sounds
 
     def _welcome(self, error: str = "") -> tuple[dict, list[bytes]]:
-        d = self.design
-        number = len(trials(d, 1))
+        d, plan = self.design, trials(self.design, 1)
         sounds = {"preference": 2, "abx": 3, "rating": len(d.conditions)}[d.kind]
-        seconds = number * (1.5 * sounds * d.listen + 6)
-        page = {"page": "welcome", "question": d.question, "kind": d.kind, "trials": number, "error": error}
-        return {**page, "minutes": max(1, round(seconds / 60)), "test": d.test_hash}, []
+        minutes = max(1, round(len(plan) * (1.5 * sounds * d.listen + 6) / 60))
+        page = {"page": "welcome", "question": d.question, "kind": d.kind, "trials": len(plan)}
+        return {**page, "error": error, "minutes": minutes, "test": d.test_hash}, []
 
     def _enter(self, name: str, again: bool) -> tuple[dict, list[bytes]]:
         try:
@@ -77,8 +75,7 @@ class Session:
         if name in known and not again:
             plan, left = self._left(known[name])
             return {"page": "resume", "name": name, "done": len(plan) - len(left), "total": len(plan)}, []
-        self.name, self.listener = name, self.store.register(name)
-        self._served = None
+        self.listener, self._served = self.store.register(name), None
         return self._current()
 
     def _left(self, listener: int) -> tuple[list[Trial], list[Trial]]:
@@ -112,8 +109,7 @@ class Session:
         if self._served is None or message.get("token") != self._served[1]["token"]:
             return ""  # sent twice, or from a page that is out of date: what is current is shown again
         trial, page, _ = self._served
-        heard = _numbers(message.get("heard"), len(page["letters"]), page["listen"] - 0.05)
-        if not heard:
+        if not (heard := _numbers(message.get("heard"), len(page["letters"]), page["listen"] - 0.05)):
             return f"Please listen to each sound for at least {page['listen']:.0f} s first."
         if not (told := _numbers([message.get("switches", 0), message.get("seconds", 0)], 2)):
             return UNREADABLE

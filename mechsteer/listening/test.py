@@ -81,12 +81,12 @@ class ListeningTest:
         if kind not in KINDS or not re.fullmatch(r"[a-z0-9_-]+", name) or not question.strip():
             raise ValueError(f"a test needs a kind of {KINDS}, a name of a-z, 0-9, - and _, and a question")
         listen, loudness = number("listen (s)", listen, 0), number("loudness (LUFS)", loudness, -100, 0)
-        counts = {"seed": seed, "practice": practice, "headphones": headphones, "repeats": repeats}
+        counts = dict(seed=seed, repeats=repeats, practice=practice, headphones=headphones)
         for what, count in counts.items():
             number(what, count, 0, whole=True)
         clips, items, rate = gather(conditions)
         named = [tuple(pair) for pair in pairs or itertools.combinations(clips, 2)]
-        unknown = ({c for pair in named for c in pair} | {reference, anchor} - {None}) - set(clips)
+        unknown = {*itertools.chain(*named), reference, anchor} - {None, *clips}
         if unknown or any(a == b for a, b in named):
             there = f"pairs, reference and anchor must be of {', '.join(clips)}"
             raise ValueError(f"{there}; not {sorted(unknown)}")
@@ -94,9 +94,8 @@ class ListeningTest:
         if kind == "rating":
             named, reference = [], reference or next(iter(clips))
         options = dict(name=name, kind=kind, question=question, conditions=list(clips), items=items)
-        options |= dict(pairs=[list(pair) for pair in named], reference=reference, anchor=anchor, seed=seed)
-        options |= dict(repeats=repeats, practice=practice, headphones=headphones, loudness=loudness)
-        options |= dict(listen=round(min(listen, 0.8 * longest), 3))
+        options |= dict(pairs=[list(pair) for pair in named], reference=reference, anchor=anchor, **counts)
+        options |= dict(loudness=loudness, listen=round(min(listen, 0.8 * longest), 3))
         options |= dict(screening=dataclasses.asdict(screening or Screening()))
         self.folder = Path(folder) if folder else paths.listening() / name
         if (self.folder / "design.json").exists():
@@ -118,11 +117,15 @@ class ListeningTest:
         test.folder, test.design = Path(folder), load_design(Path(folder))
         return test
 
+    @property
+    def _store(self) -> AnswerStore:
+        return AnswerStore(self.folder / "answers.jsonl")
+
     def __repr__(self) -> str:
-        d, store = self.design, AnswerStore(self.folder / "answers.jsonl")
+        d, answers, listeners = self.design, self._store.answers(), self._store.listeners()
         return (
             f"<ListeningTest {d.name}: {d.kind}, {len(d.conditions)} conditions x {len(d.items)} items, "
-            f"{len(store.answers())} answers of {len(store.listeners())} listeners>"
+            f"{len(answers)} answers of {len(listeners)} listeners>"
         )
 
     def take(self):
@@ -135,7 +138,7 @@ class ListeningTest:
         """The answers so far as a tidy DataFrame; see `listening.analysis.tidy`."""
         from .analysis import tidy  # pandas: a listener's page does without
 
-        return tidy(AnswerStore(self.folder / "answers.jsonl").lines(), self.design)
+        return tidy(self._store.lines(), self.design)
 
     def simulate(self, listeners: int = 20, **options):
         """Made-up answers to try an analysis on, never written to the test; see `listening.simulation`."""
@@ -149,15 +152,16 @@ class ListeningTest:
 
         return analyse(self.answers() if answers is None else answers, self.design, **options)
 
-    def export(self, folder: str | Path, answers=None, names: bool = False) -> Path:
+    def export(self, folder: str | Path, answers=None) -> Path:
         """Write stimuli, plan, answers, tables and figures to a new folder that anyone can analyse again.
 
-        `answers` are a DataFrame, by default the real ones. `names`: whether listeners' names go along;
-        otherwise they are numbers only. Raises FileExistsError if the folder exists.
+        `answers` are a DataFrame, by default the real ones; numbers stand for the names of real listeners.
+        Raises FileExistsError if the folder exists, and ValueError for answers that can't be analysed.
         """
         if Path(folder).exists():
             raise FileExistsError(f"{folder} exists; an export goes to a new folder")
-        return export(self.folder, Path(folder), self.analyse(answers), answers, names)
+        export(self.folder, Path(folder), self.analyse(answers))
+        return Path(folder)
 
 
 def write_page(folder: Path, test: str | Path = ".") -> None:
