@@ -56,7 +56,6 @@ def test_cosines_take_numbers_only(acts, options):
     ("call", "said"),
     [
         (lambda: ms.directions.geometry.null_cosine(NAN), "nan dimension"),
-        (lambda: ms.share([True, False], level=NAN), "level=nan"),
         (lambda: ms.describe(CLIPS, start=NAN), r"start \(s\)=nan"),
         (lambda: ms.describe(CLIPS, start=-1), r"start \(s\)=-1"),
         (lambda: ms.hear(TONE, NAN), r"sample_rate \(Hz\)=nan"),

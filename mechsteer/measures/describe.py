@@ -79,20 +79,19 @@ def describe(
 
 def _twins(generation, twin):
     """Audio and codes of the twins, one row per clip."""
-    n = len(generation)
-    if isinstance(twin, Generation):
-        rows = list(range(n)) if len(twin) == n else [0] * n
-        if len(twin) not in (1, n):
-            raise ValueError(f"{len(twin)} twins for {n} clips; give one each, or one for all")
-    else:
-        rows, twin = [int(row) for row in twin], generation
+    n, codes = len(generation), np.asarray(generation.codes)
+    if not isinstance(twin, Generation):
+        rows = [int(row) for row in twin]
         if len(rows) != n or not set(rows) <= set(range(n)):
             raise ValueError(f"twin={rows}: give a row from 0 to {n - 1} for each clip")
+        return generation.audio[rows], codes[rows]
+    if len(twin) not in (1, n):
+        raise ValueError(f"{len(twin)} twins for {n} clips; give one each, or one for all")
     ours, theirs = ((g.audio.shape[1:], tuple(g.codes.shape[1:]), g.sample_rate) for g in (generation, twin))
     if ours != theirs:
         shapes = f"twins of (audio, codes, Hz) {theirs} for clips of {ours}"
         raise ValueError(f"{shapes}; generate both with one model and one duration")
-    return twin.audio[rows], np.asarray(twin.codes)[rows]
+    return np.broadcast_to(twin.audio, generation.audio.shape), np.broadcast_to(twin.codes, codes.shape)
 
 
 def _by_part(compare, theirs, audio, rate, size=16):

@@ -1,7 +1,7 @@
-"""How far apart two sets of clips are: an embedding that no judge uses, Fréchet and Kernel Audio Distance.
+"""How far apart two sets of clips are: an embedding that no judge uses, and Kernel Audio Distance.
 
 A set of generated clips is held against real ones of the class it should belong to, both as the codec decodes
-them. `kad` has no bias and compares across set sizes; `frechet` compares only between sets of equal sizes.
+them. Unlike a Fréchet distance, `kad` has no bias, and compares across set sizes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scipy import fft
 from scipy.spatial.distance import cdist, pdist
 
 from . import _spectra as spectra
-from .intervals import Interval
+from .intervals import TAIL, Interval
 
 BANDS, GROUPS = 32, 16  # mel bands; neighbouring bands are averaged in pairs for the modulation
 RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.25)  # Hz: the edges of six octaves of modulation
@@ -45,47 +45,22 @@ def texture(audio: Any, sample_rate: int) -> np.ndarray:
 
     Source: after the texture statistics of McDermott & Simoncelli 2011.
     """
-    clips = spectra.mono(audio, sample_rate, spectra.SHORTEST)
-    return np.concatenate([_texture(clip[None]) for clip in clips]).astype(np.float32)
+    found = []
+    for clip in spectra.mono(audio, sample_rate, spectra.SHORTEST):
+        mel = spectra.log_mel(clip[None], hop=_HOP, bands=BANDS)[0].astype(np.float64)  # band, frame
+        paired = mel.reshape(GROUPS, -1, mel.shape[-1]).mean(1)
+        window = np.hanning(mel.shape[-1] + 1)[:-1]
+        spectrum = fft.rfft((paired - paired.mean(-1, keepdims=True)) * window, axis=-1)
+        power = 2 * np.abs(spectrum) ** 2 / (mel.shape[-1] * np.square(window).sum())  # sums to the variance
+        hertz = fft.rfftfreq(mel.shape[-1], _HOP / spectra.RATE)
+        inside = (hertz[:, None] >= RATES[:-1]) & (hertz[:, None] < RATES[1:])
+        found.append(np.concatenate([mel.mean(-1), mel.std(-1), np.sqrt(power @ inside).ravel()]))
+    return np.stack(found).astype(np.float32)
 
 
-def _texture(clip):
-    mel = spectra.log_mel(clip, hop=_HOP, bands=BANDS).astype(np.float64)  # clip, band, frame
-    paired = mel.reshape(len(mel), GROUPS, -1, mel.shape[-1]).mean(2)
-    window = np.hanning(mel.shape[-1] + 1)[:-1]
-    spectrum = fft.rfft((paired - paired.mean(-1, keepdims=True)) * window, axis=-1)
-    power = 2 * np.abs(spectrum) ** 2 / (mel.shape[-1] * np.square(window).sum())  # sums to the variance
-    hertz = fft.rfftfreq(mel.shape[-1], _HOP / spectra.RATE)
-    inside = (hertz[:, None] >= RATES[:-1]) & (hertz[:, None] < RATES[1:])
-    return np.concatenate([mel.mean(-1), mel.std(-1), np.sqrt(power @ inside).reshape(len(mel), -1)], axis=1)
-
-
-def frechet(clips: np.ndarray, reference: np.ndarray) -> float:
-    """Fréchet distance between the Gaussians of two sets: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
-
-    Parameters
-    ----------
-    clips, reference : (clip, dim), embeddings of two or more clips each; the order of the two doesn't matter.
-
-    Returns a float in squared units of the embedding; 0 for equal sets. Raises ValueError for other shapes,
-    fewer than two rows or values that aren't finite.
-
-    Covariances are shrunk towards a multiple of the identity by Ledoit & Wolf's rule, which is needed below
-    about ten clips per dimension. It remains biased upwards for small sets, the more the smaller they are:
-    hold it against the distance between two samples of the reference of the same sizes, and prefer `kad`.
-    Source: Kilgour et al. 2019 (FAD); Ledoit & Wolf 2004.
-    """
-    from sklearn.covariance import LedoitWolf
-
-    x, y = _two_sets(clips, reference)
-    c, d = (LedoitWolf().fit(z).covariance_ for z in (x, y))
-    values, vectors = np.linalg.eigh(c)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ d @ root), 0)).sum()
-    return float(max(0.0, np.square(x.mean(0) - y.mean(0)).sum() + np.trace(c) + np.trace(d) - 2 * overlap))
-
-
-def kad(clips: np.ndarray, reference: np.ndarray, bandwidth: float | None = None) -> float:
+def kad(
+    clips: np.ndarray, reference: np.ndarray, bandwidth: float | None = None, n: int = 1000, seed: int = 0
+) -> Interval:
     """Kernel Audio Distance: unbiased squared maximum mean discrepancy under a Gaussian kernel, times 100.
 
     Parameters
@@ -94,45 +69,35 @@ def kad(clips: np.ndarray, reference: np.ndarray, bandwidth: float | None = None
     bandwidth : float, optional
         s in k(x, y) = exp(-|x - y|^2 / (2 s^2)). Default: the median distance within `reference`; keep it
         fixed where sets are compared against different references.
+    n, seed : how often clips and reference are both drawn anew for the interval
 
-    Returns a float, around 0 for samples of one distribution, and then negative as often as positive; at most
-    200. The factor 100 is that of the authors' toolkit, kadtk. Raises ValueError as `frechet`, or if the
-    bandwidth isn't positive.
-    Source: Chung et al. 2025 (KAD); Gretton et al. 2012, eq. 3.
+    Returns an Interval. The value is around 0 for samples of one distribution, and then negative as often as
+    positive; at most 200. The factor 100 is that of the authors' toolkit, kadtk. Raises ValueError for other
+    shapes, fewer than two rows, values that aren't finite, or a bandwidth that isn't positive.
+
+    Pairs of a clip with its own copy are left out of every resample. A plain bootstrap counts the variance of
+    the pairs' interaction three times over, which near 0 makes intervals 1.7 times too wide; two are taken
+    away here.
+    Source: Chung et al. 2025 (KAD); Gretton et al. 2012, eq. 3; Arcones & Gine 1992 (the bootstrap).
     """
-    within, inside, between = _kernels(clips, reference, bandwidth)
-    return float(_mmd(*(np.ones((1, len(k))) for k in (within, inside)), within, inside, between)[0])
-
-
-def kad_interval(
-    clips: np.ndarray,
-    reference: np.ndarray,
-    bandwidth: float | None = None,
-    level: float = 0.95,
-    n: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """`kad` with its bootstrap interval: clips and reference are both drawn anew `n` times.
-
-    Parameters and errors as in `kad`; the bandwidth stays that of the whole reference. Pairs of a clip with
-    its own copy are left out of every resample. A plain bootstrap counts the variance of the pairs'
-    interaction three times over, which near 0 makes intervals 1.7 times too wide; two are taken away here.
-    Source: Arcones & Gine 1992 on the bootstrap of U-statistics.
-    """
-    rng = np.random.default_rng(seed)
-    kernels, value = _kernels(clips, reference, bandwidth), kad(clips, reference, bandwidth)
+    rng, kernels = np.random.default_rng(seed), _kernels(clips, reference, bandwidth)
+    value = float(_mmd(*(np.ones((1, len(k))) for k in kernels[:2]), *kernels)[0])
     v, w = (rng.multinomial(len(k), np.full(len(k), 1 / len(k)), size=n) for k in kernels[:2])
     usable = ((v > 0).sum(1) > 1) & ((w > 0).sum(1) > 1)  # a resample of one clip only has no pairs
     v, w = v[usable].astype(float), w[usable].astype(float)
     drawn, interaction = _mmd(v, w, *kernels), _interaction(v - 1, w - 1, *kernels).var()
     spread = np.sqrt(max(drawn.var() - 2 * interaction, interaction) / max(drawn.var(), 1e-30))
-    lo, hi = value + spread * (np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) - drawn.mean())
+    lo, hi = value + spread * (np.quantile(drawn, [1 - TAIL, TAIL]) - drawn.mean())
     return Interval(value, float(lo), float(hi))
 
 
 def _kernels(clips, reference, bandwidth):
     """Gaussian kernels within clips, within reference (diagonals 0) and between them."""
-    x, y = _two_sets(clips, reference)
+    x, y = (np.asarray(z, dtype=np.float64) for z in (clips, reference))
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ValueError(f"sets {x.shape} and {y.shape}; give (clip, dim), two clips or more each, one dim")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("an embedding holds NaN or infinite values; leave those clips out and say how many")
     scale = float(np.median(pdist(y))) if bandwidth is None else float(bandwidth)
     if not scale > 0:
         raise ValueError(f"a bandwidth of {scale:g} isn't positive (0: most reference rows are equal)")
@@ -160,12 +125,3 @@ def _interaction(d, e, within, inside, between):
         pairs = kernel.size - (len(kernel) if left is right else 0)
         parts.append(((left @ centred) * right).sum(1) / pairs)
     return KAD_SCALE * (parts[0] + parts[1] - 2 * parts[2])
-
-
-def _two_sets(clips, reference):
-    x, y = (np.asarray(z, dtype=np.float64) for z in (clips, reference))
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise ValueError(f"sets {x.shape} and {y.shape}; give (clip, dim), two clips or more each, one dim")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("an embedding holds NaN or infinite values; leave those clips out and say how many")
-    return x, y

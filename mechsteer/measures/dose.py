@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from .._shared import number, spelled
 from .._shared import progress as progress_bar
 from ..model._vectors import digest
 from .describe import describe, success
-from .distances import frechet, kad_interval, texture
+from .distances import kad, texture
 from .intervals import mean_interval, share
 from .judges.hear import JUDGES, weights_path
 from .pitch import chroma_correlation
@@ -96,8 +96,7 @@ def dose_response(
     unsteered = (UNSTEERED, 0.0, (None,))
     files = {}
     if out is not None:
-        common = _common(model, {**rows, **settings, "start": start})
-        files = {cell: Path(out) / f"{_digest(common, *cell)}.parquet" for cell in [unsteered, *cells]}
+        files = _files(Path(out), model, {**rows, **settings, "start": start}, [unsteered, *cells])
     kept = {cell: paths.read_table(file, file.stem) for cell, file in files.items()}
     done = {cell: frame for cell, frame in kept.items() if frame is not None}
     todo = [cell for cell in cells if cell not in done]
@@ -140,17 +139,16 @@ def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFram
     return frame
 
 
-def _common(model: Model, settings: dict) -> str:
-    """What decides the result of every cell: the weights of model and judges, and what both are given."""
+def _files(folder: Path, model: Model, settings: dict, cells: Sequence[tuple]) -> dict[tuple, Path]:
+    """The file of every cell, named by what decides its result: weights of model and judges, and settings."""
     judges = [hashlib.sha256(weights_path(name).read_bytes()).hexdigest() for name in JUDGES]
     plain = {key: np.asarray(v).tolist() if key == "audio_prompt" else v for key, v in settings.items()}
-    return json.dumps([model.hash, judges, plain], sort_keys=True, default=str)
-
-
-def _digest(common: str, name: str, strength: float, steerings: tuple) -> str:
-    """The name of a cell's file, made from all that decides its result."""
-    steered = [digest(steering) for steering in steerings if steering is not None]
-    return hashlib.sha256(f"{common} {name} {strength} {steered}".encode()).hexdigest()[:24]
+    common, files = json.dumps([model.hash, judges, plain], sort_keys=True, default=str), {}
+    for name, strength, steerings in cells:
+        steered = [digest(steering) for steering in steerings if steering is not None]
+        named = hashlib.sha256(f"{common} {name} {strength} {steered}".encode()).hexdigest()[:24]
+        files[name, strength, steerings] = folder / f"{named}.parquet"
+    return files
 
 
 @spelled
@@ -159,109 +157,79 @@ def dose_table(
     concept: Mapping[str, Any],
     kept: Sequence[str] = ("style", "drums", "tempo_class"),
     reference: np.ndarray | None = None,
-    by: Sequence[str] = ("name", "strength"),
 ) -> pd.DataFrame:
     """One row per name and strength: did the concept come, what stayed, and what did it cost?
 
     Parameters
     ----------
-    frame : from `dose_response`, unsteered clips included
+    frame : from one `dose_response`, unsteered clips included
     concept : as in `success`: {"lead": "guitar"}
     kept : of lead, style, drums, tempo_class, mode
         What should stay: the share of clips in which a judge hears the same as in the unsteered twin.
     reference : (clip, dim), optional; `distances.texture` of real clips of the concept
-    by : columns that make a cell: name, strength, and what else sweeps differ in
-        Such as `prompt`, or a column `guidance` put on sweeps that were then concatenated. A clip's twin is
-        the unsteered one with its number and with its value in each of these further columns.
 
     Returns
     -------
-    pd.DataFrame: `by`, `n`; for `success` (cnn), `judge2_success` (features), `both_success` (both at once)
-    and `kept_<what>` (cnn) the share and its Wilson interval (`..._lo`, `..._hi`); the mean and its bootstrap
-    interval over clips of `kept_chroma`, `kept_melody` (agreement with the twin), `other_chroma`,
-    `divergence` (s), `nll`, `nll_unprompted` (nats per token), `brightness` (Hz) and `loudness` (LUFS); `kad`
-    with its interval and `frechet` if there is a reference.
+    pd.DataFrame: `name`, `strength`, `n`; for `success` (cnn), `judge2_success` (features), `both_success`
+    (both at once) and `kept_<what>` (cnn) the share and its Wilson interval (`..._lo`, `..._hi`); the mean
+    and its bootstrap interval over clips of `kept_chroma`, `kept_melody` (agreement with the twin),
+    `other_chroma`, `divergence` (s), `nll`, `nll_unprompted` (nats per token), `brightness` (Hz) and
+    `loudness` (LUFS); `kad` with its interval if there is a reference.
 
-    Raises ValueError if unsteered clips are missing, if a clip has several twins, or if `concept` or `kept`
-    names what no judge hears.
+    Raises ValueError if unsteered clips are missing, if a clip has several twins (the rows of several
+    sweeps), or if `concept` or `kept` names what no judge hears.
     """
     if unknown := set(kept) - set(KEPT):
         raise ValueError(f"unknown {sorted(unknown)}; what both judges hear is {', '.join(KEPT)}")
     means = {"kept_chroma": "twin_chroma", "kept_melody": "twin_melody", "divergence": "twin_divergence"}
     means |= {c: c for c in ("other_chroma", "nll", "nll_unprompted", "brightness", "loudness")}
+    twins = frame[frame["name"] == UNSTEERED].set_index("clip")
+    if not set(frame["clip"]) <= set(twins.index):
+        raise ValueError("the frame holds no unsteered clips for some that are steered")
+    if twins.index.has_duplicates:
+        raise ValueError("clips with several unsteered twins: give the clips of one sweep at a time")
     rows = []
-    for where, sweep in _sweeps(frame, by):
-        twins = sweep[sweep["name"] == UNSTEERED].set_index("clip")
-        if not set(sweep["clip"]) <= set(twins.index):
-            raise ValueError(f"the frame holds no unsteered clips{where} for some that are steered")
-        if twins.index.has_duplicates:
-            raise ValueError(f"clips with several unsteered twins{where}: name in `by` what tells them apart")
-        for key, cell in sweep.groupby(list(by), sort=False, dropna=False):
-            row = dict(zip(by, key, strict=True)) | {"n": len(cell)}
-            judges = {"success": "cnn", "judge2_success": "features", "both_success": "both"}
-            shares = {name: success(cell, concept, judge) for name, judge in judges.items()}
-            for what in kept:
-                theirs = twins.loc[cell["clip"], f"cnn_{what}"].to_numpy()
-                shares[f"kept_{what}"] = pd.Series(cell[f"cnn_{what}"].to_numpy() == theirs)
-            found = {name: share(hits) for name, hits in shares.items()}
-            for name, column in means.items():
-                known = cell[column].notna().any()
-                found[name] = mean_interval(cell[column]) if known else (np.nan,) * 3
-            further = {}
-            if reference is not None:
-                heard = np.stack(cell["texture"])
-                heard = heard[np.isfinite(heard).all(1)]
-                found["kad"], further["frechet"] = kad_interval(heard, reference), frechet(heard, reference)
-            for name, (value, lo, hi) in found.items():
-                row |= {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
-            rows.append(row | further)
+    for (name, strength), cell in frame.groupby(["name", "strength"], sort=False):
+        row = {"name": name, "strength": strength, "n": len(cell)}
+        judges = {"success": "cnn", "judge2_success": "features", "both_success": "both"}
+        shares = {name: success(cell, concept, judge) for name, judge in judges.items()}
+        for what in kept:
+            theirs = twins.loc[cell["clip"], f"cnn_{what}"].to_numpy()
+            shares[f"kept_{what}"] = pd.Series(cell[f"cnn_{what}"].to_numpy() == theirs)
+        found = {name: share(hits) for name, hits in shares.items()}
+        for name, column in means.items():
+            known = cell[column].notna().any()
+            found[name] = mean_interval(cell[column]) if known else (np.nan,) * 3
+        if reference is not None:
+            heard = np.stack(cell["texture"])
+            found["kad"] = kad(heard[np.isfinite(heard).all(1)], reference)
+        for name, (value, lo, hi) in found.items():
+            row |= {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _sweeps(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The parts of a table that differ in what `by` names beyond name and strength, each with where it is."""
-    further = [column for column in by if column not in ("name", "strength")]
-    if not further:
-        yield "", table
-        return
-    for key, part in table.groupby(further, sort=False, dropna=False):
-        yield " at " + ", ".join(f"{c}={v!r}" for c, v in zip(further, key, strict=True)), part
-
-
 @spelled
-def knee(
-    table: pd.DataFrame, quality: str = "nll_unprompted", by: Sequence[str] = ("name", "strength")
-) -> pd.DataFrame:
-    """The strength to use of every name: the most success before quality leaves the unsteered interval.
+def knee(table: pd.DataFrame) -> pd.DataFrame:
+    """The strength to use of every name: the most success before the music leaves the unsteered interval.
 
     Strengths are taken in order of size, above and below zero on their own, and those from the first that is
-    too bad on are out, however good a later one looks by accident. Music that repeats itself is *less*
-    surprising than unsteered music, so surprise (`nll`, `nll_unprompted`) must stay within the interval on
-    both sides; a distance from real music (`kad`) must only not be larger.
+    too bad on are out, however good a later one looks by accident. Bad is what surprises the model: music
+    whose `nll_unprompted` is outside the interval of unsteered music, on either side, since music that
+    repeats itself is *less* surprising.
 
-    Parameters
-    ----------
-    table : from `dose_table`
-    quality : a column with `<quality>_hi`
-    by : as `dose_table` was given it
-        Every value of what it names beyond name and strength has its own unsteered row and its own knees.
-
-    Returns one row of `table` per name (and further column); a name without a usable strength gets the
-    unsteered row's values. Raises ValueError unless every sweep has one unsteered row.
+    `table` is from `dose_table`. Returns one row of it per name; a name without a usable strength gets the
+    unsteered row's values. Raises ValueError unless there is one unsteered row.
     """
-    chosen = []
-    for where, sweep in _sweeps(table, by):
-        unsteered = sweep[sweep["name"] == UNSTEERED]
-        if len(unsteered) != 1:
-            raise ValueError(f"{len(unsteered)} unsteered rows{where}: `by` names what tells sweeps apart")
-        unsteered = unsteered.iloc[0]
-        room = unsteered[f"{quality}_hi"] - unsteered[quality]
-        for name, rows in sweep[sweep["name"] != UNSTEERED].groupby("name", sort=False):
-            rows = rows.reindex(rows["strength"].abs().sort_values(kind="stable").index)
-            off = rows[quality] - unsteered[quality]
-            fine = (off.abs() if quality.startswith("nll") else off) <= room
-            usable = rows[fine.groupby(rows["strength"] < 0).cummin()]
-            best = usable.loc[usable["success"].idxmax()] if len(usable) else unsteered
-            chosen.append(best.copy())
-            chosen[-1]["name"] = name
-    return pd.DataFrame(chosen).reset_index(drop=True)
+    unsteered = table[table["name"] == UNSTEERED]
+    if len(unsteered) != 1:
+        raise ValueError(f"{len(unsteered)} unsteered rows: give the table of one sweep")
+    unsteered, chosen = unsteered.iloc[0], []
+    room = unsteered["nll_unprompted_hi"] - unsteered["nll_unprompted"]
+    for name, rows in table[table["name"] != UNSTEERED].groupby("name", sort=False):
+        rows = rows.reindex(rows["strength"].abs().sort_values(kind="stable").index)
+        fine = (rows["nll_unprompted"] - unsteered["nll_unprompted"]).abs() <= room
+        usable = rows[fine.groupby(rows["strength"] < 0).cummin()]
+        best = usable.loc[usable["success"].idxmax()] if len(usable) else unsteered
+        chosen.append({**best, "name": name})
+    return pd.DataFrame(chosen)

@@ -1,4 +1,4 @@
-"""How sure a number is: shares and means with their intervals, alone or for every group of a table."""
+"""How sure a number is: shares and means with their 95 % intervals, alone or for every group of a table."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
-from .._shared import number
-
+TAIL = 0.975  # the quantile at which the upper half of an interval ends
 SHARES = ("accuracy", "balanced_accuracy", "auc")  # metrics between 0 and 1
 
 
@@ -20,20 +19,20 @@ class Interval(NamedTuple):
     hi: float
 
 
-def wilson(successes: Any, n: Any, level: float = 0.95) -> tuple[Any, Any]:
+def wilson(successes: Any, n: Any) -> tuple[Any, Any]:
     """The ends of Wilson's score interval of a share of n independent trials, of numbers or arrays.
 
     Neither needs to be whole: a mean that varies like a share of 12.5 trials has one, too.
 
     Source: Wilson 1927, JASA 22; Brown et al. 2001.
     """
-    p, z = successes / n, ndtri(0.5 + number("level", level, 0, 1) / 2)
+    p, z = successes / n, ndtri(TAIL)
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
     low, high = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
     return np.where(p == 0, 0.0, low)[()], np.where(p == 1, 1.0, high)[()]  # there without rounding
 
 
-def share(values: Any, level: float = 0.95) -> Interval:
+def share(values: Any) -> Interval:
     """Share of true values with its Wilson score interval; missing values are left out.
 
     Clips count as independent of each other: where several share a prompt or a seed, `mean_interval` with
@@ -42,12 +41,10 @@ def share(values: Any, level: float = 0.95) -> Interval:
     hits = pd.Series(values).dropna()
     if not len(hits) or not hits.isin([True, False]).all():
         raise ValueError(f"a share is of values that are true or false; these are {hits.unique()[:5]}")
-    return Interval(float(hits.mean()), *map(float, wilson(hits.sum(), len(hits), level)))
+    return Interval(float(hits.mean()), *map(float, wilson(hits.sum(), len(hits))))
 
 
-def mean_interval(
-    values: Any, groups: Any = None, level: float = 0.95, n: int = 2000, seed: int = 0
-) -> Interval:
+def mean_interval(values: Any, groups: Any = None, seed: int = 0) -> Interval:
     """Mean with its percentile bootstrap interval over groups; missing values are left out.
 
     Parameters
@@ -55,8 +52,7 @@ def mean_interval(
     values : (clip,), numbers or bools
     groups : (clip,), optional
         What is drawn anew as a whole: seeds, prompts, or scores. Left out, each clip is a group.
-    n : number of resamples
-    seed : of the resampling; the same values in any order give the same interval.
+    seed : of the 2,000 resamples; the same values in any order give the same interval.
 
     Returns an Interval; its ends are NaN with fewer than two groups, which say nothing about others. Raises
     ValueError if no value is left, or `groups` has another length.
@@ -74,8 +70,8 @@ def mean_interval(
     mean = float(table[:, 0].sum() / table[:, 1].sum())
     if len(table) < 2:
         return Interval(mean, np.nan, np.nan)
-    drawn = table[np.random.default_rng(seed).integers(len(table), size=(n, len(table)))].sum(1)
-    lo, hi = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - level) / 2, (1 + level) / 2])
+    drawn = table[np.random.default_rng(seed).integers(len(table), size=(2000, len(table)))].sum(1)
+    lo, hi = np.quantile(drawn[:, 0] / drawn[:, 1], [1 - TAIL, TAIL])
     return Interval(mean, float(lo), float(hi))
 
 
@@ -88,9 +84,7 @@ def need(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ValueError("the table has no rows, so there is nothing to average or to draw")
 
 
-def means_by(
-    table: pd.DataFrame, by: Sequence[str], value: str = "score", level: float = 0.95
-) -> pd.DataFrame:
+def means_by(table: pd.DataFrame, by: Sequence[str], value: str = "score") -> pd.DataFrame:
     """Mean of `value` in each group of `by`, with its interval over the group's rows: folds, seeds or clips.
 
     Parameters
@@ -126,13 +120,13 @@ def means_by(
         mean=(value, "mean"), variance=(value, "var"), n=(value, "count"),
         is_share=("is_share", "all"), rows=("rows", "mean"), folds=("folds", "nunique"),
     ).reset_index()  # fmt: skip
-    mean, n, t = found["mean"], found["n"], stdtrit((found["n"] - 1).clip(lower=1), 0.5 + level / 2)
+    mean, n, t = found["mean"], found["n"], stdtrit((found["n"] - 1).clip(lower=1), TAIL)
     overlap = (1 / (found["folds"] - 1)).where(found["folds"] > 1, 0.0)
     variance = (1 / n + overlap) * found["variance"]
     known = found["rows"] * found["folds"].where(found["folds"] > 1, n)  # a fold's rows count once
-    trials = mean * (1 - mean) / variance.where(variance > 0) * (ndtri(0.5 + level / 2) / t) ** 2
+    trials = mean * (1 - mean) / variance.where(variance > 0) * (ndtri(TAIL) / t) ** 2
     trials = trials.fillna(known.fillna(n)).clip(upper=known.fillna(np.inf)).where(n > 1)
-    inside = wilson(mean * trials, trials, level)
+    inside = wilson(mean * trials, trials)
     half = t * np.sqrt(variance)
     lo, hi = (e.mask(found["is_share"], w) for e, w in zip((mean - half, mean + half), inside, strict=True))
     return found.assign(lo=lo, hi=hi)[[*by, "mean", "lo", "hi", "n"]]

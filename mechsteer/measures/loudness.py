@@ -15,6 +15,7 @@ from .._shared import number
 from ..sound import to_clips
 
 BLOCK = 0.4  # s, one gating block
+CEILING = -1.0  # dBFS, the highest true peak of clips brought to one loudness
 
 
 def loudness(audio: Any, sample_rate: int) -> np.ndarray:
@@ -53,24 +54,21 @@ def true_peak(clip: np.ndarray) -> float:
 
 
 def match_loudness(
-    clips: Sequence[np.ndarray], sample_rate: int, target: float = -23.0, ceiling: float = -1.0
+    clips: Sequence[np.ndarray], sample_rate: int, target: float = -23.0
 ) -> tuple[list[np.ndarray], float]:
     """Bring every clip (channel, sample) to the same loudness; their lengths may differ.
 
-    Parameters
-    ----------
-    target : LUFS; if one clip would pass `ceiling` there, *all* come out lower by as much, none limited.
-    ceiling : highest true peak allowed, dBFS.
+    `target` is in LUFS; if a clip would pass `CEILING` there, *all* come out lower by as much, none limited.
 
     Returns the clips as float32, and the loudness they have now, LUFS. Raises ValueError for a silent clip
     (its number is named), which no gain can match.
     """
-    target, ceiling = number("loudness (LUFS)", target, -100, 0), number("ceiling (dBFS)", ceiling, -100, 0)
+    target = number("loudness (LUFS)", target, -100, 0)
     levels = [float(loudness(clip, sample_rate)[0]) for clip in clips]
     silent = [str(k) for k, level in enumerate(levels) if np.isnan(level)]
     if silent:
         raise ValueError(f"clip {', '.join(silent)} is silent, so no gain matches it: leave that item out")
-    room = [ceiling - true_peak(clip) - (target - level) for clip, level in zip(clips, levels, strict=True)]
+    room = [CEILING - true_peak(clip) - (target - level) for clip, level in zip(clips, levels, strict=True)]
     reached = target + min(0.0, *room)
     gains = [10 ** ((reached - level) / 20) for level in levels]
     return [np.asarray(c * gain, dtype="float32") for c, gain in zip(clips, gains, strict=True)], reached

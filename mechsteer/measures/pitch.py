@@ -40,15 +40,15 @@ def chroma_correlation(a: Any, b: Any, sample_rate: int) -> np.ndarray:
     return _mean_where(r, heard)
 
 
-def pitch_agreement(a: Any, b: Any, sample_rate: int, cents: float = 50.0) -> np.ndarray:
-    """Share of the frames voiced in `a` whose fundamental in `b` is within `cents` of it.
+def pitch_agreement(a: Any, b: Any, sample_rate: int) -> np.ndarray:
+    """Share of the frames voiced in `a` whose fundamental in `b` is within 50 cents of it.
 
     Parameters, shapes and errors as in `chroma_correlation`. The fundamental is `fundamental`'s (in a
     mixture, that of the part which dominates); a frame is voiced where less than a fifth of `a` is aperiodic.
     Returns (clip,), in [0, 1]; NaN where `a` has no voiced frame.
     """
     (f, noise), (g, _) = (fundamental(x, spectra.RATE) for x in _side_by_side(a, b, sample_rate))
-    return _mean_where(np.abs(1200 * np.log2(g / f)) <= cents, noise < VOICED)
+    return _mean_where(np.abs(1200 * np.log2(g / f)) <= 50, noise < VOICED)
 
 
 def fundamental(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,8 @@ def test_share_is_wilsons_interval():
     )
     assert ms.share([True] * 5).hi == 1 and 0 < ms.share([False] * 5).hi < 1
     assert ms.share(pd.array([True, pd.NA, False], dtype="boolean")).value == 0.5
-    narrow = ms.share([True, False] * 10, level=0.5)
-    assert ms.share([True, False] * 10).lo < narrow.lo < 0.5 < narrow.hi
+    narrow, wide = ms.share([True, False] * 100), ms.share([True, False] * 10)
+    assert wide.lo < narrow.lo < 0.5 < narrow.hi
     for values in ([], [np.nan], [0.5, 1.0], ["guitar"]):
         with pytest.raises(ValueError, match="true or false"):
             ms.share(values)

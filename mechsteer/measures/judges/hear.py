@@ -55,8 +55,10 @@ def hear(
     ValueError  for clips under 3 s, an unknown judge, or audio that `to_clips` refuses.
     FileNotFoundError  if the weights aren't there.
     """
+    if judge not in (*JUDGES, "both"):
+        raise ValueError(f"unknown judge {judge!r}; choose {', '.join(map(repr, JUDGES))} or 'both'")
     tables = []
-    for name in _judges(judge):
+    for name in JUDGES if judge == "both" else (judge,):
         path = weights_path(name, weights)
         out, silent = _listen(audio, sample_rate, name, path)
         tables.append(_table(out, _weights(path)[1], silent).assign(judge=name))
@@ -64,30 +66,23 @@ def hear(
     return table[["judge", *(column for column in table if column != "judge")]]
 
 
-def embedding(
-    audio: Any, sample_rate: int, judge: str = "cnn", weights: str | Path | None = None
-) -> np.ndarray:
+def embedding(audio: Any, sample_rate: int, judge: str = "cnn") -> np.ndarray:
     """What one judge listens to before it decides: float32 (clip, dim), for distances between sets of clips.
 
     `cnn`: the 96 units before the last layer. `features`: its standardised statistics. A silent clip is NaN.
     Parameters and errors as in `hear`; `judge` is one of the two.
     """
-    if judge == "both":
-        raise ValueError("an embedding comes from one judge: 'cnn' or 'features'")
-    (name,) = _judges(judge)
-    out, silent = _listen(audio, sample_rate, name, weights_path(name, weights))
+    if judge not in JUDGES:
+        raise ValueError(
+            f"an embedding comes from one judge, {' or '.join(map(repr, JUDGES))}: not {judge!r}"
+        )
+    out, silent = _listen(audio, sample_rate, judge, weights_path(judge))
     return np.where(silent[:, None], np.nan, out["embedding"]).astype(np.float32)
 
 
 def tempo_class(bpm: float | np.ndarray) -> np.ndarray:
     """slow below 100 bpm, medium below 140, fast from there."""
     return np.array(["slow", "medium", "fast"], dtype=object)[np.digitize(bpm, [100.0, 140.0])]
-
-
-def _judges(judge):
-    if judge != "both" and judge not in JUDGES:
-        raise ValueError(f"unknown judge {judge!r}; choose {', '.join(map(repr, JUDGES))} or 'both'")
-    return tuple(JUDGES) if judge == "both" else (judge,)
 
 
 def weights_path(name: str, folder: str | Path | None = None) -> Path:
@@ -144,19 +139,15 @@ def _judge(name, path, clips):
     if name == "features":
         out = statistics.judge(mel, notes, _weights(path)[0])
         return out | {"tempo": tempo_of(out["beat"], statistics.BPM)}
-    return run_network(_network(path), mel, notes)
-
-
-def run_network(network, mel: np.ndarray, notes: np.ndarray) -> dict[str, np.ndarray]:
-    """One batch of spectra through the network, on the CPU: log-probabilities, embedding and tempo (bpm)."""
     import torch
 
     from ._network import beat_bpm
 
     with torch.inference_mode():
-        out = {name: x.numpy() for name, x in network(torch.from_numpy(mel), torch.from_numpy(notes)).items()}
-    for name in ("lead", "style", "drums", "beat"):
-        out[name] = log_softmax(out[name], axis=1)
+        found = _network(path)(torch.from_numpy(mel), torch.from_numpy(notes))
+    out = {head: x.numpy() for head, x in found.items()}
+    for head in ("lead", "style", "drums", "beat"):
+        out[head] = log_softmax(out[head], axis=1)
     out["key"] = log_softmax(out["key"].reshape(len(mel), -1), axis=1).reshape(out["key"].shape)
     return out | {"tempo": tempo_of(out["beat"], beat_bpm().numpy())}
 
