@@ -21,12 +21,8 @@ from .player import player
 
 HERE = Path(__file__).parent
 CHUNK, AHEAD, HOLD = 0.16, 0.2, 0.32  # s: sound at a time, tokens before their sound, between two changes
-COLUMNS, BANDS, N_FFT, QUIETEST = (
-    2,
-    48,
-    1024,
-    -75.0,
-)  # of the spectrogram: columns a frame; dB below full scale
+COLUMNS, BANDS, N_FFT, QUIETEST = 2, 48, 1024, -75.0  # of the spectrogram: columns a frame; dB of full scale
+SECONDS, MOST = 4.0, 6.0  # s: of music in the picture without a page, and of time that it may take
 
 
 @spelled
@@ -65,13 +61,8 @@ def steering_panel(
     Raises ValueError if the directions have several finders, name a concept twice, lack `concept` or `layer`
     or don't fit the model, or if the model can't stream. Taught in 00_start_here.
     """
-    found = _by_concept(model, [directions] if isinstance(directions, xr.DataArray) else directions)
-    return SteeringPanel(model, found, prompt, seed, strength, strongest, layer, concept)
-
-
-def _by_concept(model, arrays: Sequence[xr.DataArray]) -> dict[str, xr.DataArray]:
     found: dict[str, xr.DataArray] = {}
-    for array in arrays:
+    for array in [directions] if isinstance(directions, xr.DataArray) else directions:
         extra = sorted(set(map(str, array.dims)) - {"concept", "layer", "head", "d_model", "d_head"})
         if extra or not {"concept", "layer"} <= set(array.dims):
             advice = f": choose one {extra[0]}, with .sel(...)" if extra else ""
@@ -81,7 +72,7 @@ def _by_concept(model, arrays: Sequence[xr.DataArray]) -> dict[str, xr.DataArray
             if str(name) in found:
                 raise ValueError(f"two directions are called {str(name)!r}; leave one out")
             found[str(name)] = array.sel(concept=name)
-    return found
+    return SteeringPanel(model, found, prompt, seed, strength, strongest, layer, concept)
 
 
 @functools.cache
@@ -220,22 +211,20 @@ class SteeringPanel(anywidget.AnyWidget):
 
     def _code(self) -> str:
         concept, strength, branch = self._now
-        said = (
-            f"ms.Steering({self._name()}.directions[{concept!r}], layers={self.layer}, strength={strength:g}"
-        )
-        return f"{said})" if branch == "both" else f"{said}, branch={branch!r})"
+        said = f"{self._name()}.directions[{concept!r}], layers={self.layer}, strength={strength:g}"
+        return f"ms.Steering({said})" if branch == "both" else f"ms.Steering({said}, branch={branch!r})"
 
     def _again(self) -> str:
         take = f"take = {self._name()}.played\nmodel.stream(take.prompts, take.settings['duration'], "
         return f"{take}take.seeds, take.steering).finish()"
 
-    def sketch(self, seconds: float = 4.0, most: float = 6.0) -> str:
+    def sketch(self) -> str:
         """HTML of a short take, steered from its middle on, and its strips: what stands where no page runs.
 
-        Stops early where the model takes longer than `most` seconds. Becomes `played` if nothing else was.
+        Stops early where the model is slow. Becomes `played` if nothing else was.
         """
-        begin, kept, frames = dict(self.setup["begin"]), self.played, round(seconds * self.model.frame_rate)
-        aim, end, concept = begin.pop("strength"), time.monotonic() + most, begin["concept"]
+        begin, kept, frames = dict(self.setup["begin"]), self.played, round(SECONDS * self.model.frame_rate)
+        aim, end, concept = begin.pop("strength"), time.monotonic() + MOST, begin["concept"]
         self.play(**begin, strength=0.0)
         sounds, readings, strengths = [], [], []
         while (done := self._stream.frames) < frames and (time.monotonic() < end or not done):

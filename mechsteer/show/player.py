@@ -12,9 +12,7 @@ import numpy as np
 from ..sound import encode_file
 
 
-def player(
-    clip: np.ndarray, sample_rate: int, label: str = "", format: str = "mp3", strips: Mapping | None = None
-) -> str:
+def player(clip: np.ndarray, sample_rate: int, label: str = "", strips: Mapping | None = None) -> str:
     """HTML of an audio player below a mel spectrogram, about 10 kB per second; never normalised.
 
     A line moves along while it plays, and a click in the picture plays from there.
@@ -23,14 +21,12 @@ def player(
     ----------
     clip : (channel, sample)
     sample_rate : int, Hz
-    format : mp3, ogg, flac or wav; wav if this libsndfile can't write it.
     strips : caption -> values (row, time) over the whole clip: pictures on the same time axis (`heat_png`).
     """
     import soundfile
 
-    format = format if format.upper() in soundfile.available_formats() else "wav"
+    format, kind = ("mp3", "mpeg") if "MP3" in soundfile.available_formats() else ("wav", "wav")
     sound = base64.b64encode(encode_file(clip, sample_rate, format)).decode()
-    kind = {"mp3": "mpeg"}.get(format, format)
     pictures = [("mel spectrogram", mel_png(clip, sample_rate), "auto")]
     pictures += [(name, heat_png(values), "pixelated") for name, values in (strips or {}).items()]
     shown = ""

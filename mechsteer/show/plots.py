@@ -44,27 +44,23 @@ for _way in map(pio.renderers.__getitem__, pio.renderers):
         _way.config = {**(_way.config or {}), **CONFIG}
 
 
-def layer_curves(
-    scores: pd.DataFrame, colour: str = "method", metric: str | None = None, title: str = ""
-) -> go.Figure:
+def layer_curves(scores: pd.DataFrame, colour: str = "method", title: str = "") -> go.Figure:
     """Score by depth, one panel per concept, one line with its 95 % interval per value of `colour`.
 
     Parameters
     ----------
     scores : columns concept, layer (0-based), score, metric, chance, shuffled, and `colour`
-        What `ms.accuracy_by_layer` returns for one label, as it is. Intervals are those of `means_by`.
-    colour : the column that tells the lines of a panel apart: `method`, `site`, `model` or `label`.
-    metric : accuracy, balanced_accuracy, auc or r2
-        Default: for every concept the first that it has of `METRICS`: accuracy for classes and flags, R² for
+        What `ms.accuracy_by_layer` returns for one label, as it is. Intervals are those of `means_by`. Of
+        several metrics every concept has the first of `METRICS` drawn: accuracy for classes and flags, R² for
         values, and another only where the table holds no row of these.
+    colour : the column that tells the lines of a panel apart: `method`, `site`, `model` or `label`.
 
     Rows without a layer are those of the model's input: a diamond with its interval, left of layer 0. Chance
-    is dashed, the score with shuffled labels dotted, both grey. Raises ValueError for a missing column, a
-    metric that a concept doesn't have, or when rows of several sites, models, methods, labels or heads would
-    be averaged into one line.
+    is dashed, the score with shuffled labels dotted, both grey. Raises ValueError for a missing column, or
+    when rows of several sites, models, methods, labels or heads would be averaged into one line.
     """
     need(scores, ["concept", "layer", "score", "metric", "chance", "shuffled", colour])
-    scores = _one_of_each(scores, metric, {colour})
+    scores = _one_of_each(scores, {colour})
     fig, places = _panels(list(scores["concept"].unique()), title)
     layers = scores["layer"].astype("Float64")
     step = _step(layers.max() if layers.notna().any() else 0)
@@ -94,31 +90,25 @@ def layer_curves(
     return fig
 
 
-def head_map(
-    scores: pd.DataFrame, value: str = "score", title: str = "", span: tuple[float, float] | None = None
-) -> go.Figure:
-    """Heat map of `value` over layers (down) and heads (across), mean over folds, one panel per concept.
+def head_map(scores: pd.DataFrame, title: str = "") -> go.Figure:
+    """Heat map of the score over layers (down) and heads (across), mean over folds, one panel per concept.
 
-    Parameters
-    ----------
-    scores : columns concept, layer, head (both 0-based) and `value`
-        Of several metrics the one that `layer_curves` prefers is drawn.
-    span : ends of the colour scale; default from the smallest value to the largest.
-
-    Raises ValueError for a missing column, or if several sites, models, methods or labels would be averaged.
+    `scores` has the columns concept, layer, head (both 0-based) and score; of several metrics the one that
+    `layer_curves` prefers is drawn. Raises ValueError for a missing column, or if several sites, models,
+    methods or labels would be averaged.
     """
-    need(scores, ["concept", "layer", "head", value])
-    scores = _one_of_each(scores, None, {"head"})
+    need(scores, ["concept", "layer", "head", "score"])
+    scores = _one_of_each(scores, {"head"})
     fig, places = _panels(list(scores["concept"].unique()), title)
-    means = scores.groupby(["concept", "layer", "head"], observed=True)[value].mean()
-    low, high = span or (float(means.min()), float(means.max()))
+    means = scores.groupby(["concept", "layer", "head"], observed=True)["score"].mean()
     texts = "%{z:.2f}" if len(means) <= 80 * len(places) else None  # few enough to read
     for concept, row, col in places:
         grid = means[concept].unstack("head")
         hover = f"layer %{{y}}, head %{{x}}: %{{z:.3f}}<extra>{concept}</extra>"
         look = {"coloraxis": "coloraxis", "texttemplate": texts, "hovertemplate": hover}
         fig.add_trace(go.Heatmap(z=grid.to_numpy(), x=grid.columns, y=grid.index, **look), row=row, col=col)
-    fig.update_layout(coloraxis={"cmin": low, "cmax": high, "colorscale": "Cividis", "colorbar_title": value})
+    ends = {"cmin": float(means.min()), "cmax": float(means.max())}
+    fig.update_layout(coloraxis={**ends, "colorscale": "Cividis", "colorbar_title": "score"})
     fig.update_yaxes(autorange="reversed", tickformat="d")
     return _axes(fig, places, "head", "layer")
 
@@ -149,25 +139,20 @@ def cosines_by_layer(cosines: pd.DataFrame, title: str = "") -> go.Figure:
     return _axes(fig, places, "layer", "cosine")
 
 
-def dose_curves(
-    table: pd.DataFrame,
-    value: str = "success",
-    panel: str = "experiment",
-    title: str = "",
-    unit: str = "share of clips",
-) -> go.Figure:
-    """A measure against steering strength, one panel per `panel`, one line with its 95 % interval per name.
+def dose_curves(table: pd.DataFrame, value: str = "success", title: str = "") -> go.Figure:
+    """A share of clips against steering strength, one line with its 95 % interval per name.
 
     Parameters
     ----------
-    table : columns name, strength, `value`, `<value>_lo`, `<value>_hi`, `panel`, and optionally kind
-        The rows of `dose.dose_table`, with the unsteered ones. Names of kind "control" are grey.
-    value, unit : what to draw, and in what unit it is
+    table : columns name, strength, `value`, `<value>_lo`, `<value>_hi`, experiment, and optionally kind
+        The rows of `dose.dose_table`, with the unsteered ones; each experiment has a panel. Names of kind
+        "control" are grey.
+    value : what to draw
 
     Grey lines from edge to edge are what has no strength: the unsteered clips, or another prompt.
     """
-    need(table, ["name", "strength", value, f"{value}_lo", f"{value}_hi", panel])
-    fig, places = _panels(list(table[panel].unique()), title)
+    need(table, ["name", "strength", value, f"{value}_lo", f"{value}_hi", "experiment"])
+    fig, places = _panels(list(table["experiment"].unique()), title)
     kind = table["kind"] if "kind" in table else pd.Series("", index=table.index)
     steered = table[table["name"] != "unsteered"]
     controls = list(steered.loc[kind == "control", "name"].unique())
@@ -175,7 +160,7 @@ def dose_curves(
     by_name = table.groupby("name", sort=False)["strength"]
     levels = [name for name, strength in by_name if (strength == 0).all()]
     for group, row, col in places:
-        here = table[table[panel] == group]
+        here = table[table["experiment"] == group]
         ends = [min(0.0, here["strength"].min()), here["strength"].max()]
         for k, name in enumerate(levels):
             for _, level in here[here["name"] == name].iterrows():
@@ -190,18 +175,15 @@ def dose_curves(
                 dash = _CONTROLS[(k - len(names)) % 3] if name in drawn else _DASHES[k // len(COLOURS) % 4]
                 _line(fig, part["strength"], part[value], name.replace("_", " "), colour, dash, row, col)
     fig.update_layout(height=max(fig.layout.height, 200 + 30 * table["name"].nunique()))
-    y = f"{value.replace('_', ' ')}, {unit}"
+    y = f"{value.replace('_', ' ')}, share of clips"
     return _axes(fig, places, "strength (multiples of the activation norm)", y, whole=False)
 
 
-def _one_of_each(scores: pd.DataFrame, metric: str | None, drawn: set[str]) -> pd.DataFrame:
+def _one_of_each(scores: pd.DataFrame, drawn: set[str]) -> pd.DataFrame:
     """The rows of one metric per concept; ValueError if others than in `drawn` would be averaged."""
     if "metric" in scores:
         have = scores.groupby("concept", observed=True)["metric"].unique()
-        chosen = have.map(lambda of: metric or next((name for name in METRICS if name in of), of[0]))
-        lacking = [f"{name} ({', '.join(of)})" for name, of in have.items() if chosen[name] not in of]
-        if lacking:
-            raise ValueError(f"No rows of metric {metric!r} for {'; '.join(lacking)}.")
+        chosen = have.map(lambda of: next((name for name in METRICS if name in of), of[0]))
         scores = scores[scores["metric"] == scores["concept"].map(chosen)]
     for column in (c for c in ("site", "model", "method", "label", "head") if c in scores and c not in drawn):
         rows = scores[scores["layer"].notna()] if column == "site" else scores  # the input has its own place
@@ -229,9 +211,8 @@ def _step(last: float) -> int:
 
 def _axes(fig: go.Figure, places: Sequence, x: str, y: str, whole: bool = True) -> go.Figure:
     """The figure with its axes named; `whole`: ticks at whole numbers only."""
-    ticks = (
-        {"tickformat": "d", "dtick": _step(max(v for trace in fig.data for v in trace.x))} if whole else {}
-    )
+    last = max(v for trace in fig.data for v in trace.x)
+    ticks = {"tickformat": "d", "dtick": _step(last)} if whole else {}
     cells = {(row, col) for _, row, col in places}
     for row, col in cells:
         below = None if (row + 1, col) in cells else x

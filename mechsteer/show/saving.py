@@ -108,12 +108,6 @@ def write_page(fig: go.Figure, html: Path) -> None:
         fig.write_html(scratch, include_plotlyjs="directory", div_id=html.stem, config=dict(CONFIG))
 
 
-def _saved(file: str, folder: Path | None) -> Path:
-    """A file in `folder`, which by default is that of own runs, or the shipped one for what isn't there."""
-    own = Path(folder or paths.figures()) / file
-    return own if folder or own.is_file() else paths.shipped_figures() / file
-
-
 def stored_figure(name: str, folder: Path | None = None) -> go.Figure:
     """A saved figure, to be drawn again; `layout.meta["numbers"]` is the `numbers_hash` of what it shows.
 
@@ -121,40 +115,20 @@ def stored_figure(name: str, folder: Path | None = None) -> go.Figure:
 
     Raises ValueError if there is none, or if the file holds something else; it says what writes one.
     """
-    path = _saved(f"{name}.json", folder)
+    path = Path(folder or paths.figures()) / f"{name}.json"
+    if not folder and not path.is_file():
+        path = paths.shipped_figures() / path.name
     if not path.is_file():
         raise ValueError(f"no {path.name} to draw from: {made_by(name)} writes it")
-    try:
+    with reading(path, f"{made_by(name)} writes it anew"):
         stored = json.loads(path.read_text(encoding="utf-8"))
         return go.Figure({"data": stored["data"], **stored})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path.name} holds no Plotly figure: {made_by(name)} writes it anew") from error
 
 
 def made_by(name: str) -> str:
     """The command that makes a figure of the project: a notebook's run, or the embedded model's card."""
     number = name.split("_")[0]
     return f"make notebooks ONLY={number}" if number.isdigit() else "python -m workshop.tiny.card --figures"
-
-
-def read_figure(name: str | Path, folder: Path | None = None) -> pd.DataFrame:
-    """The numbers behind a saved figure (its name or the CSV's path); `attrs` holds the provenance.
-
-    Without a folder they are those of your own run, or, where there are none, the shipped ones. pandas alone
-    should be told `skiprows=1`, not `comment="#"`, which would cut the notes C# and F# short.
-
-    Raises FileNotFoundError if there is none, and ValueError for a file that isn't a figure's table.
-    """
-    path = Path(name) if str(name).endswith(".csv") else _saved(f"{name}.csv", folder)
-    try:
-        with path.open(encoding="utf-8") as file:
-            facts = dict(json.loads(file.readline().removeprefix("# ")))
-        table = pd.read_csv(path, skiprows=1)
-    except (ValueError, TypeError) as error:
-        told = f"{path.name} is damaged or no table of ms.save_figure: {made_by(path.stem)} writes it anew"
-        raise ValueError(told) from error
-    table.attrs.update(facts)
-    return table
 
 
 def study_table(name: str = "doses") -> pd.DataFrame:

@@ -94,7 +94,7 @@ def test_a_figure_without_a_stamp_and_a_figure_without_a_model_are_told_apart(sh
 
 def test_what_cannot_be_drawn_names_its_notebook(shelf, capsys):
     (shelf / "02_line.json").write_text("[1, 2")
-    with pytest.raises(ValueError, match="holds no Plotly figure: make notebooks ONLY=02"):
+    with pytest.raises(ValueError, match="isn.t what it should be.*: make notebooks ONLY=02"):
         redraw.redraw("02_line", shelf)
     (shelf / "02_line.json").unlink()
     with pytest.raises(ValueError, match="no 02_line.json to draw from: make notebooks ONLY=02"):
@@ -168,7 +168,7 @@ def test_a_figure_of_the_study_has_its_numbers_written_again(shelf, capsys, monk
     study.to_parquet(table)
     assert redraw.main(["05"]) == 1
     assert "missing: 05_sites.csv, written again" in capsys.readouterr().out
-    assert saving.read_figure("05_sites", shelf)["strength"].tolist() == [0.2]
+    assert redraw.numbers("05_sites", shelf)["strength"].tolist() == [0.2]
     assert redraw.main(["05"]) == 0
     damage(table, "cut")
     (shelf / "05_sites.html").unlink()
@@ -224,7 +224,7 @@ def test_the_figures_of_the_study_are_drawn_from_its_table(tmp_path, monkeypatch
         with pytest.warns(UserWarning, match="Chrome"):
             assert redraw.redraw_study(name, tmp_path) == "not written"
         assert not redraw.figure_changed(name, tmp_path)
-        read = saving.read_figure(name, tmp_path)
+        read = redraw.numbers(name, tmp_path)
         assert read.attrs["model"].split()[-1] == study["model_hash"].iloc[0]
         assert read["both_success"].to_numpy() == pytest.approx(
             draw(study)[1]["both_success"].to_numpy(), abs=1e-5

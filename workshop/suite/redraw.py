@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from mechsteer import paths
@@ -31,6 +32,7 @@ __all__ = [
     "look",
     "main",
     "names_in",
+    "numbers",
     "redraw",
     "redraw_study",
     "unusable",
@@ -105,7 +107,7 @@ def names_in(folder: Path) -> list[str]:
 def unusable(name: str, folder: Path) -> dict[str, str]:
     """Which of a figure's csv and JSON are missing or can't be read: {"csv": "missing: 03_heads.csv"}."""
     said = {}
-    for kind, read in (("csv", saving.read_figure), ("json", saving.stored_figure)):
+    for kind, read in (("csv", numbers), ("json", saving.stored_figure)):
         file = folder / f"{name}.{kind}"
         try:
             read(name, folder)
@@ -114,10 +116,25 @@ def unusable(name: str, folder: Path) -> dict[str, str]:
     return said
 
 
+def numbers(name: str, folder: Path) -> pd.DataFrame:
+    """The numbers behind a saved figure; `attrs` holds the provenance. ValueError for any other csv.
+
+    pandas alone should be told `skiprows=1`, not `comment="#"`, which would cut the notes C# and F# short.
+    """
+    path = folder / f"{name}.csv"
+    with path.open(encoding="utf-8") as file:
+        facts = json.loads(file.readline().removeprefix("# "))
+    table = pd.read_csv(path, skiprows=1)
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path.name} doesn't begin with its provenance")
+    table.attrs.update(facts)
+    return table
+
+
 def weights_changed(name: str, folder: Path) -> str:
     """If the embedded model has other weights than made a figure: which, and what to run; else ""."""
     card = paths.data() / "tiny" / "card.json"
-    made = str(saving.read_figure(name, folder).attrs.get("model", "")).removeprefix("tiny").strip()
+    made = str(numbers(name, folder).attrs.get("model", "")).removeprefix("tiny").strip()
     now = json.loads(card.read_text(encoding="utf-8"))["model_hash"] if card.is_file() else made
     if made in ("", "none", now) or len(made.split()) > 1:  # two words: another model
         return ""
