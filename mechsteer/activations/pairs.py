@@ -16,7 +16,7 @@ def pairs(clips: pd.DataFrame, label: str, clean=None, changed=None) -> tuple[pd
     ----------
     clips : from `ms.clips`
     label : str, the label that differs; what it entails may differ too: `caption`, `prompt`, `<label>_...`.
-        All other labels, the group and the length are the same in both, so that nothing is shifted in time.
+        All other labels, the group, start and length are the same in both, so nothing is shifted in time.
     clean, changed : two values of the label, for instance "guitar" and "piano"
         Left out: any two that differ, in the order of the rows.
 
@@ -26,16 +26,17 @@ def pairs(clips: pd.DataFrame, label: str, clean=None, changed=None) -> tuple[pd
 
     Raises ValueError for a label or value that isn't there, and where no two clips differ in the label alone.
     """
-    if label not in clips:
-        hint = did_you_mean(label, clips, f"There are {', '.join(map(str, clips))}")
+    labels = [name for name in clips if name not in OWN]
+    if label not in labels:
+        hint = did_you_mean(label, labels, f"There are {', '.join(map(str, labels))}")
         raise ValueError(f"no label {label!r} to pair clips by. {hint}")
     given = {value for value in (clean, changed) if value is not None}
     if absent := given - set(clips[label]):
         there = ", ".join(map(str, pd.unique(clips[label])[:12]))
         raise ValueError(f"no clip has {label} {', '.join(map(str, absent))}; there are {there}")
-    differ = {label, "caption", "prompt", *OWN} - {"duration"}
+    differ = {label, "caption", "prompt", *OWN} - {"start", "duration"}
     same = [name for name in clips if name not in differ and not str(name).startswith(f"{label}_")]
-    rows = clips[same].assign(value=clips[label].values, row=range(len(clips)))
+    rows = clips[same].assign(value=clips[label].values, row=range(len(clips))).dropna(subset="value")
     both = rows.merge(rows, on=same, suffixes=("", "_changed"))
     both = both[both["value"] != both["value_changed"]]
     if clean is not None:

@@ -64,7 +64,8 @@ def patch(
     Raises
     ------
     ValueError  for pairs of different number or length, a pair that doesn't differ, more windows than frames,
-        unknown sites or layers; by swap for a model that has no `engine` (patch it in `Model.trace`).
+        unknown sites; by swap for a model that has no `engine` (patch it in `Model.trace`).
+    IndexError  for unknown layers.
 
     Taught in 02_reach_inside (by hand) and 08_where_is_it_used.
     """
@@ -100,6 +101,8 @@ class _Pairs:
         self.layers = [layers] if isinstance(layers, int) else list(layers)
         for site in map(check_site, self.sites):
             [model.module_of(site, layer) for layer in self.layers]
+        if not (self.sites and self.layers):
+            raise ValueError("give at least one site and one layer")
         clean, changed = (model.sequence(codes) for codes in (clean, changed))
         if clean.shape != changed.shape:
             told = (f"{len(t)} clips of {t.shape[-1] - 1} frames" for t in (clean, changed))
@@ -239,7 +242,8 @@ def _gradient(job: _Pairs, some: slice) -> None:
     job.gap[some] = job.by_window(goal - base.detach())
     slopes = torch.autograd.grad(base.sum(), list(changed.values()))
     for (site, layer), slope in zip(changed, slopes, strict=True):
-        gain = ((clean[site, layer] - changed[site, layer].detach()) * slope).sum(-1)  # (row, step, [head])
+        moved = (clean[site, layer] - changed[site, layer].detach()).float()
+        gain = (moved * slope.float()).sum(-1)  # (row, step, [head])
         for head in range(model.n_heads) if site == "heads" else [None]:
             where = some, job.layers.index(layer), *[head] * (head is not None)
             job.found[site][(*where, ..., 0)] = job.by_window(gain if head is None else gain[..., head])
