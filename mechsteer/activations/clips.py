@@ -34,12 +34,12 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
         DataFrame: column `path` (relative to the manifest), optional `clip`, `group`, `start`, `duration`,
         everything else labels. wav, flac, mp3 and ogg of any rate and number of channels.
     segment : float, optional
-        Seconds: cut files into consecutive clips of this length, which stay in one group. The rest at the end
-        is kept if it is at least half as long. A file shorter than `segment` is one clip.
+        Seconds: cut longer files into consecutive clips of this length, which stay in one group. The rest at
+        the end is kept if it is at least half as long.
     label : str, name of the label of a folder per class
     group : str or function, optional
-        Name of the column to group by, or a function from a path (as in `path`) to a group. Default: the
-        column `group`, else every file is its own group.
+        The column to group by, or a function from a path (as in `path`) to a group. Default: the column
+        `group`, else every file is its own group.
 
     Returns
     -------
@@ -86,10 +86,8 @@ def _listed(source, label: str) -> tuple[pd.DataFrame, Path]:
     else:
         source = Path(source).expanduser()
         if not source.exists():
-            raise FileNotFoundError(
-                f"no folder or manifest {source}; give 'orchestra', a folder with one folder of audio per "
-                "class, or a .csv or .parquet table with a column 'path'"
-            )
+            give = "'orchestra', a folder of audio per class, or a .csv or .parquet table with 'path'"
+            raise FileNotFoundError(f"no folder or manifest {source}; give {give}")
         if source.is_dir():
             files = sorted(p.relative_to(source) for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
             files = [p for p in files if not any(part.startswith(".") for part in p.parts)]
@@ -102,19 +100,14 @@ def _listed(source, label: str) -> tuple[pd.DataFrame, Path]:
             raise ValueError(f"{source} is neither a folder nor a .csv or .parquet table")
         try:
             table, root = read(source), source.parent
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{source} can't be read as a table: it isn't UTF-8; save it as UTF-8"
-            ) from error
-        except (ValueError, OSError) as error:  # damaged or empty
-            why = str(error).partition("\n")[0][:100]
+        except (ValueError, OSError) as error:  # damaged, empty, of another encoding
+            encoding = isinstance(error, UnicodeDecodeError)
+            why = "it isn't UTF-8; save it as UTF-8" if encoding else str(error).partition("\n")[0][:100]
             raise ValueError(f"{source} can't be read as a table: {why}") from error
     if "problem" in table and table["problem"].fillna("").astype(str).str.strip().any():
-        kept = "the name under which ms.clips says what is wrong with a clip"
-        raise ValueError(f"the table has a column 'problem', {kept}: rename or drop it")
+        raise ValueError("the table has a column 'problem', which ms.clips fills: rename or drop it")
     if "path" not in table or table.empty:
-        there = ", ".join(map(str, table)) or "nothing"
-        raise ValueError(f"the manifest needs rows and a column 'path'; it has {there}")
+        raise ValueError(f"the manifest needs rows and a column 'path'; it has {', '.join(map(str, table))}")
     table["path"] = table["path"].fillna("").astype(str).str.strip()
     return table.reset_index(drop=True), root
 
@@ -180,15 +173,16 @@ def read_clip(row) -> tuple[np.ndarray, int]:
 
 
 def check(table: pd.DataFrame) -> pd.DataFrame:
-    """Read every clip in full and list those that can't be used: clip, path, problem. Nothing is changed."""
-    found = []
-    for row in table.to_dict("records"):
-        problem = problem_of(row)
-        if not problem and held_codes(row) is None:
-            try:
+    """Read every file in full and list the clips that can't be used: clip, path, problem."""
+
+    def problem(row: dict) -> str:
+        try:
+            if not problem_of(row) and held_codes(row) is None:
                 read_clip(row)
-            except ValueError as error:
-                problem = str(error)
-        if problem:
-            found.append({"clip": row["clip"], "path": row.get("path", ""), "problem": problem})
-    return pd.DataFrame(found, columns=["clip", "path", "problem"])
+        except ValueError as error:
+            return str(error)
+        return problem_of(row)
+
+    found = table.assign(problem=list(map(problem, table.to_dict("records"))))
+    found = found.reindex(columns=["clip", "path", "problem"], fill_value="")
+    return found[found["problem"] != ""].reset_index(drop=True)
