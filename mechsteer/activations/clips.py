@@ -29,9 +29,10 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
     Parameters
     ----------
     source : str, Path or DataFrame
-        `"orchestra"`: the shipped clips of the embedded model, as codes. A folder: one folder of audio files
-        per class (GTZAN's layout), its name the label; any depth below. A .csv or .parquet manifest, or a
-        DataFrame: column `path` (relative to the manifest), optional `clip`, `group`, `start`, `duration`,
+        `"orchestra"`: the shipped clips of the embedded model, as codes; `"orchestra_versions"`: test scores
+        as they are and with other drums, tempo, tonic or mode (for `pairs`). A folder: one folder of audio
+        files per class (GTZAN's layout), its name the label; any depth below. A .csv or .parquet manifest, or
+        a DataFrame: column `path` (relative to the manifest), optional `clip`, `group`, `start`, `duration`,
         everything else labels. wav, flac, mp3 and ogg of any rate and number of channels.
     segment : float, optional
         Seconds: cut longer files into consecutive clips of this length, which stay in one group. The rest at
@@ -58,12 +59,12 @@ def clips(source="orchestra", segment: float | None = None, label: str = "genre"
     Taught in 01_collect_activations.
     """
     segment = segment if segment is None else number("segment (s, None for whole files)", segment, 1e-3)
-    if isinstance(source, str) and source == "orchestra":
+    if isinstance(source, str) and source in ("orchestra", "orchestra_versions"):
         if segment or group:
             raise ValueError("the orchestra's clips are whole and grouped by score: no segment, no group")
         from ..tiny import orchestra
 
-        return orchestra.table()
+        return orchestra.table(source)
     table, root = _listed(source, label)
     if callable(group):
         table["group"] = [str(group(path)) for path in table["path"]]

@@ -12,20 +12,20 @@ from ..errors import AGAIN, reading
 from .vocabulary import SECONDS
 
 
-def table() -> pd.DataFrame:
-    """Every clip, as `ms.clips("orchestra")` gives it; there stands what its columns mean.
+def table(kind: str = "orchestra") -> pd.DataFrame:
+    """Every clip, as `ms.clips(kind)` gives it; there stands what its columns mean.
 
     Raises FileNotFoundError where the data are missing, or the package is installed without them; ValueError
     for codes and labels of two versions.
     """
-    labels, path = _table("orchestra.parquet").rename(columns={"start": "first_beat"}), "orchestra_codes.npz"
+    labels, path = _table(f"{kind}.parquet").rename(columns={"start": "first_beat"}), f"{kind}_codes.npz"
     with reading(path, AGAIN), np.load(_where(path), allow_pickle=False) as held:
         codes, codec = held["codes"], held.get("codec")
     if codec is None or len(codes) != len(labels):
-        raise ValueError("orchestra_codes.npz and orchestra.parquet are not of one version; fetch both again")
+        raise ValueError(f"{path} and {kind}.parquet are not of one version; fetch both again")
     own = {"clip": _names(labels), "codes": list(codes), "codec": str(codec), "start": 0.0}
     own |= {"duration": SECONDS, "group": [f"{score:05d}" for score in labels["score"]]}
-    return pd.DataFrame(own).join(labels.drop(columns="clip"))
+    return pd.DataFrame(own).join(labels.drop(columns=["clip", "version"], errors="ignore"))
 
 
 def notes() -> pd.DataFrame:
@@ -73,8 +73,9 @@ def _codec():
 
 
 def _names(labels: pd.DataFrame) -> list[str]:
-    """What the clips are called: score, lead and style, which no two share."""
-    return [f"{r.score:05d}-{r.lead}-{r.style}" for r in labels.itertuples()]
+    """What the clips are called: score, lead and style, and what was changed; no two are alike."""
+    names = labels["score"].map("{:05d}".format) + "-" + labels["lead"] + "-" + labels["style"]
+    return list(names + "-" + labels["version"] if "version" in labels else names)
 
 
 def _events(kind: str) -> pd.DataFrame:

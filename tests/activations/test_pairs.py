@@ -188,3 +188,12 @@ if (paths.data() / "orchestra.parquet").exists():
         clean, changed = (np.stack(table["codes"].head(2)).astype("int64")[..., :12] for table in both)
         found = ms.patch(model, clean, changed, "resid", [2, 5], windows=2, progress=False)
         assert found["resid"].shape == (2, 2, 2, 2) and found["gap"].any()
+
+    @pytest.mark.parametrize("label", ["drums", "tempo", "tonic", "mode"])
+    def test_versions_of_a_score_differ_in_one_label(label):
+        versions = ms.clips("orchestra_versions")
+        clean, changed = ms.pairs(versions, label)
+        assert len(clean) == versions["score"].nunique() and clean["clip"].str.endswith("-as it is").all()
+        assert changed["clip"].str.endswith(f"-{label}").all()
+        alike = [np.mean(a == b) for a, b in zip(clean["codes"], changed["codes"], strict=True)]
+        assert 0 < np.mean(alike) < 0.5, "another sound in most frames, and the same score"
