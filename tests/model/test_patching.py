@@ -220,7 +220,7 @@ def test_a_gradient_is_the_slope_towards_the_clean_run(model, site):
     clean, changed = versions(model)
     prompts, layer, window, head, t = ["jazz piano", None], 1, 1, 2, 0.01
     found = ms.patch(
-        model, clean, changed, site, [0, layer], 3, prompts, "slow", by="gradient", progress=False
+        model, clean, changed, site, [layer, 0], 3, prompts, "slow", by="gradient", progress=False
     )
     assert "read" not in found[site].dims and found["gap"].dims == ("pair", "read")
     lm = copy.deepcopy(model.lm).double()
