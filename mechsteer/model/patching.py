@@ -7,6 +7,7 @@ Where a concept can be read says nothing about where the model uses it; this doe
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from .._shared import number, spelled
 from .._shared import progress as progress_bar
 from ._calls import each
 from .effects import Plan
-from .sites import check_site, hook
+from .sites import hook
 
 
 @spelled
@@ -76,44 +77,34 @@ def patch(
         raise ValueError(f"{odd}: take the hooks off, patch by hand in model.trace, or give by='gradient'")
     job = _Pairs(model, clean, changed, sites, layers, windows, (prompts, changed_prompts), worth)
     size = number("batch_size", batch_size, 1, whole=True)
-    size = max(1, size // len(job.places)) if by == "swap" else size
-    batches, run = range(0, len(job.gap), size), {"swap": _swap, "gradient": _gradient}[by]
-    for at in progress_bar(batches, unit="batch", show=progress):
+    size, run = (max(1, size // len(job.places)), _swap) if by == "swap" else (size, _gradient)
+    for at in progress_bar(range(0, len(job.gap), size), unit="batch", show=progress):
         with model.alone("patch"):
             run(job, slice(at, at + size))
-    dims = ("pair", "layer", "window", *["read"] * (by == "swap"))
-    found = {site: (dims, job.found[site]) for site in job.sites}
-    if "heads" in found:
-        found["heads"] = ("pair", "layer", "head", *dims[2:]), found["heads"][1]
-    if by == "gradient":
-        found = {site: (names, values[..., 0]) for site, (names, values) in found.items()}
-    starts = [span.start / model.frame_rate for span in job.spans]
-    numbered = {"layer": job.layers, "window": range(len(starts)), "read": range(len(starts))}
-    return xr.Dataset(found | {"gap": (("pair", "read"), job.gap)}, numbered | {"start": ("window", starts)})
+    return job.dataset(by)
 
 
 class _Pairs:
-    """The pairs of a call, checked; `found` and `gap` fill with its results."""
+    """The pairs of a call, checked; `found` (pair, layer, window, read) and `gap` fill with its results."""
 
     def __init__(self, model, clean, changed, sites, layers, windows, prompts, worth):
         self.model, self.sites = model, [sites] if isinstance(sites, str) else list(sites)
         layers = range(model.n_layers) if layers is None else layers
         self.layers = [layers] if isinstance(layers, int) else list(layers)
-        for site in map(check_site, self.sites):
-            [model.module_of(site, layer) for layer in self.layers]
         if not (self.sites and self.layers):
             raise ValueError("give at least one site and one layer")
+        [
+            model.module_of(site, layer) for site in self.sites for layer in self.layers
+        ]  # or say what is absent
         clean, changed = (model.sequence(codes) for codes in (clean, changed))
         if clean.shape != changed.shape:
-            told = (f"{len(t)} clips of {t.shape[-1] - 1} frames" for t in (clean, changed))
-            raise ValueError(
-                f"pairs are two versions of one length, not {' and '.join(told)}: cut both alike"
-            )
+            told = " and ".join(f"{len(t)} clips of {t.shape[-1] - 1} frames" for t in (clean, changed))
+            raise ValueError(f"pairs are two versions of one length, not {told}: cut both alike")
         n, n_codebooks, n_steps = clean.shape
-        prompts = prompts if prompts[1] is not None else prompts[:1] * 2
-        self.prompts = [each(told, n, "prompts") for told in prompts]
-        same = (clean == changed).all((1, 2)).tolist()
-        if twins := [k for k in range(n) if same[k] and self.prompts[0][k] == self.prompts[1][k]]:
+        told = prompts if prompts[1] is not None else prompts[:1] * 2
+        self.prompts = [each(texts, n, "prompts") for texts in told]
+        differ = (clean != changed).any(2).any(1).tolist()
+        if twins := [k for k in range(n) if not differ[k] and self.prompts[0][k] == self.prompts[1][k]]:
             raise ValueError(
                 f"pair {twins[0]} is the same clip twice: nothing varies, so nothing can come back"
             )
@@ -122,12 +113,12 @@ class _Pairs:
         self.clean, self.changed, self.target = clean[..., :-1], changed[..., :-1], clean[..., 1:]
         self.worth = None if worth is None else torch.as_tensor(worth, dtype=torch.float32)
         if worth is not None and self.worth.shape != (n_codebooks, model.lm.card):
-            shape = n_codebooks, model.lm.card
-            raise ValueError(f"worth is {shape} (codebook, card), not {tuple(self.worth.shape)}")
-        heads = {site: range(model.n_heads) if site == "heads" else [None] for site in self.sites}
-        self.places = [(site, head) for site in self.sites for head in heads[site]]
-        shape = lambda site: (n, len(self.layers), *[model.n_heads] * (site == "heads"), parts, parts)
-        self.found, self.gap = {site: np.zeros(shape(site)) for site in self.sites}, np.zeros((n, parts))
+            wanted = f"{(n_codebooks, model.lm.card)} (codebook, card)"
+            raise ValueError(f"worth is {wanted}, not {tuple(self.worth.shape)}")
+        parts_of = {site: range(model.n_heads) if site == "heads" else [...] for site in self.sites}
+        self.places = [(site, part) for site in self.sites for part in parts_of[site]]  # ... is all of it
+        self.found = {place: np.zeros((n, len(self.layers), parts, parts)) for place in self.places}
+        self.gap = np.zeros((n, parts))
 
     def score(self, logits, some, start=0):
         """(row, step) of logits (row, step, codebook, card); rows are the pairs `some`, again and again."""
@@ -142,63 +133,57 @@ class _Pairs:
 
     def by_window(self, steps, start=0):
         """(row, step), of which the first is step `start`, summed to (row, window)."""
-        return np.stack(
-            [steps[:, max(0, s.start - start) : max(0, s.stop - start)].sum(1).cpu() for s in self.spans], 1
-        )
+        ends = [(max(0, span.start - start), max(0, span.stop - start)) for span in self.spans]
+        return torch.stack([steps[:, a:b].sum(1) for a, b in ends], 1).cpu().numpy()
+
+    def dataset(self, by: str) -> xr.Dataset:
+        every, found = ("pair", "layer", "window", "read"), {"gap": (("pair", "read"), self.gap)}
+        for site in self.sites:
+            parts = [values for (of, _), values in self.found.items() if of == site]
+            found[site] = (every, parts[0]) if site != "heads" else (("head", *every), np.stack(parts))
+        numbers = range(len(self.spans))
+        starts = [span.start / self.model.frame_rate for span in self.spans]
+        coords = {"layer": self.layers, "window": numbers, "read": numbers, "start": ("window", starts)}
+        made = xr.Dataset(found, coords).transpose("pair", "layer", "head", ..., missing_dims="ignore")
+        return made if by == "swap" else made[self.sites].sum("read").assign(gap=made["gap"])
 
 
 @torch.no_grad()
 def _swap(job: _Pairs, some: slice) -> None:
-    engine, model, places = job.model.engine, job.model, job.places
+    """Run the pairs `some` with every place replaced: only the layers and steps that this can change."""
+    engine, model, k = job.model.engine, job.model, len(job.places)
     steps, n = slice(0, job.clean.shape[-1]), len(job.clean[some])
     engine.positions(steps.stop)
 
     def run(tokens, prompts):
-        """Logits, the values at every place and every layer's input, and all keys and values."""
+        """Logits, the values at every place and those entering every layer, all keys and values."""
         text = engine.text(model.conditions(prompts, n))
-        keys, values = text[0][:2]
-        caches = keys.new_zeros(model.n_layers, 2, n, model.n_heads, steps.stop, model.d_head)
-        seen = dict.fromkeys(
-            (site, layer) for site in {"resid", *job.sites} for layer in range(model.n_layers)
-        )
+        caches = text[0][0].new_zeros(model.n_layers, 2, n, model.n_heads, steps.stop, model.d_head)
+        seen = dict.fromkeys((s, layer) for s in {"resid", *job.sites} for layer in range(model.n_layers))
         x = engine.embed(tokens, steps)
         last = engine.through(x, text, Plan(), steps, steps, caches, seen=seen)
-        entering = [x, *(seen["resid", layer] for layer in range(model.n_layers - 1))]
-        return engine.read(last), seen, entering, caches
+        return engine.read(last), seen, [x, *(seen["resid", i] for i in range(model.n_layers - 1))], caches
 
     told = [prompts[some] for prompts in job.prompts]
-    goal, clean, *_ = run(job.clean[some], told[0])
-    logits, values, entering, caches = run(job.changed[some], told[1])
-    base = job.score(logits, some)
+    goal, clean, _, _ = run(job.clean[some], told[0])
+    base, old, entering, caches = run(job.changed[some], told[1])
+    base = job.score(base, some)
     job.gap[some] = job.by_window(job.score(goal, some) - base)
-    text = engine.text(model.conditions(told[1] * len(places), n * len(places)))
+    text = engine.text(model.conditions(told[1] * k, n * k))
     for i, layer in enumerate(job.layers):
-        wide = dict(enumerate(caches[layer:].repeat(1, 1, len(places), 1, 1, 1), layer))
+        wide = dict(enumerate(caches[layer:].repeat(1, 1, k, 1, 1, 1), layer))
         for w, span in reversed(list(enumerate(job.spans))):  # `wide` is written from `span` on
             new = {site: clean[site, layer][:, span] for site in job.sites}
-            if all(torch.equal(new[site], values[site, layer][:, span]) for site in job.sites):
+            if all(torch.equal(new[site], old[site, layer][:, span]) for site in job.sites):
                 continue
             at = slice(span.start, steps.stop)
-            mask = torch.ones(at.stop - at.start, at.stop, dtype=torch.bool, device=model.device).tril(
-                at.start
-            )
-            x = entering[layer][:, at].repeat(len(places), 1, 1)
-            x = engine.through(
-                x,
-                text,
-                _Swaps(job.places, layer, new),
-                at,
-                at,
-                wide,
-                at.stop,
-                mask,
-                layers=slice(layer, None),
-            )
-            gain = job.score(engine.read(x), some, at.start) - base[:, at].repeat(len(places), 1)
-            for (site, head), gains in zip(
-                places, np.split(job.by_window(gain, at.start), len(places)), strict=True
-            ):
-                job.found[site][(some, i, *[head] * (head is not None), w)] = gains
+            past = torch.ones(at.stop - at.start, at.stop, dtype=torch.bool, device=model.device)
+            x, swaps = entering[layer][:, at].repeat(k, 1, 1), _Swaps(job.places, layer, new)
+            above = dict(caches=wide, length=at.stop, mask=past.tril(at.start), layers=slice(layer, None))
+            logits = engine.read(engine.through(x, text, swaps, at, at, **above))
+            gain = job.by_window(job.score(logits, some, at.start) - base[:, at].repeat(k, 1), at.start)
+            for place, gains in zip(job.places, np.split(gain, k), strict=True):
+                job.found[place][some, i, w] = gains
 
 
 class _Swaps:
@@ -211,39 +196,39 @@ class _Swaps:
         return place[1] == self.layer and place[0] in self.new
 
     def at(self, h, site, layer, when):
-        """`h` (row, step, ...) whose first steps are replaced, at `heads` of one head."""
+        """`h` (row, step, ...), its first steps replaced; at `heads` those of one head."""
         blocks, length = h.clone().chunk(len(self.places)), self.new[site].shape[1]
-        for block, (where, head) in zip(blocks, self.places, strict=True):
+        for block, (where, part) in zip(blocks, self.places, strict=True):
             if where == site:
-                part = slice(None) if head is None else head
                 block[:, :length, part] = self.new[site][:, :, part]
         return torch.cat(blocks)
 
 
+@torch.enable_grad()
 def _gradient(job: _Pairs, some: slice) -> None:
-    model, places = job.model, [(site, layer) for site in job.sites for layer in job.layers]
+    """The slope of the pairs' score at every place at once, times what a swap would change there."""
+    model = job.model
 
-    def run(tokens, prompts, take):
+    def run(tokens, prompts, leaves):
         values = {}
 
-        def act(h, place):
-            values[place] = h if h.requires_grad or not take else h.requires_grad_()
+        def note(h, place):
+            values[place] = h if h.requires_grad or not leaves else h.requires_grad_()
             return values[place]
 
         with contextlib.ExitStack() as hooks:
-            for place in places:
-                hooks.callback(hook(model.lm, *place, lambda h, place=place: act(h, place)).remove)
+            for place in [(site, layer) for site in job.sites for layer in job.layers]:
+                hooks.callback(hook(model.lm, *place, functools.partial(note, place=place)).remove)
             logits = model.lm(tokens, [], model.conditions(prompts, len(tokens)))
         return job.score(logits.transpose(1, 2).float(), some), values
 
-    with torch.no_grad():
-        goal, clean = run(job.clean[some], job.prompts[0][some], take=False)
-    base, changed = run(job.changed[some], job.prompts[1][some], take=True)
-    job.gap[some] = job.by_window(goal - base.detach())
+    goal, clean = run(job.clean[some], job.prompts[0][some], leaves=False)
+    base, changed = run(job.changed[some], job.prompts[1][some], leaves=True)
+    job.gap[some] = job.by_window((goal - base).detach())
     slopes = torch.autograd.grad(base.sum(), list(changed.values()))
-    for (site, layer), slope in zip(changed, slopes, strict=True):
-        moved = (clean[site, layer] - changed[site, layer].detach()).float()
-        gain = (moved * slope.float()).sum(-1)  # (row, step, [head])
-        for head in range(model.n_heads) if site == "heads" else [None]:
-            where = some, job.layers.index(layer), *[head] * (head is not None)
-            job.found[site][(*where, ..., 0)] = job.by_window(gain if head is None else gain[..., head])
+    slopes = dict(zip(changed, slopes, strict=True))
+    for (site, part), found in job.found.items():
+        for i, layer in enumerate(job.layers):
+            moved = clean[site, layer] - changed[site, layer].detach()
+            gain = (moved.float() * slopes[site, layer].float())[:, :, part].flatten(2).sum(-1)
+            found[some, i, :, 0] = job.by_window(gain)
