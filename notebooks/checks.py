@@ -18,6 +18,7 @@ import xarray as xr
 __all__ = [
     *("safe_start", "push", "follows"),  # 00
     *("mean_over_clip", "step_of", "within_groups"),  # 01
+    *("costliest", "erased", "patched"),  # 02
     *("predict", "grouped_split", "honest_score"),  # 03
     *("band_width", "pattern", "without"),  # 04
     "strength_to_use",  # 05
@@ -164,6 +165,83 @@ def within_groups(answer: Callable) -> Iterator[str]:
             "the first group's rows should now add up to 0, and add up to "
             f"{np.round(got[groups == 'b'].sum(0), 2)}"
         )
+
+
+@exercise("what is lost there, no other layer makes up for")
+def costliest(answer: int, cost: pd.Series) -> Iterator[str]:
+    """02: the layer that has the largest `cost`."""
+    if answer is ...:
+        yield NO_NUMBER
+    if answer not in cost:
+        yield f"layers are numbered from {cost.index.min()} to {cost.index.max()}"
+    if answer != cost.idxmax():
+        yield (
+            f"layer {answer} costs {cost[answer]:.2f} nats a token, another costs more: which layer's loss "
+            "can the layers after it make up for least?"
+        )
+
+
+@exercise("what your loop did at every step is what mode remove does")
+def erased(answer: Callable, model, direction, layer: int) -> Iterator[str]:
+    """02: `answer(direction, layer)` are codes of 1 s, no prompt, seed 0, without it in `resid[layer]`."""
+    import torch
+
+    from mechsteer import Steering
+
+    unit = np.asarray(direction, float) / np.linalg.norm(direction)
+    long = torch.as_tensor(3 * unit, dtype=model.dtype, device=model.device)  # of any length, as promised
+    got = answer(long, layer)
+    if got is None:
+        yield EMPTY
+    written = lambda s: (
+        model.generate(
+            duration=1, steering=s and Steering(unit, layers=layer, mode="remove", strength=s), progress=False
+        ).codes
+    )
+    truth = written(1.0)
+    if got.shape != truth.shape:
+        yield f"the codes of 1 s have shape {tuple(truth.shape)}, not {tuple(got.shape)}: return run.result"
+    if (got == written(None)).all():
+        yield "these are the tokens of the model left alone: assign to model.resid[layer], at every step"
+    if (got == written(9.0)).all():
+        yield "did you forget to normalise? Divide the direction by its length first"
+    if (got == written(-1.0)).all():
+        yield "this doubles the part along the direction: take it away from h"
+    if (got != truth).any():
+        wrong = (got != truth).float().mean()
+        yield f"{wrong:.0%} of the tokens differ from those under h - (h . d) d, d of length 1, at every step"
+
+
+@exercise("put into itself, a clip stays what it is, and another's attention does change it")
+def patched(answer: Callable, model, one, other, layer: int) -> Iterator[str]:
+    """02: `answer(source, target, layer)` are target's logits with the `attn` of source's run at `layer`."""
+    import torch
+
+    from mechsteer.model.sites import hook
+
+    def logits(codes, act):
+        handle = hook(model.lm, "attn", layer, act)
+        try:
+            with torch.no_grad(), model.alone("check"):
+                return model.lm(model.sequence(codes), [], model.conditions(None, len(codes)))
+        finally:
+            handle.remove()
+
+    seen = []
+    alone, theirs = (logits(codes, lambda h: seen.append(h.clone())) for codes in (one, other))
+    same = lambda a, b: a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3)
+    itself = answer(one, one, layer)
+    if itself is None:
+        yield EMPTY
+    if not same(itself, alone):
+        yield "a clip put into itself should change nothing, and does: read and replace the same place"
+    got = answer(one, other, layer)
+    if same(got, theirs):
+        yield "nothing was put in: the other clip's logits are those of its own run"
+    if same(got, alone):
+        yield "these are the source's own logits: run the target, with the source's attention in it"
+    if not same(got, logits(other, lambda h: seen[0])):
+        yield f"that isn't the target's run with the source's attention at layer {layer} and no other change"
 
 
 @exercise("a probe is a dot product, a slope and a threshold, nothing else")

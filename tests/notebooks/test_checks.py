@@ -2,6 +2,7 @@
 
 import checks
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binom, binomtest
 
@@ -164,6 +165,10 @@ NUMBERS = {
             1.5: "whole number",
         },
     ),
+    "costliest": (
+        *(0, (pd.Series([2.06, 0.2, 0.04], name="cost"),)),
+        {1: "layer 1 costs 0.20 nats a token, another costs more", 3: "numbered from 0 to 2"},
+    ),
     "half_as_wide": (24, (6,), {12: "square root of 2", 6: "100% of the width", 48: "35% of the width"}),
 }
 
@@ -178,5 +183,63 @@ def test_numbers_are_compared_with_the_notebooks_own(name, capsys):
         assert said.startswith("Not yet: ") and told in said and said.count("\n") == 1
 
 
+def tried(check, right, wrong, capsys):
+    """A right answer is accepted, and each of the wrong ones is told why, in one line."""
+    assert check(right) is True and capsys.readouterr().out.startswith("Right: ")
+    for answer, told in wrong:
+        assert check(answer) is False
+        said = capsys.readouterr().out
+        assert said.startswith("Not yet: ") and told in said and said.count("\n") == 1
+
+
+def test_what_is_erased_while_writing_is_compared_token_by_token(model, capsys):
+    def erased(change):
+        def erase(d, layer):
+            with model.tracing_generation(duration=1, seed=0) as run:
+                for _ in run.steps:
+                    model.resid[layer] = change(model.resid[layer], d)
+                codes = run.result.save()
+            return codes
+
+        return erase
+
+    along = lambda h, d: (h @ d)[..., None] * d
+    wrong = [
+        (lambda d, layer: None, "nothing came back"),
+        (erased(lambda h, d: h), "the model left alone"),
+        (erased(lambda h, d: h - along(h, d)), "forget to normalise"),
+        (erased(lambda h, d: h + along(h, d) / (d @ d)), "take it away from h"),
+        (erased(lambda h, d: h - 9 * d), "of the tokens differ"),
+        (lambda d, layer: model.generate(duration=2).codes, "return run.result"),
+    ]
+    check = lambda answer: checks.erased(answer, model, np.arange(model.d_model), 1)
+    tried(check, erased(lambda h, d: h - along(h, d) / (d @ d)), wrong, capsys)
+
+
+def test_a_clip_put_into_itself_must_stay_as_it_is(model, capsys):
+    def patched(site, swap=False, idle=False):
+        def put_into(source, target, layer):
+            source, target = (target, source) if swap else (source, target)
+            with model.trace(source):
+                taken = getattr(model, site)[layer].save()
+            with model.trace(target):
+                if not idle:
+                    model.attn[layer] = taken
+                logits = model.nn.output.save()
+            return logits
+
+        return put_into
+
+    wrong = [
+        (lambda source, target, layer: None, "nothing came back"),
+        (patched("mlp"), "read and replace the same place"),
+        (patched("attn", idle=True), "nothing was put in"),
+        (patched("attn", swap=True, idle=True), "the source's own logits"),
+        (patched("attn", swap=True), "isn't the target's run"),
+    ]
+    clips = model.generate(duration=1, seed=[0, 1]).codes.split(1)
+    tried(lambda answer: checks.patched(answer, model, *clips, 1), patched("attn"), wrong, capsys)
+
+
 def test_every_check_is_tried_here():
-    assert {*RIGHT, *NUMBERS} == set(checks.__all__)
+    assert {*RIGHT, *NUMBERS, "erased", "patched"} == set(checks.__all__)
