@@ -62,9 +62,8 @@ def as_direction(
     dims = (*leading, "layer", *feature)
     if values.ndim != len(dims) or values.shape[at] != len(layers):
         raise ValueError(f"an array of shape {values.shape} for {len(layers)} layers; give it dims {dims}")
-    array = Direction(values, dims=dims, coords={**leading, "layer": layers}, attrs={**facts, "site": site})
-    if site == "heads":
-        array = array.assign_coords(head=np.arange(values.shape[-2]))
+    named = {**leading, "layer": layers} | ({"head": np.arange(values.shape[-2])} if site == "heads" else {})
+    array = Direction(values, dims=dims, coords=named, attrs={**facts, "site": site})
     if norm is not None:
         array = array.assign_coords(norm=per_layer(norm, array, "norm", missing=np.nan))
     return array.assign_coords(coords or {})
@@ -89,22 +88,21 @@ def selected(direction: Any, site: str, layers: int | Sequence[int] | None) -> x
     Raises ValueError for other dims, or a layer that the direction doesn't have.
     """
     dims = ("layer", *feature_dims(site))
-    if isinstance(direction, xr.DataArray):
-        if "layer" not in direction.dims and "layer" in direction.coords:
-            direction = direction.expand_dims("layer")
-        if "layer" in direction.dims:
-            if set(direction.dims) != set(dims):
-                wrong = f"site {site!r} wants a direction with dims {dims}, not {direction.dims}"
-                raise ValueError(f"{wrong}; select one first")
-            if "layer" not in direction.coords:
-                direction = direction.assign_coords(layer=np.arange(direction.sizes["layer"]))
-            have = [int(i) for i in direction.layer.values]
-            wanted = listed_layers(have if layers is None else layers)
-            if set(wanted) - set(have):
-                raise ValueError(f"the direction has layers {have}, not {sorted(set(wanted) - set(have))}")
-            return direction.transpose(*dims).astype("float64").sel(layer=wanted)
-        direction = direction.values
-    return as_direction(direction, site, layers).astype("float64")
+    named = isinstance(direction, xr.DataArray)
+    if not named or "layer" not in {*direction.dims, *direction.coords}:
+        return as_direction(direction.values if named else direction, site, layers).astype("float64")
+    if "layer" not in direction.dims:
+        direction = direction.expand_dims("layer")
+    if "layer" not in direction.coords:
+        direction = direction.assign_coords(layer=np.arange(direction.sizes["layer"]))
+    if set(direction.dims) != set(dims):
+        wrong = f"site {site!r} wants a direction with dims {dims}, not {direction.dims}"
+        raise ValueError(f"{wrong}; select one first")
+    have = direction.layer.values.tolist()
+    wanted = listed_layers(have if layers is None else layers)
+    if missing := sorted(set(wanted) - set(have)):
+        raise ValueError(f"the direction has layers {have}, not {missing}")
+    return direction.transpose(*dims).astype("float64").sel(layer=wanted)
 
 
 def per_layer(value: Any, direction: xr.DataArray, what: str, missing: float) -> xr.Variable:
@@ -119,18 +117,16 @@ def per_layer(value: Any, direction: xr.DataArray, what: str, missing: float) ->
     if isinstance(value, xr.DataArray) and "layer" in value.dims:
         if "layer" in value.coords:
             value = value.reset_coords(drop=True).reindex(layer=layers, fill_value=missing)
-        found = value.transpose("layer", ...).variable.astype("float64")
-    else:
-        value = np.asarray(value)
-        if value.dtype.kind not in "iuf":
-            raise ValueError(f"{what}={value!s:.80}: give numbers")
-        value = value.astype("float64")
-        if value.ndim and len(value) != len(layers):  # one per layer of the model
-            if len(value) <= layers.max():
-                raise ValueError(f"{len(value)} values of {what} for layers {layers.tolist()}")
-            value = value[layers]
-        dims = ("layer", "head")[: max(1, value.ndim)]
-        found = xr.Variable(dims, np.broadcast_to(value, (len(layers), *value.shape[1:])))
+        value = value.transpose("layer", ...).astype("float64")
+    value = np.asarray(value)
+    if value.dtype.kind not in "iuf":
+        raise ValueError(f"{what}={value!s:.80}: give numbers")
+    if value.ndim and len(value) != len(layers):  # one per layer of the model
+        if len(value) <= layers.max():
+            raise ValueError(f"{len(value)} values of {what} for layers {layers.tolist()}")
+        value = value[layers]
+    dims = ("layer", "head")[: max(1, value.ndim)]
+    found = xr.Variable(dims, np.broadcast_to(value, (len(layers), *value.shape[1:])).astype("float64"))
     wrong = np.isinf(found.values) | (np.isnan(found.values) & ~np.isnan(missing))
     if wrong.any() or (what == "norm" and (found.values < 0).any()):
         raise ValueError(f"{what} {found.values.tolist()!s:.80}: give finite numbers, and no norm below 0")

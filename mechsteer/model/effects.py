@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,17 +20,14 @@ from .steering import MODES, Steering, Steerings
 
 
 def apply(h: torch.Tensor, mode: str, gain, amount, vector) -> torch.Tensor:
-    """Activations after one effect; a pure function.
+    """Activations after one effect of a `mode`, as `Steering` says what they do; a pure function.
 
     Parameters
     ----------
     h : (row, step, d_model), or (row, step, head, d_head)
-    mode : str
-        `add`: h + g v, where `vector` is v and `amount` isn't used. With a unit `vector` d and the `amount`
-        a: `blend`: (h + |h| ga d) / (1 + |ga|), `replace`: h + g (a - h·d) d, `remove`: h - ga (h·d) d.
     gain : (row, step), in [0, 1]; a row at 0 comes back bit for bit
-    amount : (row, 1), or (row, 1, head): strength x weight, for `replace` x norm
-    vector : (row, 1, d_model), or (row, 1, head, d_head)
+    amount : (row, 1), or (row, 1, head): strength x weight, for `replace` x norm; `add` doesn't use it
+    vector : (row, 1, d_model), or (row, 1, head, d_head): for `add` what is added, else of unit length
     """
     gain = gain.reshape(gain.shape + (1,) * (h.ndim - 2))  # (row, step, [1,] 1)
     if mode == "add":
@@ -104,11 +101,9 @@ def steered(lm, plan: Plan) -> Iterator[None]:
 def check(rows: Sequence, n_frames: int, model, halves: tuple[str, ...]) -> Sequence:
     """The steerings of a call, one per row, if they fit its model; once per call, before any work.
 
-    Raises
-    ------
-    ValueError  for what isn't a Steering, or has another width, heads or layers than the model.
-    UserWarning  for directions of other weights, and for steerings that do nothing: their schedule holds none
-        of the `n_frames`, their branch isn't one of `halves`, or they vanish in float32.
+    ValueError for what isn't a Steering, or has another width, heads or layers than the model. UserWarning
+    for directions of other weights, and for steerings that do nothing: their schedule holds none of the
+    `n_frames`, their branch isn't one of `halves`, or they vanish in float32.
     """
     for row in rows:
         if row is not None and not hasattr(row, "parts"):
@@ -117,17 +112,25 @@ def check(rows: Sequence, n_frames: int, model, halves: tuple[str, ...]) -> Sequ
     foreign = {str(part.direction.attrs.get("model_hash") or model.hash) for part in parts} - {model.hash}
     said = [f"a direction found in {', '.join(sorted(foreign))} steers model {model.hash}"] if foreign else []
     for part in parts:
-        _check(part, model)
-        most, idle = float(np.abs(part.amounts()).max()), ""
+        heads = model.n_heads, model.d_model // model.n_heads
+        shape, wanted = part.direction.shape[1:], heads if part.site == "heads" else (model.d_model,)
+        if shape != wanted:
+            wide = " x ".join(map(str, shape))
+            raise ValueError(f"the direction is {wide} wide; this model's {part.site} is {wanted}")
+        if not all(0 <= layer < model.n_layers for layer in part.layers):
+            there = f"this model has layers 0 to {model.n_layers - 1}"
+            raise ValueError(f"the steering acts at layers {part.layers}; {there}")
+        most = float(np.abs(part.amounts()).max())
         if most > torch.finfo(model.dtype).max:
             raise ValueError(f"{part!r} is too strong for {model.dtype}: its vectors are {most:.3g} long")
         if part.strength != 0 and part.direction.weight.values.any():  # else so meant, or told before
-            idle = "its strength or norm vanishes" if most < np.finfo("float32").tiny else idle
-            idle = idle if part.branch in ("both", *halves) else f"no {part.branch!r} half without guidance"
-            seconds = n_frames / model.frame_rate
-            here = part.schedule(n_frames, model.frame_rate).any()
-            idle = idle if here else f"its schedule holds no frame of these {seconds:g} s"
-        said += [f"{part!r} does nothing: {idle}"] * bool(idle)
+            here, seconds = part.schedule(n_frames, model.frame_rate).any(), n_frames / model.frame_rate
+            idle = {
+                f"its schedule holds no frame of these {seconds:g} s": not here,
+                f"no {part.branch!r} half without guidance": part.branch not in ("both", *halves),
+                "its strength or norm vanishes": most < np.finfo("float32").tiny,
+            }
+            said += [f"{part!r} does nothing: {why}" for why, so in idle.items() if so][:1]
     for text in dict.fromkeys(said):
         warnings.warn(text, stacklevel=4)
     return rows
@@ -143,78 +146,63 @@ def plan(rows: Sequence[Steering | Steerings | None], n_steps: int, model, halve
     model : Model, whose frame_rate and device are asked for
     halves : the blocks of rows in the batch, in order; under guidance audiocraft runs ("cond", "uncond")
     """
-    schedules: dict[tuple, np.ndarray] = {}
-    found: dict[tuple, _Place] = defaultdict(_Place)
+    gains: dict[tuple, np.ndarray] = {}
+    found = defaultdict(lambda: defaultdict(list))  # (site, layer) -> (mode, batch row) -> terms
     for index, steering in enumerate(rows):
         for part in steering.parts if steering is not None else ():
             when = (part.start, part.stop, part.every, part.ramp)
-            if when not in schedules:
-                schedules[when] = part.schedule(n_steps, model.frame_rate)
-            if part.strength == 0 or not schedules[when].any():
+            if when not in gains:
+                gains[when] = part.schedule(n_steps, model.frame_rate)
+            if part.strength == 0 or not gains[when].any():
                 continue
             at = [k * len(rows) + index for k, half in enumerate(halves) if part.branch in ("both", half)]
             for layer, amount, vector in zip(part.layers, part.amounts(), part.direction.values, strict=True):
                 for row in at if amount.any() else ():
-                    found[part.site, layer].put(part.mode, row, when, schedules[when], amount, vector)
+                    found[part.site, layer][part.mode, row].append((when, amount, vector))
     made, batch = Plan(), len(rows) * len(halves)
-    for where, place in found.items():
-        in_turn = sorted(place.slots, key=lambda slot: (MODES.index(slot[0]), slot[1]))
-        made[where] = [_stack(mode, place.slots[mode, slot], batch, model.device) for mode, slot in in_turn]
+    joined = {"add": _summed, "remove": _left_by_each_other}
+    for place, by_row in found.items():
+        made[place] = []
+        for mode in MODES:
+            terms = {row: joined.get(mode, list)(some) for (m, row), some in by_row.items() if m == mode}
+            for turn in range(max(map(len, terms.values()), default=0)):
+                now = {row: some[turn] for row, some in terms.items() if turn < len(some)}
+                made[place].append(_stack(mode, now, gains, batch, model.device))
     return made
 
 
-class _Place:
-    """What acts at one site and layer: `slots`, (mode, slot) -> batch row -> term, acting slot by slot."""
-
-    def __init__(self):
-        self.slots, self.taken, self.same = defaultdict(dict), Counter(), {}
-
-    def put(self, mode: str, row: int, when: tuple, gain: np.ndarray, amount, vector) -> None:
-        """Give a term the next slot of its mode and row; additions on one schedule sum up in one."""
-        earlier = self.same.get((mode, row, when))
-        vector = amount[..., None] * vector if mode == "add" else vector
-        if mode == "add" and earlier is not None:
-            earlier["vector"] = earlier["vector"] + vector
-            return
-        if mode == "remove":  # take away only what the earlier ones leave
-            if earlier is not None:
-                if len(earlier) >= vector.shape[-1] and earlier.any(-1).all():
-                    return  # nothing is left
-                along = np.einsum("k...d,...d->k...", earlier, vector)
-                rest = vector - np.einsum("k...,k...d->...d", along, earlier)
-                length = np.linalg.norm(rest, axis=-1, keepdims=True)
-                vector = np.where(length > 1e-6, rest / np.maximum(length, 1e-6), 0.0)
-                if not vector.any():
-                    return
-            before = [vector[None]] if earlier is None else [earlier, vector[None]]
-            self.same[mode, row, when] = np.concatenate(before)
-        term = {"gain": gain, "amount": amount, "vector": vector}
-        if mode == "add":
-            self.same[mode, row, when] = term
-        self.slots[mode, self.taken[mode, row]][row] = term
-        self.taken[mode, row] += 1
+def _summed(terms: list[tuple]) -> list[tuple]:
+    """Additions of one row, one for each schedule."""
+    sums = {}
+    for when, amount, vector in terms:
+        sums[when] = sums.get(when, 0.0) + amount[..., None] * vector
+    return [(when, 1.0, vector) for when, vector in sums.items()]
 
 
-def _stack(mode: str, terms: dict, batch: int, device: torch.device | str) -> Effect:
-    """One Effect over the whole batch from {row: term}; rows without a term have gain 0."""
-    some = next(iter(terms.values()))
-    heads = some["vector"].shape[:-1]  # () or (head,)
-    gain = np.zeros((batch, some["gain"].size), dtype="float32")
-    amount = np.zeros((batch, 1, *heads), dtype="float32")
-    vector = np.zeros((batch, 1, *some["vector"].shape), dtype="float32")
-    for row, term in terms.items():
-        gain[row], amount[row, 0], vector[row, 0] = term["gain"], term["amount"], term["vector"]
+def _left_by_each_other(terms: list[tuple]) -> list[tuple]:
+    """Removals of one row, on each schedule along unit vectors at right angles to the earlier ones."""
+    left, taken = [], {}  # when -> (vector, [head,] width)
+    for when, amount, vector in terms:
+        earlier = taken.get(when, vector[None][:0])
+        if len(earlier):
+            along = np.einsum("k...d,...d->k...", earlier, vector)
+            rest = vector - np.einsum("k...,k...d->...d", along, earlier)
+            length = np.linalg.norm(rest, axis=-1, keepdims=True)
+            vector = np.where(length > 1e-6, rest / np.maximum(length, 1e-6), 0.0)
+        if vector.any():
+            taken[when] = np.concatenate([earlier, vector[None]])
+            left.append((when, amount, vector))
+    return left
+
+
+def _stack(mode: str, terms: dict, gains: dict, batch: int, device: torch.device | str) -> Effect:
+    """One Effect over the whole batch from {row: (when, amount, vector)}; other rows have gain 0."""
+    when, _, some = next(iter(terms.values()))
+    gain = np.zeros((batch, gains[when].size), dtype="float32")
+    amount = np.zeros((batch, 1, *some.shape[:-1]), dtype="float32")  # (row, 1[, head])
+    vector = np.zeros((batch, 1, *some.shape), dtype="float32")
+    for row, (when, much, along) in terms.items():
+        gain[row], amount[row, 0], vector[row, 0] = gains[when], much, along
     to = lambda a: torch.from_numpy(a).to(device)
     segment = np.append(0, (gain[:, 1:] != gain[:, :-1]).any(axis=0).cumsum())
     return Effect(mode, to(gain), to(amount), to(vector), gain.any(axis=0), segment)
-
-
-def _check(part: Steering, model) -> None:
-    shape, heads = part.direction.shape[1:], (model.n_heads, model.d_model // model.n_heads)
-    wanted = heads if part.site == "heads" else (model.d_model,)
-    if shape != wanted:
-        wide = " x ".join(map(str, shape))
-        raise ValueError(f"the direction is {wide} wide; this model's {part.site} is {wanted}")
-    if not all(0 <= layer < model.n_layers for layer in part.layers):
-        there = f"this model has layers 0 to {model.n_layers - 1}"
-        raise ValueError(f"the steering acts at layers {part.layers}; {there}")

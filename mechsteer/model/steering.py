@@ -116,11 +116,8 @@ class Steering(_Combined):
         if own and own != site:
             raise ValueError(f"this direction was read at site {own!r}; it can't be added at {site!r}")
         array = selected(self.direction, site, self.layers)
-        peak = np.abs(array.values).max(-1, keepdims=True)
-        odd = (peak > 1e100) | ((peak > 0) & (peak < 1e-100))  # whose squares aren't numbers
-        array = array / np.where(odd, peak, 1.0) if odd.any() else array
         long = length(array)
-        if not np.isfinite(array.values).all() or not float(long.max()) > 0:
+        if not np.isfinite(array.values).all() or not 0 < float(long.max()) < np.inf:
             raise ValueError("a direction that is zero, NaN or infinite can't be scaled to unit length")
         norm = self.norm if self.norm is not None else array.coords.get("norm", np.nan)
         norm = per_layer(norm, array, "norm", missing=np.nan)
@@ -136,16 +133,13 @@ class Steering(_Combined):
             warnings.warn(idle, stacklevel=4)
         as_is = (long == 0) | (abs(long - 1) < 1e-12)  # what is unit already stays bit for bit
         direction = (array / long.where(~as_is, 1.0)).drop_vars(["norm", "weight"], errors="ignore")
-        direction = direction.assign_coords(norm=norm, weight=weights).assign_attrs(
-            {**array.attrs, "site": site}
-        )
+        direction = direction.assign_coords(norm=norm, weight=weights)
+        direction = direction.assign_attrs({**array.attrs, "site": site})
         if "concept" in array.coords and array.coords["concept"].ndim == 0:
             direction.attrs.setdefault("concept", str(array.coords["concept"].item()))
-        layers = tuple(int(i) for i in direction.layer.values)
-        for name, value in (("direction", direction), ("site", site), ("layers", layers)):
+        made = dict(direction=direction, site=site, layers=tuple(direction.layer.values.tolist()))
+        for name, value in (made | dict(weights=None, norm=None)).items():  # those two are coordinates now
             keep(name, value)
-        for name in ("weights", "norm"):  # from here on they are coordinates of the direction
-            keep(name, None)
 
     @property
     def parts(self) -> tuple[Steering, ...]:
@@ -165,9 +159,8 @@ class Steering(_Combined):
 
     def amounts(self) -> np.ndarray:
         """strength x weight, in `add` and `replace` x norm: (layer,) or (layer, head)."""
-        each = [self.direction.weight.values] + [self.direction.norm.values] * (self.mode in NORMED)
-        each = [a.reshape(*a.shape, *[1] * (max(b.ndim for b in each) - a.ndim)) for a in each]
-        return self.strength * np.prod(np.broadcast_arrays(*each), axis=0)
+        weight, norm = self.direction.weight.variable, self.direction.norm.variable
+        return self.strength * (weight * norm if self.mode in NORMED else weight).values
 
     def vectors(self) -> xr.DataArray:
         """What `add` puts on the activations at full gain: strength x weight x norm x unit direction."""
@@ -181,14 +174,10 @@ class Steering(_Combined):
             return NotImplemented
         differ = [f for f in _SAME_IN_A_SUM if getattr(self, f) != getattr(other, f)]
         if differ or self.mode not in ("add", "blend"):
-            what = (
-                f"both differ in {', '.join(differ)}" if differ else f"mode {self.mode!r} has no weighted sum"
-            )
+            what = f"they differ in {', '.join(differ)}" if differ else f"mode {self.mode!r} has no sum"
             raise ValueError(f"`+` makes one steering of two, but {what}; use `|` to apply both")
-        a, b = (
-            s.vectors() if s.mode == "add" else s.strength * s.direction.weight * s.direction
-            for s in (self, other)
-        )
+        bare = lambda s: s.strength * s.direction.weight * s.direction
+        a, b = (s.vectors() if self.mode == "add" else bare(s) for s in (self, other))
         total = (a + b).where(length(a + b) > 1e-9 * (length(a) + length(b)), 0.0)
         norm = self.direction.norm
         weight = length(total) / norm if self.mode == "add" else length(total)
@@ -204,9 +193,8 @@ class Steering(_Combined):
     def __repr__(self) -> str:
         concept = self.direction.attrs.get("concept", "direction")
         end = "end" if self.stop is None else f"{self.stop:g}"
-        said = (
-            f"{self.mode} {self.strength:+.3g} x {concept} at {self.site}[{','.join(map(str, self.layers))}]"
-        )
+        where = f"{self.site}[{','.join(map(str, self.layers))}]"
+        said = f"{self.mode} {self.strength:+.3g} x {concept} at {where}"
         said += "" if (self.start, self.stop) == (0.0, None) else f", {self.start:g}-{end} s"
         said += "" if self.every == 1 else f", every {self.every} frames"
         said += "" if not self.ramp else f", ramp {self.ramp:g} s"
