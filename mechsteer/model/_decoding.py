@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ._audiocraft import attributes
-from .effects import Plan, steered
+from .effects import plan, steered
 from .sampling import BLOCK, HELD, Sampler, sampled
 
 BUCKET = 256  # a captured graph attends to a multiple of so many steps
@@ -35,10 +35,10 @@ class Decoding:
         self.graph, self.static, self.graphs, self.seen = graph, graph or static, {}, None
         if start is None:
             start = torch.empty(len(sampler.generators), engine.shape[0], 0, dtype=torch.long)
-        self.text, given = engine.text(conditions), start.shape[-1]
-        self.lay_out(n_frames, start)
-        self.fed, self.known = 0, self.pattern.get_first_step_with_timesteps(given)
-        self.start, self.first = start, self.known
+        self.text, self.start = engine.text(conditions), start
+        self.lay_out(n_frames)
+        self.fed, self.known = 0, self.pattern.get_first_step_with_timesteps(start.shape[-1])
+        self.first = self.known
         room = -(-self.n_steps // BUCKET) * BUCKET if self.static else self.n_steps
         engine.positions(self.n_steps)
         sizes = len(engine.layers), 2, len(self.text[0][0]), engine.n_heads, room, engine.layers[0].heads[1]
@@ -46,21 +46,21 @@ class Decoding:
         self.at, self.steps = (torch.arange(n, device=engine.device) for n in (1, room))
         sampler.begin(self.known, engine.shape, engine.device)
 
-    def lay_out(self, n_frames: int, codes) -> None:
-        """Lay codes (clip, codebook, frame) out in the pattern of `n_frames`, the rest of it to come."""
+    def lay_out(self, n_frames: int, chosen: torch.Tensor | None = None) -> None:
+        """Lay `start` out in the pattern of `n_frames`, and the steps `chosen`; the rest of it is to come."""
         self.pattern = self.engine.lm.pattern_provider.get_pattern(n_frames)
-        whole = torch.full((*codes.shape[:2], n_frames), UNKNOWN, device=self.engine.device)
-        whole[..., : codes.shape[-1]] = codes
+        whole = torch.full((*self.start.shape[:2], n_frames), UNKNOWN, device=self.engine.device)
+        whole[..., : self.start.shape[-1]] = self.start
         self.sequence, _, self.mask = self.pattern.build_pattern_sequence(whole, self.engine.shape[1])
         self.n_steps, self.n_frames = len(self.pattern.layout), n_frames
+        if chosen is not None:
+            self.sequence[..., : chosen.shape[-1]] = chosen
 
     def rewind(self, frame: int) -> None:
         """Forget the tokens chosen since codebook 0 of `frame`, of at most `HELD` - `BLOCK` steps."""
         known = max(frame + 1, self.first + 1, self.known - HELD + BLOCK)
         if known < self.known:
-            chosen = self.sequence
-            self.lay_out(self.n_frames, self.start)
-            self.sequence[..., :known] = chosen[..., :known]
+            self.lay_out(self.n_frames, self.sequence[..., :known])
             self.fed, self.known = known - 1, known
 
     @property
@@ -82,7 +82,8 @@ class Decoding:
         logits = self.engine.logits(
             self.sequence[..., at], self.text, self.plan, at, when, self.caches, length, mask, self.seen
         )
-        tokens = torch.where(self.mask[:, nxt], self.sampler.next(logits[:, 0], nxt), self.engine.shape[1])
+        chosen = self.sampler.next(logits[:, 0], nxt.start if isinstance(nxt, slice) else nxt)
+        tokens = torch.where(self.mask[:, nxt], chosen, self.engine.shape[1])
         old = self.sequence[..., nxt]
         self.sequence[..., nxt] = torch.where(old == UNKNOWN, tokens, old)
 
@@ -120,15 +121,18 @@ def both_halves(sampler: Sampler, prompts, rows) -> bool:
 
 
 @torch.no_grad()
-def decode(model, prompts, plan: Plan, start, sampler: Sampler, both: bool, n_frames: int, tell: Callable):
-    """Codes (clip, codebook, frame) on the CPU of one batch; `tell()` is called after every step.
+def decode(model, prompts, rows, start, sampler: Sampler, n_frames: int, tell: Callable) -> torch.Tensor:
+    """Codes (clip, codebook, frame) on the CPU of one batch, steered by `rows`; `tell()` follows every step.
 
     A model that the engine doesn't know, or that carries PyTorch hooks, runs in audiocraft's own loop.
     """
+    both = both_halves(sampler, prompts, rows)
+    n_steps = len(model.lm.pattern_provider.get_pattern(n_frames).layout)
+    planned = plan(rows, n_steps, model, ("cond", "uncond") if both else ("cond",))
     if (engine := model.engine) is not None:
         texts = [*prompts, *[None] * len(prompts)] if both else prompts
         conditions, graph = model.conditions(texts, len(texts)), model.device.type == "cuda"
-        clips = Decoding(engine, conditions, sampler, plan, n_frames, start, graph=graph)
+        clips = Decoding(engine, conditions, sampler, planned, n_frames, start, graph=graph)
         while not clips.done:
             clips.step()
             tell()
@@ -136,7 +140,7 @@ def decode(model, prompts, plan: Plan, start, sampler: Sampler, both: bool, n_fr
     else:
         options = dict(use_sampling=False, cfg_coef=sampler.guidance, two_step_cfg=False)
         options["callback"] = lambda done, total: tell()
-        with steered(model.lm, plan), sampled(model.lm, sampler, both):
+        with steered(model.lm, planned), sampled(model.lm, sampler, both):
             codes = model.lm.generate(start, attributes(model.lm, prompts), max_gen_len=n_frames, **options)
     sampler.check()
     return codes.cpu()

@@ -20,7 +20,7 @@ from ..sound import to_clips
 from . import _audiocraft, _checkpoints
 from ._audiocraft import MusicGen, attributes
 from ._calls import each, in_rows
-from ._decoding import both_halves, decode
+from ._decoding import decode
 from ._engine import Engine
 from .effects import check, plan, steered
 from .generation import Generation
@@ -59,7 +59,7 @@ def load(
     if str(name) == "tiny":
         from ..tiny import loading
 
-        musicgen, weights = loading.load_embedded(device="cpu", dtype=torch.float32), None
+        musicgen, weights = loading.load_embedded(), None
     else:
         musicgen, weights = _audiocraft.build(name)
     return Model(musicgen, Path(name).name if Path(name).is_dir() else str(name), weights, device, dtype)
@@ -112,11 +112,10 @@ class Model:
             warnings.warn(slow, stacklevel=3)
 
     def __repr__(self) -> str:
-        return (
-            f"<Model {self.name}: {self.n_layers} layers, d_model {self.d_model}, {self.n_heads} heads; "
-            f"{self.n_codebooks} codebooks at {self.frame_rate:g} Hz, {self.sample_rate} Hz audio; "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}; {self.hash}>"
-        )
+        sizes = f"{self.n_layers} layers, d_model {self.d_model}, {self.n_heads} heads"
+        sound = f"{self.n_codebooks} codebooks at {self.frame_rate:g} Hz, {self.sample_rate} Hz audio"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<Model {self.name}: {sizes}; {sound}; {dtype} on {self.device}; {self.hash}>"
 
     @functools.cached_property
     def nn(self):
@@ -141,11 +140,6 @@ class Model:
     def codec_hash(self) -> str:
         """Names the weights that codes depend on: those of the codec without its decoder."""
         return _checkpoints.codec_hash(self.codec.state_dict())
-
-    @functools.cached_property
-    def codec_reach(self) -> tuple[int, int]:
-        """Frames before and after a frame that its sound depends on."""
-        return codec_reach(self.codec, self.lm.card)
 
     def module_of(self, site: str, layer: int) -> torch.nn.Module:
         """The PyTorch module of a site; `sites.SITES` says which of its values the site is."""
@@ -208,8 +202,8 @@ class Model:
     def _codes(self, codes) -> torch.Tensor:
         codes = torch.as_tensor(codes)
         codes = codes[None] if codes.ndim == 2 else codes
-        fits = codes.ndim == 3 and codes.shape[1] == self.n_codebooks and codes.numel() > 0
-        if not fits or codes.dtype.is_floating_point or codes.dtype.is_complex or codes.dtype == torch.bool:
+        whole = codes.dtype != torch.bool and not (codes.is_floating_point() or codes.is_complex())
+        if not whole or codes.ndim != 3 or codes.shape[1] != self.n_codebooks or not codes.numel():
             wanted = f"codes are integers (clip, {self.n_codebooks} codebooks, frame)"
             raise ValueError(f"{wanted}, not {codes.dtype} {tuple(codes.shape)}")
         codes = codes.long()
@@ -300,26 +294,24 @@ class Model:
             audio_prompt = self.encode(*audio_prompt)
         audio_prompt = None if audio_prompt is None else self._codes(audio_prompt)
         prompts, seeds, rows, starts = in_rows(prompts, seed, steering, audio_prompt)
-        n = len(rows)
         given = 0 if audio_prompt is None else audio_prompt.shape[-1]
         n_frames = self.frames_of(duration, given)
         check(rows, n_frames, self, ("cond",) if guidance == 1 else ("cond", "uncond"))
         settings = dict(duration=duration, guidance=guidance, temperature=temperature, top_k=top_k)
         settings["prompt_frames"] = given
         pattern = self.lm.pattern_provider.get_pattern(n_frames)
-        n_steps = len(pattern.layout)
-        codes, batches = [], [slice(at, at + size) for at in range(0, n, size)]
-        todo = n_steps - pattern.get_first_step_with_timesteps(given)
+        codes, batches = [], [slice(at, at + size) for at in range(0, len(rows), size)]
+        todo = len(pattern.layout) - pattern.get_first_step_with_timesteps(given)
         with progress_bar(total=todo * len(batches), unit="step", show=progress) as bar:
             for some in batches:
                 start = None if starts[0] is None else torch.stack(starts[some])
                 sampler = Sampler(seeds[some], guidance, temperature, top_k)
-                both = both_halves(sampler, prompts[some], rows[some])
-                planned = plan(rows[some], n_steps, self, ("cond", "uncond") if both else ("cond",))
                 with memory_told("give a smaller batch_size or a shorter duration"), self.alone("generate"):
-                    given = (prompts[some], planned, start, sampler, both, n_frames)
-                    codes.append(decode(self, *given, bar.update))
+                    codes.append(
+                        decode(self, prompts[some], rows[some], start, sampler, n_frames, bar.update)
+                    )
         codes, name = torch.cat(codes), f"{self.name} {self.hash}"
         return Generation(self.decode(codes), codes, self.sample_rate, prompts, seeds, rows, name, settings)
 
+    codec_reach = functools.cached_property(codec_reach)
     stream, trace, tracing_generation = stream, trace, tracing_generation

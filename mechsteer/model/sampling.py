@@ -48,19 +48,15 @@ class Sampler:
             self.uniform[:, at : at + BLOCK] = self.drawing.to(self.uniform.device)
             self.drawn += BLOCK
 
-    def next(self, logits: torch.Tensor, step: slice | torch.Tensor) -> torch.Tensor:
-        """[cond; uncond] logits (row, codebook, card), in float32, to tokens (clip, codebook, 1)."""
+    def next(self, logits: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+        """[cond; uncond] logits (row, codebook, card), in float32, to `step`'s tokens (clip, codebook, 1)."""
         clips = len(self.generators)
         if len(logits) > clips:
             logits = logits[clips:] + (logits[:clips] - logits[clips:]) * self.guidance
         self.told &= torch.isfinite(logits).all()
         if self.greedy:
             return logits.argmax(-1, keepdim=True)
-        if isinstance(step, slice):
-            uniform = self.uniform[:, (self.shift + step.start - 1) % HELD]
-        else:
-            uniform = self.uniform[:, (self.shift + step - 1) % HELD][:, 0]
-        return self.choose(logits, uniform)
+        return self.choose(logits, self.uniform[:, (self.shift + step - 1) % HELD].view_as(logits))
 
     def choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """(clip, codebook, card) guided logits and uniform numbers to (clip, codebook, 1) tokens."""
@@ -82,7 +78,7 @@ class Sampler:
         self.begin(step, (logits.shape[1], logits.shape[3]), logits.device)
         self.shift = 0
         self.draw(step)
-        tokens = self.next(logits[:, :, -1].float(), slice(step, step + 1))
+        tokens = self.next(logits[:, :, -1].float(), step)
         chosen = torch.zeros_like(logits[: len(tokens), :, -1], dtype=torch.float32)
         return chosen.scatter_(-1, tokens, 1.0).repeat(2, 1, 1).unsqueeze(2)
 

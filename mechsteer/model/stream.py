@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -66,11 +66,11 @@ def stream(
         read = tuple(read)
     top_k, temperature = number("top_k", top_k, 0, whole=True), number("temperature", temperature, 0)
     sampler = Sampler(seeds, number("guidance", guidance), temperature, top_k)
-    sizes = dict(window=window, chunk=frames("chunk", chunk))
-    sizes["n_frames"] = None if duration is None else frames("duration", duration)
-    sizes["lookahead"] = None if lookahead is None else frames("lookahead", lookahead)
+    n_frames = None if duration is None else frames("duration", duration)
+    ahead = None if lookahead is None else frames("lookahead", lookahead)
+    sizes = n_frames, window, frames("chunk", chunk), ahead
     with model.alone("stream"):
-        return Stream(model, prompts, seeds, rows, sampler, read=read, **sizes)
+        return Stream(model, prompts, seeds, rows, sampler, *sizes, read)
 
 
 class Stream:
@@ -129,35 +129,34 @@ class Stream:
         if any(part.ramp for row in rows if row is not None for part in row.parts):
             raise ValueError("a stream's steering can end at any moment, which a ramp can't: give ramp=0")
         with self.model.alone("stream"), calm(self.model.lm):
-            self._steer(rows, rate)
-
-    def _steer(self, rows: list, rate: float) -> None:
-        if 0 < self.frames < self._whole():
-            self.fading = self._sound(self.frames, self.frames + 1)
-            self.clips.rewind(max(self.frames, self.settled) - self.before)
-        now, at = self._now(), lambda seconds: to_frames(seconds, rate)
-        step = max(now, self.settled)
-        for parts, row in zip(self.schedule, rows, strict=True):
-            parts[:] = [
-                dataclasses.replace(p, stop=step / rate) if p.stop is None or at(p.stop) > step else p
-                for p in parts
-                if at(p.start) < step
-            ]
-            for part in row.parts if row is not None else ():
-                stop = None if part.stop is None else part.stop + step / rate
-                parts.append(dataclasses.replace(part, start=part.start + step / rate, stop=stop))
-        self._plan(now)
+            if 0 < self.frames < self._whole():
+                self.fading = self._sound(self.frames, self.frames + 1)
+                self.clips.rewind(max(self.frames, self.settled) - self.before)
+            now = max(self._now(), self.settled)
+            later = lambda seconds: None if seconds is None else seconds + now / rate
+            for parts, row in zip(self.schedule, rows, strict=True):
+                begun = [part for part in parts if to_frames(part.start, rate) < now]
+                parts[:] = [p if self._over(p, now) else replace(p, stop=now / rate) for p in begun]
+                new = row.parts if row is not None else ()
+                parts += [replace(p, start=later(p.start), stop=later(p.stop)) for p in new]
+            self._plan(self._now())
 
     def _now(self) -> int:
         """The sequence step, in the clips' own count, that is read next."""
         return self.before + self.clips.known - 1
 
+    def _over(self, part: Steering, step: int) -> bool:
+        return part.stop is not None and to_frames(part.stop, self.model.frame_rate) <= step
+
+    def _steerings(self, since: int = -1) -> list[Steerings | None]:
+        """Each clip's schedule, without what was over at sequence step `since`."""
+        rows = [tuple(part for part in parts if not self._over(part, since)) for parts in self.schedule]
+        return [Steerings(parts) if parts else None for parts in rows]
+
     def _plan(self, since: int) -> None:
         """Have what the schedule says from sequence step `since` on."""
-        over = lambda p: p.stop is not None and to_frames(p.stop, self.model.frame_rate) <= since
-        rows = [[p for p in parts if not over(p)] for parts in self.schedule]
-        rows = [Steerings(tuple(parts)) if parts else None for parts in rows]
-        self.clips.plan = plan(rows, self.before + self.clips.n_steps, self.model, self.halves)
+        steps = self.before + self.clips.n_steps
+        self.clips.plan = plan(self._steerings(since), steps, self.model, self.halves)
 
     def _codes(self) -> torch.Tensor:
         """(clip, codebook, frame) so far; the last ones lack some codebooks."""
@@ -227,29 +226,27 @@ class Stream:
             if self.n_frames is None:
                 if not (frames := self.begun - self.before):
                     raise ValueError("nothing was played yet")
-                known, sequence = self.clips.known, self.clips.sequence
-                self.clips.lay_out(frames, self.clips.start)
-                self.clips.sequence[..., :known] = sequence[..., :known]
+                self.clips.lay_out(frames, self.clips.sequence[..., : self.clips.known])
                 while not self.clips.done:
                     self.clips.step()
                 self.n_frames = self.begun
         self.sampler.check()
-        codes, sampler, rate = self._codes().cpu(), self.sampler, self.model.frame_rate
-        settings = dict(duration=self.n_frames / rate, guidance=sampler.guidance, top_k=sampler.top_k)
-        settings |= dict(temperature=sampler.temperature, prompt_frames=0, window=self.window / rate)
-        rows = [Steerings(tuple(parts)) if parts else None for parts in self.schedule]
-        facts = (self.prompts, self.seeds, rows, f"{self.model.name} {self.model.hash}", settings)
+        codes, rate = self._codes().cpu(), self.model.frame_rate
+        how = {name: getattr(self.sampler, name) for name in ("guidance", "temperature", "top_k")}
+        how |= dict(duration=self.n_frames / rate, prompt_frames=0, window=self.window / rate)
+        facts = (self.prompts, self.seeds, self._steerings(), f"{self.model.name} {self.model.hash}", how)
         return Generation(self.model.decode(codes), codes, self.model.sample_rate, *facts)
 
 
 @torch.no_grad()
-def codec_reach(codec, card: int, frames: int = 100) -> tuple[int, int]:
-    """How many frames before and after a frame its sound depends on, by more than `FAINT`; on noise."""
+def codec_reach(model, frames: int = 100) -> tuple[int, int]:
+    """Frames before and after a frame that its sound depends on, by more than `FAINT`; measured on noise."""
+    codec, card, middle = model.codec, model.lm.card, frames // 2
     noise = torch.Generator().manual_seed(0)
     codes = torch.randint(card, (1, codec.num_codebooks, frames), generator=noise)
-    other, middle = codes.clone(), frames // 2
+    other = codes.clone()
     other[..., middle] = (codes[..., middle] + card // 2) % card
-    whole, changed = (_audiocraft.sound(codec, x)[0] for x in (codes, other))
-    change = (whole - changed).unflatten(-1, (frames, -1)).pow(2).mean((0, 2)).sqrt()
+    change = _audiocraft.sound(codec, codes)[0] - _audiocraft.sound(codec, other)[0]
+    change = change.unflatten(-1, (frames, -1)).pow(2).mean((0, 2)).sqrt()
     told = (change > FAINT * change.max()).nonzero().flatten().tolist() or [middle]
     return max(told) - middle + 1, middle - min(told) + 1
