@@ -33,14 +33,12 @@ def _stand_in_for_xformers() -> None:
     """
     if "xformers" in sys.modules or importlib.util.find_spec("xformers"):
         return
-    package, ops = (types.ModuleType(name) for name in ("xformers", "xformers.ops"))
-    for module in (package, ops):
-        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, loader=None)
-    ops.unbind = torch.unbind
-    ops.memory_efficient_attention = torch.nn.functional.scaled_dot_product_attention
-    ops.LowerTriangularMask = type("LowerTriangularMask", (), {})
-    package.ops = ops
-    sys.modules.update({"xformers": package, "xformers.ops": ops})
+    for name in ("xformers", "xformers.ops"):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
+    ops = sys.modules["xformers"].ops = sys.modules["xformers.ops"]
+    ops.unbind, ops.LowerTriangularMask = torch.unbind, object
+    ops.memory_efficient_attention = F.scaled_dot_product_attention
 
 
 class _Later(types.ModuleType):
@@ -168,10 +166,12 @@ def strange(lm: LMModel) -> str:
         found.add("conditions that don't come through cross-attention")
     if transformer._efficient_attention_backend != "torch":
         found.add("xformers' attention")
-    if not (_plain(*lm.linears) and all(type(emb) is ScaledEmbedding for emb in lm.emb)):
+    if not (_all_are(torch.nn.Linear, lm.linears) and _all_are(ScaledEmbedding, lm.emb)):
         found.add("other embeddings or heads")
     for layer in lm.transformer.layers:
         mine, cross = layer.self_attn, layer.cross_attention
+        norms = layer.norm1, layer.norm2, layer.norm_cross
+        linears = mine.out_proj, cross.out_proj, layer.linear1, layer.linear2
         known = {
             "layers of other classes": type(mine) is SelfAttention and type(cross) is CrossAttention,
             "norms after the blocks": layer.norm_first and isinstance(lm.out_norm, torch.nn.LayerNorm),
@@ -182,17 +182,15 @@ def strange(lm: LMModel) -> str:
             "attention in float32": not (mine.attention_as_float32 or cross.attention_as_float32),
             "xPos": not (mine.rope and mine.rope.xpos),
             "attention that isn't causal": mine.causal,
-            "other linears or norms": _plain(mine.out_proj, cross.out_proj, layer.linear1, layer.linear2)
-            and all(
-                type(norm) is torch.nn.LayerNorm for norm in (layer.norm1, layer.norm2, layer.norm_cross)
-            ),
+            "other linears or norms": _all_are(torch.nn.Linear, linears)
+            and _all_are(torch.nn.LayerNorm, norms),
         }
         found |= {name for name, ok in known.items() if not ok}
     return ", ".join(sorted(found))
 
 
-def _plain(*modules) -> bool:
-    return all(type(module) is torch.nn.Linear for module in modules)
+def _all_are(kind: type, modules) -> bool:
+    return all(type(module) is kind for module in modules)
 
 
 @torch.no_grad()
@@ -307,26 +305,22 @@ def wrapped(lm: LMModel, alone):
 @torch.no_grad()
 def check_sites(lm: LMModel, conditions: dict) -> None:
     """ValueError unless every site is at every layer and of width d_model in a forward pass."""
-    places = [(site, layer) for site in SITES for layer in range(len(lm.transformer.layers))]
-    seen: dict[tuple[str, int], tuple] = {}
+    seen = {(site, layer): "never run" for site in SITES for layer in range(len(lm.transformer.layers))}
     with contextlib.ExitStack() as hooks:
-        for place in places:
-            note = lambda h, place=place: seen.update({place: tuple(h.flatten(2).shape)})
+        for site, layer in seen:
+            note = lambda h, place=(site, layer): seen.update({place: tuple(h.flatten(2).shape)})
             try:
-                hooks.callback(hook(lm, *place, note).remove)
+                hooks.callback(hook(lm, site, layer, note).remove)
             except AttributeError as error:
-                site, layer = place
-                raise ValueError(
-                    f"no {SITES[site][0]!r} (site {site!r}) in layer {layer}: {error}"
-                ) from error
+                missing = f"no {SITES[site][0]!r} (site {site!r}) in layer {layer}: {error}"
+                raise ValueError(missing) from error
         device = next(lm.parameters()).device
         lm(torch.zeros(1, lm.num_codebooks, 2, dtype=torch.long, device=device), [], conditions)
-    for site, layer in places:
-        if seen.get((site, layer)) != (1, 2, lm.dim):
+    for (site, layer), shape in seen.items():
+        if shape != (1, 2, lm.dim):
+            known = "mechsteer knows the modules of audiocraft 1.3 with its own (not PyTorch's) attention"
             raise ValueError(
-                f"site {site!r} of layer {layer} should be (1, 2, {lm.dim}) and is "
-                f"{seen.get((site, layer), 'never run')}; mechsteer knows the modules of audiocraft 1.3 with "
-                "its own (not PyTorch's) attention"
+                f"site {site!r} of layer {layer} should be (1, 2, {lm.dim}) and is {shape}; {known}"
             )
 
 

@@ -26,9 +26,7 @@ NAMES = ("tiny", *(f"facebook/musicgen-{size}" for size in SIZES))
 def locate(source: str | Path, filename: str) -> Path:
     """The path of one file of a checkpoint: in a folder, in the local hub cache, or downloaded into it.
 
-    Raises
-    ------
-    MissingWeights  naming every place that was looked in, and what to do.
+    Raises MissingWeights, naming every place that was looked in, and what to do.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -49,15 +47,12 @@ def locate(source: str | Path, filename: str) -> Path:
 
     cache = os.environ.get("AUDIOCRAFT_CACHE_DIR") or constants.HF_HUB_CACHE
     hub = urllib.parse.urlsplit(constants.ENDPOINT).hostname
-    if constants.HF_HUB_OFFLINE:
-        state = "offline mode is on, HF_HUB_OFFLINE"
-    else:
-        state = "" if _reachable(hub) else "no connection"
+    off = "offline mode is on, HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""
+    state = off or ("" if _reachable(hub) else "no connection")
     try:
         return Path(hf_hub_download(str(source), filename, cache_dir=cache, local_files_only=bool(state)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        others = [name for name in NAMES if name != str(source)]
-        hint = did_you_mean(source, others)
+        hint = did_you_mean(source, {*NAMES} - {str(source)})
         raise MissingWeights(
             f"no weights of {str(source)!r}: looked for {filename} in a folder of that name (there is none), "
             f"in the hub cache {cache} and on {hub} ({state or type(error).__name__}). {hint} Load it once "
@@ -67,10 +62,9 @@ def locate(source: str | Path, filename: str) -> Path:
 
 def _reachable(host: str) -> bool:
     """Whether a connection can be made: asked first, as the hub's own client tries for half a minute."""
-    if urllib.request.getproxies():
-        return True
     try:
-        socket.create_connection((host, 443), timeout=5).close()
+        if not urllib.request.getproxies():
+            socket.create_connection((host, 443), timeout=5).close()
     except OSError:
         return False
     return True
@@ -79,19 +73,15 @@ def _reachable(host: str) -> bool:
 def read_file(path: Path) -> dict:
     """One checkpoint file as a dict of tensors and plain values.
 
-    Raises
-    ------
-    Unusable  when the file is damaged, isn't a checkpoint, or holds objects that need code to be run.
+    Raises Unusable when it is damaged, isn't a checkpoint, or holds objects that need code to be run.
     """
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged files raise of every kind, and torch's own text says how to run code
         what = f"it is damaged, or holds more than tensors and plain values ({type(error).__name__})"
         raise Unusable(f"{path} was not loaded: {what}") from error
-    known = isinstance(package, dict) and (
-        "pretrained" in package or {"best_state", "xp.cfg"} <= set(package)
-    )
-    if not known:
+    keys = set(package) if isinstance(package, dict) else set()
+    if not ("pretrained" in keys or {"best_state", "xp.cfg"} <= keys):
         raise Unusable(f"{path} isn't an exported audiocraft checkpoint: it lacks best_state and xp.cfg")
     return package
 

@@ -57,21 +57,17 @@ class Generation:
 
         Several clips get numbers: `take.flac` becomes `take-00.flac`, `take-01.flac`, ... Returns the paths.
 
-        Raises
-        ------
-        FileExistsError  if a file is there and `overwrite` is false; nothing is written then.
+        Raises FileExistsError if a file is there and `overwrite` is false; nothing is written then.
         """
-        path = Path(path)
-        stem, suffix, folder = path.stem, path.suffix, path.parent
-        if not suffix:
-            stem, suffix, folder = "clip", ".wav", path
-        numbers = [""] if len(self) == 1 and path.suffix else [f"-{i:02d}" for i in range(len(self))]
-        paths = [folder / f"{stem}{number}{suffix}" for number in numbers]
+        named = bool(Path(path).suffix)
+        path = Path(path) if named else Path(path) / "clip.wav"
+        paths = [path.with_stem(f"{path.stem}-{i:02d}") for i in range(len(self))]
+        paths = [path] if named and len(self) == 1 else paths
         there = [str(p) for p in paths if p.exists()]
         if there and not overwrite:
             raise FileExistsError(f"{', '.join(there)} exists; pass overwrite=True to replace it")
         for clip, target in zip(self.audio, paths, strict=True):
-            replace(target, encode_file(clip, self.sample_rate, suffix.lstrip(".").lower()))
+            replace(target, encode_file(clip, self.sample_rate, path.suffix.lstrip(".").lower()))
         return paths
 
     def _repr_html_(self) -> str:

@@ -38,9 +38,7 @@ def feature_dims(site: str) -> tuple[str, ...]:
 def module_of(layers, site: str, layer: int):
     """The module of a site in `layers`, a list of PyTorch modules or of nnsight envoys.
 
-    Raises
-    ------
-    IndexError  for a layer that isn't there. Negative numbers aren't: -1 would be mistaken for the input.
+    IndexError for a layer that isn't there. Negative numbers aren't: -1 would be mistaken for the input.
     """
     path, _ = SITES[check_site(site)]
     if not 0 <= layer < len(layers):
