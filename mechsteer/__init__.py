@@ -46,7 +46,7 @@ _NAMES = {  # module -> what it gives to notebooks
     "listening.test": "ListeningTest",
     "listening.power": "listeners_needed",
 }
-_METHODS = "generate nll trace tracing_generation encode decode sequence conditions".split()  # noqa: SIM905  (of a model)
+_METHODS = ("generate", "nll", "trace", "tracing_generation", "encode", "decode", "sequence", "conditions")
 _OWNERS = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted({*_OWNERS, *_FOLDERS})

@@ -22,6 +22,7 @@ __all__ = [
     *("predict", "grouped_split", "honest_score"),  # 03
     *("band_width", "pattern", "without"),  # 04
     "strength_to_use",  # 05
+    *("guessed_place", "patched_head", "control_rows"),  # 08
     *("surprise", "draw_listeners", "chance_of"),  # 09
     *("song_of", "paired_error", "half_as_wide"),  # 10
 ]
@@ -332,7 +333,7 @@ def honest_score(answer: Callable) -> Iterator[str]:
 @exercise("the more dimensions, the less two random directions share")
 def band_width(answer: float, width: float) -> Iterator[str]:
     """04: the number of dimensions in which 95 % of random pairs have a cosine within +-`width`, to 10 %."""
-    from mechsteer import null_cosine
+    from mechsteer.directions.geometry import null_cosine
 
     if answer is ...:
         yield NO_NUMBER
@@ -540,3 +541,59 @@ def half_as_wide(answer: float, clips: int) -> Iterator[str]:
             f"{answer:g} clips instead of {clips} give {(clips / max(answer, 1e-9)) ** 0.5:.0%} of the "
             "width, roughly"
         )
+
+
+@exercise("that is where the instrument goes on, whoever's notes it plays")
+def guessed_place(answer: tuple[str, int], parts: pd.Series) -> Iterator[str]:
+    """08: the (site, layer) beyond layer 0 at which a stranger's clip brings back most; `parts` has all."""
+    if answer is ...:
+        yield NO_NUMBER.replace("number", "place").replace("by one", "by a site and a layer")
+    rest = parts.drop(0, level="layer")
+    if not (isinstance(answer, tuple) and len(answer) == 2 and answer in rest.index):
+        sites, layers = (", ".join(map(str, rest.index.unique(k))) for k in (0, 1))
+        yield f"{answer!r} is no place: write a site ({sites}) and a layer ({layers}), as in ('mlp', 4)"
+    if (place := rest.idxmax()) != answer:
+        yield (
+            f"{answer[0]} of layer {answer[1]} brings back {rest[answer]:.2f}; another place "
+            f"{rest[place]:.2f}. What does a model that knows its instruments by name do with a sound?"
+        )
+
+
+@exercise("one head, put into the other run by hand, does what the map says")
+def patched_head(answer: Callable, truth: np.ndarray, all_heads: np.ndarray) -> Iterator[str]:
+    """08: `answer(layer, head)` is the share recovered by one head; `truth` [layer, head] is right, and
+    `all_heads` [layer] is what the layer's attention recovers."""
+    layer, head = np.unravel_index(truth.argmax(), truth.shape)
+    got = answer(int(layer), int(head))
+    if got is None:
+        yield EMPTY
+    got, right = float(got), truth[layer, head]
+    if abs(got) < 1e-6:
+        yield "nothing changed. Did you assign the changed values back: model.heads[layer] = h?"
+    if abs(got - all_heads[layer]) < 5e-3 and abs(right - all_heads[layer]) > 1e-2:
+        yield "all heads of the layer were replaced: index the third dim, h[:, :, head]"
+    if abs(got + right) < 5e-3:
+        yield "the sign is wrong: subtract the changed run's score from both"
+    if abs(got - right) > 5e-3:
+        yield f"head {head} of layer {layer} recovers {right:.3f}, not {got:.3f}"
+
+
+@exercise("they share everything with the patched clips but the score, and lack what is looked for")
+def control_rows(answer: Callable) -> Iterator[str]:
+    """08: `answer(clean, changed)` are the rows of `changed`, each in another row's place."""
+    import torch
+
+    clean, changed = torch.arange(8).reshape(4, 2, 1), torch.arange(8, 16).reshape(4, 2, 1)
+    got = answer(clean, changed)
+    if got is None:
+        yield EMPTY
+    got = torch.as_tensor(got)
+    if got.shape != changed.shape:
+        yield f"one clip for each pair: the shape should stay {tuple(changed.shape)}, not {tuple(got.shape)}"
+    rows = [tuple(row.flatten().tolist()) for row in got]
+    if set(rows) & {tuple(row.flatten().tolist()) for row in clean}:
+        yield "those have the concept. A control should lack it, and otherwise be as strange"
+    if any((a == b).all() for a, b in zip(got, changed, strict=True)):
+        yield "some clip is patched into itself, which changes nothing by construction: take another score's"
+    if set(rows) != {tuple(row.flatten().tolist()) for row in changed}:
+        yield "take every clip of `changed` once, in another order: so only the order differs"

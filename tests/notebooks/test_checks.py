@@ -241,5 +241,46 @@ def test_a_clip_put_into_itself_must_stay_as_it_is(model, capsys):
     tried(lambda answer: checks.patched(answer, model, *clips, 1), patched("attn"), wrong, capsys)
 
 
+def test_a_guessed_place_is_compared_with_the_map(capsys):
+    places = pd.MultiIndex.from_product([["attn", "cross", "mlp"], [0, 1, 2]], names=["site", "layer"])
+    parts = pd.Series([0.9, 0.1, 0.0, 0.0, 0.0, 0.4, 0.8, 0.0, 0.0], places)
+    wrong = [
+        (..., "no place is chosen"),
+        (("attn", 0), "is no place: write a site (attn, cross, mlp) and a layer (1, 2)"),
+        ("cross 2", "is no place"),
+        (("attn", 1), "attn of layer 1 brings back 0.10; another place 0.40"),
+    ]
+    tried(lambda answer: checks.guessed_place(answer, parts), ("cross", 2), wrong, capsys)
+
+
+def test_a_head_patched_by_hand_is_compared_with_the_map(capsys):
+    truth, whole = np.array([[0.02, 0.05], [0.4, 0.1]]), np.array([0.07, 0.55])
+    wrong = [
+        (lambda layer, head: None, "nothing came back"),
+        (lambda layer, head: 0.0, "assign the changed values back"),
+        (lambda layer, head: whole[layer], "all heads of the layer were replaced"),
+        (lambda layer, head: -truth[layer, head], "the sign is wrong"),
+        (lambda layer, head: truth[head, layer], "head 0 of layer 1 recovers 0.400, not 0.050"),
+    ]
+    tried(
+        lambda answer: checks.patched_head(answer, truth, whole),
+        lambda layer, head: truth[layer, head],
+        wrong,
+        capsys,
+    )
+
+
+def test_a_control_has_the_other_clips_of_the_changed_side(capsys):
+    wrong = [
+        (lambda clean, changed: None, "nothing came back"),
+        (lambda clean, changed: clean.roll(1, 0), "those have the concept"),
+        (lambda clean, changed: changed, "patched into itself"),
+        (lambda clean, changed: changed[[1, 0, 0, 0]], "every clip of `changed` once"),
+        (lambda clean, changed: changed[:2], "one clip for each pair"),
+    ]
+    tried(checks.control_rows, lambda clean, changed: changed.roll(1, 0), wrong, capsys)
+
+
 def test_every_check_is_tried_here():
-    assert {*RIGHT, *NUMBERS, "erased", "patched"} == set(checks.__all__)
+    apart = {"erased", "patched", "guessed_place", "patched_head", "control_rows"}
+    assert {*RIGHT, *NUMBERS, *apart} == set(checks.__all__)
