@@ -4,6 +4,8 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+__all__ = ["MissingWeights", "NoCheckout", "NoSuchDevice", "Told", "TooLittleMemory", "Unusable"]
+
 AGAIN = "fetch it again from the project's repository (git checkout -- data)"
 
 

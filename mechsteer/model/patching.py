@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import xarray as xr
 
 from .._shared import number, spelled
 from .._shared import progress as progress_bar
+from ..errors import memory_told
 from ._calls import each
 from .effects import Plan
 from .sites import hook
@@ -52,7 +54,7 @@ def patch(
     by : str
         "swap" replaces, one place after the other. "gradient" estimates all places at once (attribution
         patching): the score's gradient in the changed run, times what would be replaced.
-    batch_size : rows at a time; results don't depend on it but for rounding
+    batch_size : rows at a time, one for each pair and place; it changes results by rounding only
 
     Returns
     -------
@@ -76,10 +78,10 @@ def patch(
         odd = f"{model.name} has parts that the engine doesn't know, or PyTorch hooks"
         raise ValueError(f"{odd}: take the hooks off, patch by hand in model.trace, or give by='gradient'")
     job = _Pairs(model, clean, changed, sites, layers, windows, (prompts, changed_prompts), worth)
-    size = number("batch_size", batch_size, 1, whole=True)
-    size, run = (max(1, size // len(job.places)), _swap) if by == "swap" else (size, _gradient)
+    size = max(1, number("batch_size", batch_size, 1, whole=True) // len(job.places))
+    run = {"swap": _swap, "gradient": _gradient}[by]
     for at in progress_bar(range(0, len(job.gap), size), unit="batch", show=progress):
-        with model.alone("patch"):
+        with memory_told("give a smaller batch_size or shorter clips"), model.alone("patch"):
             run(job, slice(at, at + size))
     return job.dataset(by)
 
@@ -93,9 +95,8 @@ class _Pairs:
         self.layers = [layers] if isinstance(layers, int) else list(layers)
         if not (self.sites and self.layers):
             raise ValueError("give at least one site and one layer")
-        [
-            model.module_of(site, layer) for site in self.sites for layer in self.layers
-        ]  # or say what is absent
+        for site, layer in itertools.product(self.sites, self.layers):
+            model.module_of(site, layer)  # or say what is absent
         clean, changed = (model.sequence(codes) for codes in (clean, changed))
         if clean.shape != changed.shape:
             told = " and ".join(f"{len(t)} clips of {t.shape[-1] - 1} frames" for t in (clean, changed))
