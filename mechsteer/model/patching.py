@@ -13,6 +13,7 @@ import itertools
 import numpy as np
 import torch
 import xarray as xr
+from torch.nn import functional as F
 
 from .._shared import number, spelled
 from .._shared import progress as progress_bar
@@ -121,13 +122,14 @@ class _Pairs:
         self.found = {place: np.zeros((n, len(self.layers), parts, parts)) for place in self.places}
         self.gap = np.zeros((n, parts))
 
-    def score(self, logits, some, start=0):
+    def score(self, logits, some, at=slice(None)):
         """(row, step) of logits (row, step, codebook, card); rows are the pairs `some`, again and again."""
-        target = self.target[some, :, start:].mT  # (pair, step, codebook)
+        target = self.target[some, :, at].mT  # (pair, step, codebook)
         real = target < self.model.lm.card  # else the special token of the delay pattern
         again = lambda t: t.repeat(len(logits) // len(t), 1, 1)
         if self.worth is None:
-            chosen = logits.gather(-1, again(target * real)[..., None])[..., 0] - logits.logsumexp(-1)
+            goal = again(target * real)
+            chosen = -F.cross_entropy(logits.flatten(0, 2), goal.flatten(), reduction="none").view_as(goal)
         else:
             chosen = (logits.softmax(-1) * self.worth.to(logits.device)).sum(-1)
         return (chosen * again(real)).sum(-1)
@@ -171,18 +173,30 @@ def _swap(job: _Pairs, some: slice) -> None:
     base = job.score(base, some)
     job.gap[some] = job.by_window(job.score(goal, some) - base)
     text = engine.text(model.conditions(told[1] * k, n * k))
+
+    def past(at):
+        """Which steps each step of the slice sees; None where they see each other only."""
+        seen = torch.ones(at.stop - at.start, at.stop, dtype=torch.bool, device=model.device)
+        return seen.tril(at.start) if at.start else None
+
     for i, layer in enumerate(job.layers):
         wide = dict(enumerate(caches[layer:].repeat(1, 1, k, 1, 1, 1), layer))
         for w, span in reversed(list(enumerate(job.spans))):  # `wide` is written from `span` on
             new = {site: clean[site, layer][:, span] for site in job.sites}
             if all(torch.equal(new[site], old[site, layer][:, span]) for site in job.sites):
                 continue
-            at = slice(span.start, steps.stop)
-            past = torch.ones(at.stop - at.start, at.stop, dtype=torch.bool, device=model.device)
-            x, swaps = entering[layer][:, at].repeat(k, 1, 1), _Swaps(job.places, layer, new)
-            above = dict(caches=wide, length=at.stop, mask=past.tril(at.start), layers=slice(layer, None))
-            logits = engine.read(engine.through(x, text, swaps, at, at, **above))
-            gain = job.by_window(job.score(logits, some, at.start) - base[:, at].repeat(k, 1), at.start)
+            swaps, at = _Swaps(job.places, layer, new), span
+            x = entering[layer][:, at].repeat(k, 1, 1)
+            x = engine.through(
+                x, text, swaps, at, at, wide, at.stop, past(at), layers=slice(layer, layer + 1)
+            )
+            if layer + 1 < model.n_layers:  # only now do later steps change
+                at = slice(span.start, steps.stop)
+                x = torch.cat([x, old["resid", layer][:, span.stop :].repeat(k, 1, 1)], 1)
+                above = dict(length=at.stop, mask=past(at), layers=slice(layer + 1, None))
+                x = engine.through(x, text, Plan(), at, at, wide, **above)
+            gain = job.score(engine.read(x), some, at) - base[:, at].repeat(k, 1)
+            gain = job.by_window(gain, at.start)
             for place, gains in zip(job.places, np.split(gain, k), strict=True):
                 job.found[place][some, i, w] = gains
 

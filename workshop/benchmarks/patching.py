@@ -5,7 +5,7 @@
 map      the embedded model: every layer x 4 sites x 8 windows x `pairs` pairs of clips of `seconds`, by swap
          and by gradient, one after the other in the same process; and the same swaps as whole forward passes
          with PyTorch hooks, timed on a few places and extrapolated
-memory   how much the process grows over 8 pairs and over all of them, each in a process of its own
+memory   the peak of a process that patches 8 pairs, and of one that patches all of them
 small    random weights in the shape of musicgen-small: one pair of 50 frames, 2 windows, all layers
 
 Codes are random: speed doesn't depend on them.
@@ -71,14 +71,13 @@ def whole_map(pairs: int, seconds: float) -> None:
 
 
 def memory(pairs: int, seconds: float) -> None:
-    """Peak memory of a map of so many pairs, less that before it: printed by a process of its own."""
+    """Peak memory of a process that makes a map of so many pairs."""
     model = ms.load("tiny")
     both = [codes(model, pairs, model.seconds_to_frames(seconds), seed) for seed in (0, 1)]
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    before = peak()
     ms.patch(model, *both, SITES, layers=[0], windows=2, progress=False)
     ms.patch(model, *both, SITES, windows=2, by="gradient", progress=False)
-    print(f"{pairs} pairs: {peak() - before:.0f} MiB")
+    print(f"{pairs} pairs: a peak of {peak():.0f} MiB")
 
 
 def small() -> None:
