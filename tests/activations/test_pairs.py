@@ -83,7 +83,7 @@ def test_a_pair_may_differ_in_what_the_label_entails_only(tmp_path):
 @pytest.mark.parametrize(
     "difference",
     [{"group": "b"}, {"style": "rock"}, {"seconds": 1.5}, {"first_beat": 0.25}, {"tempo": np.nan}],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_clips_that_differ_otherwise_too_are_no_pair(tmp_path, difference):
     alike = dict(first_beat=0.5, tempo=90.0)
@@ -147,7 +147,7 @@ def test_rows_in_any_order_and_under_any_index(songs):
         (dict(clean="guitar", changed="guitar"), ValueError, "no pair varies 'lead'"),
         (dict(cleaned="guitar"), TypeError, "no option 'cleaned'. Did you mean 'clean'?"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_paired_is_one_sentence(songs, asked, error, says):
     with pytest.raises(error, match=says) as told:

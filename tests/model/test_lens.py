@@ -164,7 +164,7 @@ def test_the_shortest_clip_has_one_frame(model):
         (dict(codes=torch.zeros(3, 1, 14, dtype=torch.long)), ValueError, "codebooks"),
         (dict(map=None), TypeError, "no option 'map'. Did you mean 'maps'?"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_read_is_one_sentence(model, options, error, says):
     with pytest.raises(error, match=says) as told:
