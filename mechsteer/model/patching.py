@@ -107,9 +107,7 @@ class _Pairs:
         self.prompts = [each(texts, n, "prompts") for texts in told]
         differ = (clean != changed).any(2).any(1).tolist()
         if twins := [k for k in range(n) if not differ[k] and self.prompts[0][k] == self.prompts[1][k]]:
-            raise ValueError(
-                f"pair {twins[0]} is the same clip twice: nothing varies, so nothing can come back"
-            )
+            raise ValueError(f"pair {twins[0]} is the same clip twice: nothing varies, nothing can come back")
         parts = number("windows", windows, 1, n_steps - 1, whole=True)
         self.spans = [slice(w[0], w[-1] + 1) for w in np.array_split(np.arange(n_steps - 1), parts)]
         self.clean, self.changed, self.target = clean[..., :-1], changed[..., :-1], clean[..., 1:]
@@ -173,30 +171,23 @@ def _swap(job: _Pairs, some: slice) -> None:
     base = job.score(base, some)
     job.gap[some] = job.by_window(job.score(goal, some) - base)
     text = engine.text(model.conditions(told[1] * k, n * k))
-
-    def past(at):
-        """Which steps each step of the slice sees; None where they see each other only."""
-        seen = torch.ones(at.stop - at.start, at.stop, dtype=torch.bool, device=model.device)
-        return seen.tril(at.start) if at.start else None
-
+    causal = torch.ones(steps.stop, steps.stop, dtype=torch.bool, device=model.device).tril()
+    past = lambda at: causal[at, : at.stop] if at.start else None  # None: steps see each other only
     for i, layer in enumerate(job.layers):
         wide = dict(enumerate(caches[layer:].repeat(1, 1, k, 1, 1, 1), layer))
+        here, above = slice(layer, layer + 1), slice(layer + 1, None)
         for w, span in reversed(list(enumerate(job.spans))):  # `wide` is written from `span` on
             new = {site: clean[site, layer][:, span] for site in job.sites}
             if all(torch.equal(new[site], old[site, layer][:, span]) for site in job.sites):
                 continue
             swaps, at = _Swaps(job.places, layer, new), span
             x = entering[layer][:, at].repeat(k, 1, 1)
-            x = engine.through(
-                x, text, swaps, at, at, wide, at.stop, past(at), layers=slice(layer, layer + 1)
-            )
+            x = engine.through(x, text, swaps, at, at, wide, at.stop, past(at), layers=here)
             if layer + 1 < model.n_layers:  # only now do later steps change
                 at = slice(span.start, steps.stop)
                 x = torch.cat([x, old["resid", layer][:, span.stop :].repeat(k, 1, 1)], 1)
-                above = dict(length=at.stop, mask=past(at), layers=slice(layer + 1, None))
-                x = engine.through(x, text, Plan(), at, at, wide, **above)
-            gain = job.score(engine.read(x), some, at) - base[:, at].repeat(k, 1)
-            gain = job.by_window(gain, at.start)
+                x = engine.through(x, text, Plan(), at, at, wide, at.stop, past(at), layers=above)
+            gain = job.by_window(job.score(engine.read(x), some, at) - base[:, at].repeat(k, 1), at.start)
             for place, gains in zip(job.places, np.split(gain, k), strict=True):
                 job.found[place][some, i, w] = gains
 
