@@ -10,6 +10,7 @@ from scipy import fft
 from . import _spectra as spectra
 
 LOWEST, HIGHEST = 60.0, 1600.0  # Hz
+ABOVE = 180.0  # Hz; a melody is looked for above it, as a bass plays below
 VOICED = 0.2  # aperiodicity below which a frame has a pitch
 _WINDOW, _HOP = 1024, 640  # samples: 64 ms every 40 ms
 
@@ -51,24 +52,37 @@ def pitch_agreement(a: Any, b: Any, sample_rate: int) -> np.ndarray:
     return _mean_where(np.abs(1200 * np.log2(g / f)) <= 50, noise < VOICED)
 
 
-def fundamental(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+def melody(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hertz and aperiodicity, (frame,), of what sounds above 180 Hz in one clip, float (sample,) at 16 kHz.
+
+    In a mixture that is rather the melody; of the whole sound, YIN would follow the bass. See `fundamental`.
+    """
+    from scipy.signal import butter, sosfiltfilt
+
+    filtered = sosfiltfilt(butter(4, ABOVE, "high", fs=spectra.RATE, output="sos"), clip)
+    (hertz,), (noise,) = fundamental(filtered[None], spectra.RATE, ABOVE)
+    return hertz, noise
+
+
+def fundamental(audio: np.ndarray, sample_rate: int, lowest: float = LOWEST) -> tuple[np.ndarray, np.ndarray]:
     """Fundamental frequency of each frame by YIN.
 
     Parameters
     ----------
     audio : float (clip, sample)
-    sample_rate : int, Hz. The search is from 60 to 1600 Hz.
+    sample_rate : int, Hz
+    lowest : Hz, from where to search; up to 1600 Hz.
 
     Returns hertz and aperiodicity, float (clip, frame), one every 640 samples. Aperiodicity is 0 for a
     periodic frame, about 1 for noise and 1 for silence.
     Source: de Cheveigne & Kawahara 2002, steps 1 to 5.
     """
-    frames = [_yin(clip.astype(np.float64), sample_rate) for clip in audio]
+    frames = [_yin(clip.astype(np.float64), sample_rate, lowest) for clip in audio]
     return tuple(np.stack(values) for values in zip(*frames, strict=True))
 
 
-def _yin(clip, sample_rate):
-    first, last = int(sample_rate / HIGHEST), int(sample_rate / LOWEST)
+def _yin(clip, sample_rate, lowest):
+    first, last = int(sample_rate / HIGHEST), int(sample_rate / lowest)
     size = _WINDOW + last
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(clip, size // 2), size)[::_HOP]
     n = fft.next_fast_len(size, real=True)
