@@ -227,11 +227,30 @@ def test_the_command_line_reports_failure_and_wrong_names(tmp_path, monkeypatch,
     assert stop.value.code == 2 and "there are 01_fail" in capsys.readouterr().err
 
 
-def test_names_choose_notebooks_in_order(tmp_path):
+def test_after_one_failure_the_others_run_and_the_last_line_names_all_that_failed(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(paths, "project", lambda: tmp_path)
+    for name, source in (("01_a", "1 / 0"), ("02_b", "print(N)"), ("04_d", "print(M)")):
+        write(tmp_path / f"notebooks/{name}.ipynb", source)
+    (tmp_path / "notebooks/09_e.ipynb").write_text("{")
+    (tmp_path / "README.md").write_text("as it was")
+    assert notebooks.main(["09", "04", "02", "01"]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].startswith("02_b") and "09_e: " in said.err
+    assert said.err.index("04_d: cell 2 failed with Name") < said.err.index("01_a: cell 2 failed with Zero")
+    last = said.out.splitlines()[-1]
+    assert last.startswith("1 of 4 notebooks in ") and last.endswith("; failed: 09_e, 04_d, 01_a")
+    assert notebooks.problems(tmp_path / "notebooks/02_b.ipynb") == [], "what ran is stored"
+    assert (tmp_path / "README.md").read_text() == "as it was"
+
+
+def test_names_choose_notebooks_in_the_order_given_each_once(tmp_path):
     for name in ("02_b", "01_a", "10_c", "draft"):
         write(tmp_path / f"{name}.ipynb")
     assert [p.stem for p in notebooks.find(folder=tmp_path)] == ["01_a", "02_b", "10_c"]
-    assert [p.stem for p in notebooks.find(["10", "notebooks/01_a.ipynb"], tmp_path)] == ["01_a", "10_c"]
+    names = ["10", "notebooks/01_a.ipynb", "10_c", "10"]
+    assert [p.stem for p in notebooks.find(names, tmp_path)] == ["10_c", "01_a"]
 
 
 def test_links_and_contents_are_generated(tmp_path):

@@ -48,7 +48,7 @@ class NotebookError(RuntimeError):
 
 
 def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
-    """The numbered notebooks of a folder, in order; with names (`"01"`, or `"01_collect_..."`), only those.
+    """The numbered notebooks of a folder, in order; with names (`"01"`, `"01_collect_..."`) those, as given.
 
     Raises
     ------
@@ -56,15 +56,15 @@ def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
     """
     folder = folder or paths.project() / "notebooks"
     every = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    chosen = set()
+    chosen: dict[Path, None] = {}
     for name in names:
         stem = Path(name).name.removesuffix(".ipynb")
         fits = [path for path in every if path.stem == stem or path.stem.split("_")[0] == stem]
         if not fits:
             there = ", ".join(p.stem for p in every) or "none"
             raise NotebookError(f"No notebook is called {name!r}; there are {there}.")
-        chosen.update(fits)
-    return [path for path in every if not names or path in chosen]
+        chosen |= dict.fromkeys(fits)
+    return list(chosen) if names else every
 
 
 @contextlib.contextmanager
@@ -282,21 +282,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, sentences in wrong.items():
             print(f"{name}: {'; '.join(sentences) or 'in order'}")
         return int(any(wrong.values()))
-    began = time.monotonic()
+    began, failed = time.monotonic(), []
     for book in books:
         try:
             seconds, note, drawn = _run_one(book, given.model, given.limit)
-        except NotebookError as error:
-            print(error, file=sys.stderr)
-            return 1
+        except (NotebookError, ValueError, OSError) as error:  # ValueError: no notebook, or no title
+            print(error if isinstance(error, NotebookError) else f"{book.stem}: {error}", file=sys.stderr)
+            failed.append(book.stem)
+            continue
         print(f"{book.stem:40s} {seconds:6.0f} s{note}", flush=True)
         for name, change in drawn.items():
             print(f"    figure {name}: {change}", flush=True)
-    if given.model == DEFAULT_MODEL:
+    if given.model == DEFAULT_MODEL and not failed:
         relink(find())
         readme(paths.project() / "README.md", find())
-    print(f"{len(books)} notebooks in {time.monotonic() - began:.0f} s", flush=True)
-    return 0
+    well = f"{len(books) - len(failed)} of {len(books)}" if failed else len(books)
+    told = f"; failed: {', '.join(failed)}" if failed else ""
+    print(f"{well} notebooks in {time.monotonic() - began:.0f} s{told}", flush=True)
+    return int(bool(failed))
 
 
 def _run_one(book: Path, model: str, limit: float) -> tuple[float, str, dict[str, str]]:
