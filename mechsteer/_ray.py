@@ -11,7 +11,7 @@ def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> 
 
     `workers` actors make a `worker` (a class) each, with a GPU where the cluster has any (`gpu` says so);
     one that dies is replaced, and its piece done again. ImportError if Ray isn't installed. What a worker
-    raises is raised here, and so is Ray's RayActorError if three died over one piece.
+    raises while it processes is raised here as it was, and Ray's RayActorError if three died over one piece.
     """
     try:
         import ray
@@ -27,6 +27,8 @@ def over_actors(worker: type, options: tuple, pieces: Mapping, workers: int) -> 
         actors += [actor.remote(*options, gpu) for _ in range(min(workers, len(pieces)))]
         give = lambda actor, key: actor.process.remote(key, pieces[key])
         yield from ActorPool(actors).map_unordered(give, list(pieces))
+    except ray.exceptions.RayTaskError as error:  # which would say it amid two tracebacks
+        raise error.cause from error
     finally:
         for actor in actors:
             ray.kill(actor)

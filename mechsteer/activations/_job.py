@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import product
 from math import prod
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from .. import __version__
 from ..model._vectors import digest
@@ -32,6 +33,10 @@ from .read import POOLS, Reader, auto_batch, read
 BLOCK = 32  # clips; fewer where frames make them heavy
 BLOCK_BYTES = 64e6
 ENCODED_AT_ONCE = 640_000  # samples; EnCodec needs about 1,200 bytes for each
+COMPARED = 4  # clips at either end of a collection
+# Of the mean norm: between what `tiny` gives for clips of the orchestra (0.77 and 0.45, or more) and what the
+# codec (0.10 at the input) and the language model (0.017 above it) of random weights give.
+SAME_CODES, SAME_ACTIVATIONS = 0.3, 0.03
 GENERATE = ("duration", "seed", "guidance", "temperature", "top_k", "steering")
 
 
@@ -141,21 +146,35 @@ class Job:
 class Worker:
     """A job, its store and a model of its own, for many blocks; see `_ray.over_actors`."""
 
-    def __init__(self, source: str, device: str, dtype: str, weights: str, where: Path, job: Job, gpu: bool):
-        self.model = load(source, None if gpu else device, dtype)
-        self.job, self.store = job, Store.at(where)
-        if (here := self.model.hash) != weights:
-            raise ValueError(f"{source} is {here} on this worker and {weights} where the call was made")
+    def __init__(self, load_model: Callable[[bool], Model], where: Path, job: Job, gpu: bool):
+        self.load_model, self.job, self.store, self.gpu = load_model, job, Store.at(where), gpu
+
+    @functools.cached_property
+    def model(self) -> Model:
+        return self.load_model(self.gpu)
 
     @staticmethod
     def options(model: Model, job: Job, store: Store) -> tuple:
         """What a worker is made of; with paths in full, as it may start in another folder."""
-        source, dtype = model.musicgen.name, str(model.dtype).removeprefix("torch.")
-        source = str(Path(source).resolve()) if Path(source).is_dir() else source
-        return source, model.device.type, dtype, model.hash, store.where.resolve(), job
+        return again(model), store.where.resolve(), job
 
     def process(self, block: int, rows: pd.DataFrame) -> int:
         return self.store.write(block, *self.job.run(self.model, rows))
+
+
+def again(model: Model) -> Callable[[bool], Model]:
+    """What loads a model again in another process, there on a GPU if told that it has one."""
+    source, dtype = model.musicgen.name, str(model.dtype).removeprefix("torch.")
+    source = str(Path(source).resolve()) if Path(source).is_dir() else source
+    return functools.partial(_load, source, model.device.type, dtype, model.hash)
+
+
+def _load(source: str, device: str, dtype: str, weights: str, gpu: bool) -> Model:
+    """`load`, for `again`; ValueError if other weights are found there."""
+    model = load(source, None if gpu else device, dtype)
+    if model.hash != weights:
+        raise ValueError(f"{source} is {model.hash} on this worker and {weights} where the call was made")
+    return model
 
 
 def _texts(column: pd.Series) -> list[str | None]:
@@ -186,6 +205,39 @@ def codes_for(model: Model, rows: pd.DataFrame) -> tuple[list, list[str]]:
         for i, found in zip(clips, made, strict=True):
             codes[i] = found
     return codes, problems
+
+
+def alike(acts: xr.Dataset, model: Model, table: pd.DataFrame) -> str:
+    """What to say where the first and last clips hardly differ, in codes or in activations; else "".
+
+    Codes of other than the model's own making are compared only where the activations give cause to.
+    """
+    n, ask = acts.sizes["clip"], f"is {model.name} trained, and its codec whole?"
+    some = acts.isel(clip=sorted({*range(min(n, COMPARED)), *range(max(n - COMPARED, 0), n)}))
+    if n < 2:
+        return ""
+    few = f"{some.sizes['clip']} clips that were compared"
+    told_apart = acts.attrs["prompt"] == "one per clip" and "codes" not in some  # perhaps by the prompt alone
+    if not told_apart and _spread(some[INPUT]) < SAME_CODES:
+        rows = table[table["clip"].astype(str).isin(some["clip"].values)]
+        codes = list(some["codes"].values) if "codes" in some else codes_for(model, rows)[0]
+        least = min(c.shape[-1] for c in codes)
+        codes = np.stack([np.asarray(c)[:, :least] for c in codes])
+        same = np.mean([(codes[i] == codes[j]).mean() for i in range(len(codes)) for j in range(i)])
+        if same > 0.5:
+            return f"the codes of {few} agree at {same:.0%} of all places, so probes can learn little: {ask}"
+    for site in acts.attrs["site"].split(", "):
+        if (share := _spread(some[site].isel(layer=-1))) < SAME_ACTIVATIONS:
+            told = f"the activations at {site} of {few} differ by {share:.1%} of their norm"
+            return f"{told}, so what probes find there says little of the model: {ask}"
+    return ""
+
+
+def _spread(found: xr.DataArray) -> float:
+    """How far clips lie from their mean, in multiples of their mean norm; means over frames are compared."""
+    values = (found.mean("frame") if "frame" in found.dims else found).values.astype(float)
+    values = values.reshape(len(values), -1)
+    return float(np.sqrt(values.var(0, ddof=1).sum()) / max(np.linalg.norm(values, axis=1).mean(), 1e-30))
 
 
 def check_options(model: Model, sites, layers, pool, generate) -> tuple[tuple[str, ...], tuple[int, ...]]:

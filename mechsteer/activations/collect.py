@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from .. import _ray
 from .._shared import number, spelled
 from .._shared import progress as progress_bar
 from ..model.model import Model, load
-from ._job import Job, Worker, check_options, clip_keys, codes_for
+from ._job import Job, Worker, alike, check_options, clip_keys, codes_for
 from ._rows import own_codes, problem_of, unusable
 from ._store import Store
 from .clips import OWN, check
@@ -80,6 +81,7 @@ def collect(
     ValueError  for unknown options; clips without names, twice the same, or (strict) unusable; an `out` of
         another model, other clips or options (names both); codes of a codec that isn't here; a label with
         lists in its cells; more than the free disk takes.
+    UserWarning  if the first and last clips hardly differ, as for a model that isn't trained.
 
     Taught in 01_collect_activations.
     """
@@ -130,6 +132,8 @@ def collect(
         raise
     acts = store.dataset()
     _report(acts, labels)
+    if told := alike(acts, model, table):
+        warnings.warn(told, stacklevel=3)
     return acts
 
 

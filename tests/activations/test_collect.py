@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from functools import partial
 
 import numpy as np
@@ -599,3 +600,32 @@ if (paths.data() / "orchestra.parquet").exists() and (paths.data() / "tiny" / "c
         acts = quietly(meta, table)
         assert acts["n_frames"].values.tolist() == [round(8 * meta.frame_rate)] * 3
         assert np.isfinite(acts["resid"]).all() and {"lead", "style", "tempo", "group"} <= set(acts.coords)
+
+    def test_a_model_that_hears_hardly_any_difference_is_told_and_one_that_does_is_not(meta_folder, tmp_path):
+        songs = ms.clips("orchestra").drop_duplicates("group")
+        several = songs.sample(10, random_state=0)
+        alike = songs[(songs["lead"] == "piano") & (songs["style"] == "classical") & ~songs["drums"]].head(3)
+        tiny, meta = ms.load("tiny", device="cpu"), ms.load(meta_folder, device="cpu", dtype="float32")
+        frames = {"pool": "frames", "layers": [0]}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "the (codes|activations)")
+            for table in (several, alike, several[:2]):
+                quietly(tiny, table)
+            quietly(tiny, alike, **frames)
+            quietly(tiny, ["jazz piano"] * 2, generate={"duration": 1.0})
+            quietly(meta, several[:1])
+            quietly(
+                meta, several[:1].loc[lambda t: t.index.repeat(2)].assign(clip=["a", "b"]), prompt=["a", "b"]
+            )
+        says = "codes of 8 clips that were compared agree at 9.% of all places.*is musicgen-thin trained"
+        with pytest.warns(UserWarning, match=says):
+            quietly(meta, several, out=tmp_path / "acts")
+        with pytest.warns(UserWarning, match="codes of 2 clips that were compared agree at"):
+            quietly(meta, several[:2], **frames)
+        torch.manual_seed(0)
+        for weight in tiny.lm.parameters():
+            weight.data.normal_(0, 0.02) if weight.ndim > 1 else None
+        with pytest.warns(
+            UserWarning, match="activations at resid of 8 clips .* differ by 1[.].% of their norm"
+        ):
+            quietly(tiny, several)
