@@ -7,6 +7,7 @@ layers, branch, a random control) is the caller's business. Taught in 05_steer_a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from .. import paths
 from .._shared import number, spelled
 from .._shared import progress as progress_bar
 from ..model._vectors import digest
+from ._sweep import Sweep
 from .describe import describe, success
 from .distances import kad, texture
 from .intervals import mean_interval, share
@@ -27,7 +29,6 @@ from .judges.hear import JUDGES, weights_path
 from .pitch import chroma_correlation
 
 if TYPE_CHECKING:
-    from ..model.generation import Generation
     from ..model.model import Model
     from ..model.steering import Steering, Steerings
 
@@ -47,6 +48,8 @@ def dose_response(
     start: float = 0.0,
     batch_size: int = 32,
     out: str | Path | None = None,
+    engine: str = "local",
+    workers: int = 2,
     progress: bool = True,
     **options,
 ) -> pd.DataFrame:
@@ -71,6 +74,9 @@ def dose_response(
         judges' weights too. The same call finishes what is missing or damaged, and never takes what was made
         otherwise.
         The code isn't part of the name: after mending a measure, empty the folder.
+    engine, workers : "local", or "ray": so many actors with a model each, and a GPU each if there are any;
+        one that dies is replaced. Each makes the unsteered clips for itself; this process writes `out`. On
+        machines of one kind, with as many threads, the numbers are those of one process, bit for bit.
     options : for `Model.generate`: guidance, temperature, top_k
 
     Returns
@@ -80,8 +86,13 @@ def dose_response(
     next seed: what two clips share anyway), `nll_unprompted` (nats per token, without any prompt) and
     `texture` (`distances.texture`). The unsteered clips come first, as name "unsteered" at strength 0.
 
-    Raises ValueError for a name "unsteered", no strengths, or what `Model.generate` and `describe` refuse.
+    Raises ValueError for a name "unsteered", no strengths, another engine, a worker that finds other weights,
+    or what `Model.generate` and `describe` refuse; with "ray" ImportError without it, and what `load` raises
+    where a worker can't load the model.
     """
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine={engine!r}: choose 'local', or 'ray' for workers with a model each")
+    workers = number("workers", workers, 1, whole=True)
     n, batch_size = number("n", n, 1, whole=True), number("batch_size", batch_size, 1, whole=True)
     strengths, seed = [number("strength", x) for x in strengths], number("seed", seed, 0, 2**62, whole=True)
     if UNSTEERED in steering_by_name or not len(strengths):
@@ -101,29 +112,19 @@ def dose_response(
     done = {cell: frame for cell, frame in kept.items() if frame is not None}
     todo = [cell for cell in cells if cell not in done]
 
-    def made(some) -> Generation:
-        every = {key: [x for _ in some for x in values] for key, values in rows.items()}
-        if audio_prompt is not None:
-            every["audio_prompt"] = np.concatenate([rows["audio_prompt"]] * len(some))
-        each = [steerings[i % len(steerings)] for _, _, steerings in some for i in range(n)]
-        return model.generate(steering=each, batch_size=batch_size, progress=False, **every, **settings)
-
-    def finish(cell, part: Generation) -> None:
-        done[cell] = _measured(model, part, twins, n, start, *cell[:2])
-        if cell in files:
-            paths.write_table(done[cell], files[cell], files[cell].stem)
-        bar.update(n)
-
+    measure = functools.partial(_measured, n=n, start=start)
+    sweep = Sweep(rows, settings | {"batch_size": batch_size}, n, measure)
+    together = max(1, batch_size // n)
+    pieces = [] if unsteered in done else [[unsteered]]
+    pieces += [todo[at : at + together] for at in range(0, len(todo), together)]
     with progress_bar(total=(len(cells) + 1) * n, unit="clip", show=progress) as bar:
         bar.update(len(done) * n)
-        twins = made([unsteered]) if todo or unsteered not in done else None
-        if unsteered not in done:
-            finish(unsteered, twins)
-        together = max(1, batch_size // n)
-        for some in (todo[at : at + together] for at in range(0, len(todo), together)):
-            generation = made(some)
-            for i, cell in enumerate(some):
-                finish(cell, generation[i * n : (i + 1) * n])
+        for at, frames in sweep.run(model, dict(enumerate(pieces)), engine, workers):
+            for cell, frame in zip(pieces[at], frames, strict=True):
+                done[cell] = frame
+                if cell in files:
+                    paths.write_table(frame, files[cell], files[cell].stem)
+            bar.update(len(frames) * n)
     return pd.concat([done[cell] for cell in [unsteered, *cells]], ignore_index=True)
 
 

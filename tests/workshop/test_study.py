@@ -1,6 +1,7 @@
 """The shipped study: what it says of itself, and a slice of it made again."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,18 @@ def test_a_name_that_no_experiment_has_is_told_with_those_there_are(monkeypatch)
     monkeypatch.setattr("sys.argv", ["run", "--only", "typo"])
     with pytest.raises(SystemExit, match="called 'typo'. There are 'guitar', 'guitar, by penalty'"):
         run.main()
+
+
+def test_the_engine_is_passed_on_and_what_it_lacks_is_told_before_any_work(tmp_path, monkeypatch):
+    question = run.Experiment(*["guitar"] * 6, None, {}, [1.0], None)
+    with pytest.raises(ValueError, match="engine='spark': choose 'local', or 'ray'"):
+        run.run_experiment(question, None, 2, 0, tmp_path, engine="spark", workers=2)
+    monkeypatch.setattr(run, "load", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for workers, says in (("0", "--workers: give one or more"), ("3", "needs Ray: `uv sync --extra ray`")):
+        monkeypatch.setattr("sys.argv", ["run", "--engine", "ray", "--workers", workers])
+        with pytest.raises(SystemExit, match=says):
+            run.main()
 
 
 def test_results_of_other_weights_and_of_an_older_run_give_way(tmp_path):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,11 +118,14 @@ class Experiment:
 
 
 def run_experiment(
-    experiment: Experiment, model: Model, n: int, seed: int, folder: Path | None
+    experiment: Experiment, model: Model, n: int, seed: int, folder: Path | None, **spread
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All cells of an experiment: `dose.dose_table` and what each cell was; and its clips (`CLIPS`)."""
+    """All cells of an experiment: `dose.dose_table` and what each cell was; and its clips (`CLIPS`).
+
+    `spread` are `dose_response`'s engine and workers.
+    """
     fields = ("duration", "start", "audio_prompt")
-    how = {name: getattr(experiment, name) for name in fields} | {"out": folder}
+    how = {name: getattr(experiment, name) for name in fields} | {"out": folder} | spread
     ask = lambda given, prompts: dose_response(model, given, prompts, experiment.strengths, n, seed, **how)
     frames = [ask({name: given for name, (_, given) in experiment.steerings.items()}, experiment.prompts)]
     if experiment.asked:
@@ -279,7 +283,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], help="names of experiments")
     parser.add_argument("--out", type=Path, default=paths.data() / "study")
+    parser.add_argument("--engine", default="local", choices=("local", "ray"), help="see dose_response")
+    parser.add_argument("--workers", type=int, default=2, help="of ray, a model each; default 2")
     args = parser.parse_args()
+    if args.workers < 1:
+        raise SystemExit("--workers: give one or more")
+    if args.engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise SystemExit("--engine ray needs Ray: `uv sync --extra ray`, or pip install ray")
     if args.n < 2:
         raise SystemExit("--n: an interval needs two clips a cell or more")
     try:
@@ -296,7 +306,8 @@ def main():
             direction = first_part(steering).direction
             if experiment.name in KEPT and direction.attrs.get("model_hash"):
                 save_direction(direction_file(experiment.name, name, folder), direction.drop_vars("weight"))
-        table, frame = run_experiment(experiment, model, args.n, args.seed, paths.runs() / "study")
+        cells, spread = paths.runs() / "study", {"engine": args.engine, "workers": args.workers}
+        table, frame = run_experiment(experiment, model, args.n, args.seed, cells, **spread)
         add(table.assign(**facts, date=datetime.date.today().isoformat()), folder / "doses.parquet")
         heard = frame.assign(model_hash=model.hash).round(DIGITS).astype(dict.fromkeys(DIGITS, "float32"))
         add(heard, folder / "clips.parquet")
