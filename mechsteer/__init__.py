@@ -5,7 +5,7 @@
 | `model` | load, look inside, generate | `load` `Steering` `patch` `lens` |
 | `activations` | labelled clips, and what the model makes of them | `clips` `codes` `pairs` `collect` ... |
 | `directions` | what separates a concept, what writes it | `find_directions` `accuracy_by_layer` ... |
-| `measures` | what changed in the sound | `describe` `hear` `success` `dose_response` `knee` ... |
+| `measures` | what changed in the sound | `describe` `success` `dose_response` `tradeoff` ... |
 | `show` | what a person looks at | `save_figure` `steering_panel` |
 | `listening` | blind tests with people | `ListeningTest` `listeners_needed` |
 | `tiny` | the embedded model, as `load` builds it | |
@@ -34,12 +34,13 @@ _NAMES = {  # module -> what it gives to notebooks
     "activations.frames": "frame_labels",
     "directions.find": "find_directions logistic mse",
     "directions.scores": "accuracy_by_layer",
-    "directions.geometry": "direction_cosines cosine",
+    "directions.geometry": "direction_cosines",
     "directions.files": "load_direction save_direction",
     "directions.written": "caption_contrast optimised_vector",
     "measures.describe": "describe success",
     "measures.intervals": "share",
     "measures.dose": "dose_response dose_table knee",
+    "measures.tradeoff": "tradeoff",
     "measures.judges.hear": "hear",
     "show.saving": "save_figure",
     "show.panel": "steering_panel",

@@ -16,13 +16,14 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
 ORDER = ["model", "activations", "directions", "measures", "show", "listening"]  # imports go back only
 ALL_NEED = ["_shared", "_machine", "_ray", "errors", "paths", "sound"]
 SHARED = {"mechsteer", *(f"mechsteer.{name}" for name in ALL_NEED)}
-# Arrows that run forward, inside functions: the embedded model and its music, and a clip that shows itself.
+# Arrows that run forward, inside functions: the embedded model and its music, and what shows itself.
 LAZY = {
     ("mechsteer.model.model", "mechsteer.tiny.loading"),
     ("mechsteer.activations.clips", "mechsteer.tiny.orchestra"),
     ("mechsteer.activations._rows", "mechsteer.tiny.orchestra"),
     ("mechsteer.activations.frames", "mechsteer.tiny.orchestra"),
     ("mechsteer.model.generation", "mechsteer.show.player"),
+    ("mechsteer.measures.tradeoff", "mechsteer.show.plots"),
 }
 WITHOUT_TORCH = [
     "activations.clips", "activations.pairs", "activations._rows", "activations.frames", "activations._store",

@@ -12,9 +12,10 @@ from .._shared import did_you_mean, number, spelled
 from ..model.generation import Generation
 from ..sound import to_clips
 from . import _spectra as spectra
-from .judges.hear import JUDGES, hear, heard_values
+from .ears.asking import Ears, ask, heard_by, named
+from .judges.hear import JUDGES, heard_values
+from .kept import shared
 from .loudness import loudness
-from .pitch import chroma_correlation, pitch_agreement
 
 
 @spelled
@@ -22,7 +23,7 @@ def describe(
     generation: Generation,
     twin: Generation | Sequence[int] | None = None,
     model: Any = None,
-    judge: str | None = "both",
+    ears: Ears | None = None,
     start: float = 0.0,
 ) -> pd.DataFrame:
     """Measure every clip of a generation.
@@ -44,12 +45,13 @@ def describe(
     pd.DataFrame, one row per clip in the order of `generation`:
 
     - `clip` (row number), `prompt`, `seed`;
-    - `cnn_lead`, `cnn_p_lead_guitar`, `features_lead`, ...: all that each judge hears, its name in front;
+    - `cnn_lead`, `cnn_p_lead_guitar`, `musicnn_tag_techno`, ...: all that each ear hears, its name in front;
     - `brightness` (Hz) and `loudness` (LUFS): see the functions of these names. Brightness reaches to half
       the sample rate: compare within a model, or resample;
-    - with `twin`: `twin_chroma` (r) and `twin_melody` (share of frames) of `pitch`, seen from the twin;
-      `twin_divergence` (s): from the audio prompt's end to the first frame in which any codebook differs;
-      for a clip that never differs its whole length after the prompt. Codebook k of a frame is drawn k steps
+    - with `twin`: `twin_harmony`, `twin_rhythm`, `twin_melody`, `twin_structure`: how much of the twin's the
+      clip shares, 1 for all (`kept.shared`; what two unrelated clips share isn't 0: see `dose_table`); and
+      `twin_divergence` (s): from the audio prompt's end to the first frame in which any codebook differs; for
+      a clip that never differs its whole length after the prompt. Codebook k of a frame is drawn k steps
       after codebook 0 (delay pattern), so a steering that starts at frame t can first show at frame t - k;
     - with `model`: `nll` (nats per token): negative log-likelihood of the clip's codes under its own prompt,
       unsteered, without guidance (`Model.nll`), the audio prompt's codes included.
@@ -63,14 +65,12 @@ def describe(
         where = f"start={start:g} s in clips of {generation.audio.shape[-1] / rate:g} s"
         raise ValueError(f"{where}; {spectra.SHORTEST:g} s or more must be left")
     tables = [pd.DataFrame({"clip": np.arange(n), "prompt": generation.prompts, "seed": generation.seeds})]
-    for name in JUDGES if judge == "both" else () if judge is None else (judge,):
-        tables.append(hear(audio, rate, name).drop(columns=["judge", "clip"]).add_prefix(f"{name}_"))
+    tables.append(ask(named(ears, generation.ears), audio, rate))
     columns = {"brightness": brightness(audio, rate), "loudness": loudness(audio, rate)}
     if twin is not None:
         theirs, codes = _twins(generation, twin)
         theirs = theirs[..., round(start * rate) :]
-        columns["twin_chroma"] = _by_part(chroma_correlation, theirs, audio, rate)
-        columns["twin_melody"] = _by_part(pitch_agreement, theirs, audio, rate)
+        tables.append(shared(theirs, audio, rate).add_prefix("twin_"))
         columns["twin_divergence"] = _divergence(generation, codes)
     if model is not None:
         columns["nll"] = model.nll(generation.codes, prompts=generation.prompts)
@@ -92,12 +92,6 @@ def _twins(generation, twin):
         shapes = f"twins of (audio, codes, Hz) {theirs} for clips of {ours}"
         raise ValueError(f"{shapes}; generate both with one model and one duration")
     return np.broadcast_to(twin.audio, generation.audio.shape), np.broadcast_to(twin.codes, codes.shape)
-
-
-def _by_part(compare, theirs, audio, rate, size=16):
-    """`compare` over a few clips at a time, to keep memory small."""
-    parts = [slice(i, i + size) for i in range(0, len(audio), size)]
-    return np.concatenate([compare(theirs[part], audio[part], rate) for part in parts])
 
 
 def _divergence(generation, codes):
@@ -124,37 +118,53 @@ def brightness(audio: Any, sample_rate: int) -> np.ndarray:
 
 
 @spelled
-def success(frame: pd.DataFrame, concept: Mapping[str, Any], judge: str = "cnn") -> pd.Series:
+def success(
+    frame: pd.DataFrame, concept: Mapping[str, Any], ear: str | Sequence[str] | None = None
+) -> pd.Series | pd.DataFrame:
     """Whether each clip is what a concept asks for.
 
     Parameters
     ----------
     frame : what `describe` gives.
     concept : dict
-        Column, without the judge's name -> a value (`{"lead": "guitar"}`, `{"drums": True}`), a set or list
+        Column, without the ear's name -> a value (`{"lead": "guitar"}`, `{"drums": True}`), a set or list
         of values (`{"style": {"jazz", "rock"}}`), or a range from `lo` up to but without `hi` (`{"tempo":
-        (140, 181)}`). All must hold. A column that no judge fills, such as `brightness`, is named as it is.
-    judge : "cnn", "features", or "both" for what both agree on.
+        (140, 181)}`, `{"tag_techno": (0.3, 1)}`). All must hold. A column that no ear fills, such as
+        `brightness`, is named as it is.
+    ear : one ear's name; "both" for what our two judges agree on; a list of names to see which ears agree
+        Default: the first that the frame has.
 
-    Returns a pd.Series of bool, indexed as `frame`; a missing value (a silent clip) is no success. Raises
-    ValueError for an empty concept, a column that isn't there, or a value that no judge knows.
+    Returns a pd.Series of bool, indexed as `frame`, or for a list a pd.DataFrame of them, a column an ear. A
+    missing value (a silent clip) is no success. Raises ValueError for an empty concept, a column that isn't
+    there, or a value that the ear doesn't know.
     """
     if not concept:
         raise ValueError("an empty concept; give for instance {'lead': 'guitar'}")
+    if isinstance(ear, list | tuple):
+        return pd.DataFrame({name: success(frame, concept, name) for name in ear}, index=frame.index)
     hit = pd.Series(True, index=frame.index)
-    for column, wanted in concept.items():
-        asked = () if isinstance(wanted, tuple) else wanted if isinstance(wanted, set | list) else [wanted]
-        judged = any(f"{name}_{column}" in frame for name in JUDGES)
-        known = heard_values().get(column, asked) if judged else asked
-        if odd := [value for value in asked if value not in known]:
-            hint = did_you_mean(odd[0], known, f"They hear {known}")
-            raise ValueError(f"no judge hears {column} {odd[0]!r}. {hint}")
-        for name in JUDGES if judge == "both" else (judge,):
+    for name in JUDGES if ear == "both" else (ear or next(iter(heard_by(frame)), "cnn"),):
+        for column, wanted in concept.items():
             found = next((c for c in (f"{name}_{column}", column) if c in frame), None)
             if found is None:
                 raise ValueError(f"no column {name}_{column} or {column}, only {', '.join(map(str, frame))}")
+            asked = (
+                () if isinstance(wanted, tuple) else wanted if isinstance(wanted, set | list) else [wanted]
+            )
+            known = _known(frame, name, column) if found != column else None
+            if odd := [value for value in asked if known and value not in known]:
+                hint = did_you_mean(odd[0], known, f"It hears {known}")
+                raise ValueError(f"{name} doesn't hear {column} {odd[0]!r}. {hint}")
             hit &= _fits(frame[found], wanted).fillna(False).astype(bool)
     return hit
+
+
+def _known(frame, name, column):
+    """The values that an ear tells apart in a column; nothing where any may stand there."""
+    if name in JUDGES:
+        return heard_values().get(column, [])
+    start = f"{name}_p_{column}_"
+    return [c.removeprefix(start) for c in map(str, frame) if c.startswith(start)]
 
 
 def _fits(values, wanted):

@@ -1,7 +1,7 @@
-"""How far apart two sets of clips are: an embedding that no judge uses, and Kernel Audio Distance.
+"""How far apart two sets of clips are: an embedding that no judge uses, and a kernel distance on it.
 
 A set of generated clips is held against real ones of the class it should belong to, both as the codec decodes
-them. Unlike a Fréchet distance, `kad` has no bias, and compares across set sizes.
+them. Unlike a Fréchet distance, `kernel_distance` has no bias, and compares across set sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .intervals import TAIL, Interval
 
 BANDS, GROUPS = 32, 16  # mel bands; neighbouring bands are averaged in pairs for the modulation
 RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.25)  # Hz: the edges of six octaves of modulation
-KAD_SCALE = 100.0
+SCALE = 100.0
 _HOP = 256  # samples: 16 ms
 
 
@@ -58,10 +58,10 @@ def texture(audio: Any, sample_rate: int) -> np.ndarray:
     return np.stack(found).astype(np.float32)
 
 
-def kad(
+def kernel_distance(
     clips: np.ndarray, reference: np.ndarray, bandwidth: float | None = None, n: int = 1000, seed: int = 0
 ) -> Interval:
-    """Kernel Audio Distance: unbiased squared maximum mean discrepancy under a Gaussian kernel, times 100.
+    """Unbiased squared maximum mean discrepancy under a Gaussian kernel, times 100.
 
     Parameters
     ----------
@@ -72,8 +72,10 @@ def kad(
     n, seed : how often clips and reference are both drawn anew for the interval
 
     Returns an Interval. The value is around 0 for samples of one distribution, and then negative as often as
-    positive; at most 200. The factor 100 is that of the authors' toolkit, kadtk. Raises ValueError for other
-    shapes, fewer than two rows, values that aren't finite, or a bandwidth that isn't positive.
+    positive; at most 200. On a published embedding (PANNs, CLAP) this is the Kernel Audio Distance, KAD, with
+    its toolkit's factor 100; on `texture` it is a texture distance, and compares with no published KAD.
+    Raises ValueError for other shapes, fewer than two rows, values that aren't finite, or a bandwidth that
+    isn't positive.
 
     Pairs of a clip with its own copy are left out of every resample. A plain bootstrap counts the variance of
     the pairs' interaction three times over, which near 0 makes intervals 1.7 times too wide; two are taken
@@ -109,10 +111,10 @@ def _kernels(clips, reference, bandwidth):
 
 
 def _mmd(v, w, within, inside, between):
-    """KAD for each row of weights v (draw, clip) and w (draw, reference)."""
+    """The distance for each row of weights v (draw, clip) and w (draw, reference)."""
     own = lambda u, k: ((u @ k) * u).sum(1) / (np.square(u.sum(1)) - np.square(u).sum(1))
     across = ((v @ between) * w).sum(1) / (v.sum(1) * w.sum(1))
-    return KAD_SCALE * (own(v, within) + own(w, inside) - 2 * across)
+    return SCALE * (own(v, within) + own(w, inside) - 2 * across)
 
 
 def _interaction(d, e, within, inside, between):
@@ -124,4 +126,4 @@ def _interaction(d, e, within, inside, between):
             np.fill_diagonal(centred, 0)
         pairs = kernel.size - (len(kernel) if left is right else 0)
         parts.append(((left @ centred) * right).sum(1) / pairs)
-    return KAD_SCALE * (parts[0] + parts[1] - 2 * parts[2])
+    return SCALE * (parts[0] + parts[1] - 2 * parts[2])

@@ -22,6 +22,7 @@ class Generation:
     prompts, seeds, steering : list, one per clip
     model : str, name and weights' hash
     settings : dict, the other options of the call
+    ears : names of what `describe` asks about such music if nothing else is said (`Model.ears`)
     """
 
     audio: np.ndarray
@@ -32,6 +33,7 @@ class Generation:
     steering: list
     model: str = ""
     settings: dict = dataclasses.field(default_factory=dict)
+    ears: tuple[str, ...] = ("cnn", "features")
 
     def __len__(self) -> int:
         return len(self.audio)

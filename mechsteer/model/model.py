@@ -76,6 +76,7 @@ class Model:
     resid, attn, heads, cross, mlp : Site
         Block output, self-attention output, input of its output projection split per head, cross-attention
         output, feed-forward output. Layers are 0-based.
+    ears : names of what `measures.describe` asks about its music: ears trained for it, if it brings any
     name, hash : str; the hash names the weights, whatever dtype they are held in
     device : torch.device; dtype : torch.dtype, of the language model
     lm, codec, nn : audiocraft's LMModel and CompressionModel, and `NNsight(lm)`
@@ -100,6 +101,7 @@ class Model:
         self.sample_rate, self.frame_rate = int(codec.sample_rate), float(codec.frame_rate)
         self.max_duration = float(musicgen.max_duration)
         self.window = float(getattr(musicgen, "window", self.max_duration))
+        self.ears = getattr(musicgen, "ears", ("clap", "musicnn"))
         for site in SITES:
             setattr(self, site, Site(self, site))
         self.device = torch.device(device or _machine.pick_device(lm))
@@ -311,7 +313,8 @@ class Model:
                         decode(self, prompts[some], rows[some], start, sampler, n_frames, bar.update)
                     )
         codes, name = torch.cat(codes), f"{self.name} {self.hash}"
-        return Generation(self.decode(codes), codes, self.sample_rate, prompts, seeds, rows, name, settings)
+        facts = (prompts, seeds, rows, name, settings, self.ears)
+        return Generation(self.decode(codes), codes, self.sample_rate, *facts)
 
     codec_reach = functools.cached_property(codec_reach)
     stream, trace, tracing_generation = stream, trace, tracing_generation

@@ -234,7 +234,14 @@ class Stream:
         codes, rate = self._codes().cpu(), self.model.frame_rate
         how = {name: getattr(self.sampler, name) for name in ("guidance", "temperature", "top_k")}
         how |= dict(duration=self.n_frames / rate, prompt_frames=0, window=self.window / rate)
-        facts = (self.prompts, self.seeds, self._steerings(), f"{self.model.name} {self.model.hash}", how)
+        facts = (
+            self.prompts,
+            self.seeds,
+            self._steerings(),
+            f"{self.model.name} {self.model.hash}",
+            how,
+            self.model.ears,
+        )
         return Generation(self.model.decode(codes), codes, self.model.sample_rate, *facts)
 
 

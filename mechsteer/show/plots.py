@@ -179,6 +179,28 @@ def dose_curves(table: pd.DataFrame, value: str = "success", title: str = "") ->
     return _axes(fig, places, "strength (multiples of the activation norm)", y, whole=False)
 
 
+def tradeoff_curves(
+    curve: pd.DataFrame, upto: float, controls: Sequence[str] = (), title: str = ""
+) -> go.Figure:
+    """Success over what was lost, one line per name through its strengths; `Tradeoff.figure` calls it.
+
+    `curve` as in `measures.tradeoff.Tradeoff`; names in `controls` are grey. Bars are 95 % intervals of
+    success, and the dotted line is where gains are integrated to.
+    """
+    fig = go.Figure(layout={"template": "mechsteer", "title": title, "width": 720, "height": 470})
+    grey, tinted = iter(_CONTROLS * len(curve)), iter(COLOURS * len(curve))
+    for name, part in curve.groupby("name", sort=False):
+        colour, dash = (GREY, next(grey)) if name in controls else (next(tinted), "solid")
+        above, below = part["success_hi"] - part["success"], part["success"] - part["success_lo"]
+        bars = {"array": above, "arrayminus": below, "thickness": 1, "color": colour}
+        said = [f"strength {s:g}" if s else "unsteered" for s in part["strength"]]
+        line = {"color": colour, "dash": dash}
+        fig.add_scatter(x=part["lost"], y=part["success"], error_y=bars, name=name, line=line, text=said)
+    fig.add_vline(upto, line={"color": GREY, "dash": "dot", "width": 1})
+    fig.update_xaxes(title="lost (0: the unsteered clip, 1: as unlike it as another clip)")
+    return fig.update_yaxes(title="success, share of clips")
+
+
 def _one_of_each(scores: pd.DataFrame, drawn: set[str]) -> pd.DataFrame:
     """The rows of one metric per concept; ValueError if others than in `drawn` would be averaged."""
     if "metric" in scores:

@@ -41,7 +41,7 @@ def load_embedded(device="cpu", dtype=None, source: Path | None = None):
     lm.transformer.rope.get_rotation(0, longest)  # computed now, in float32
     lm = lm.to(dtype=dtype or torch.float32)
     made = MusicGen("tiny", codec, lm, max_duration=config.max_duration)
-    made.window = TRAINED
+    made.window, made.ears = TRAINED, ("cnn", "features")
     return made
 
 

@@ -10,6 +10,7 @@ import pytest
 import mechsteer as ms
 from mechsteer import paths
 from mechsteer.measures.dose import UNSTEERED
+from mechsteer.measures.kept import AXES
 
 
 def steering(model, seed=0, **options):
@@ -21,6 +22,7 @@ def steering(model, seed=0, **options):
 def sweep(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     call = dict(strengths=[0.0, 1.0], n=2, seed=5, duration=3.0, batch_size=4, out=folder, progress=False)
+    call |= {"ears": "both"}
     prompts = ["jazz piano", None]
     return call, prompts, ms.dose_response(model, {"random": steering(model)}, prompts, **call)
 
@@ -86,13 +88,15 @@ def test_a_cell_that_is_damaged_or_not_ours_is_made_again(model, sweep, tmp_path
 @pytest.mark.parametrize("options", [{"n": 0}, {"n": 1.5}, {"strengths": [np.nan]}, {"batch_size": 0}])
 def test_sweeps_take_finite_numbers_only(model, options):
     with pytest.raises(ValueError, match="isn't a"):
-        ms.dose_response(model, {"a": steering(model)}, None, **{"strengths": [1.0], "n": 1, **options})
+        ms.dose_response(
+            model, {"a": steering(model)}, None, ears=[], **{"strengths": [1.0], "n": 1, **options}
+        )
 
 
 def test_bad_sweeps_are_refused_before_any_work(model):
     for names, strengths in (({UNSTEERED: steering(model)}, [1.0]), ({"a": steering(model)}, [])):
         with pytest.raises(ValueError, match="at least one strength"):
-            ms.dose_response(model, names, None, strengths, n=1)
+            ms.dose_response(model, names, None, strengths, n=1, ears=[])
 
 
 def planted(name, strength, leads, style="jazz", nll=4.0):
@@ -106,9 +110,8 @@ def planted(name, strength, leads, style="jazz", nll=4.0):
     }
     columns |= {
         "cnn_style": style,
-        "twin_chroma": 0.5,
-        "twin_melody": 0.2,
-        "other_chroma": 0.1,
+        **{f"twin_{axis}": 0.5 for axis in AXES},
+        **{f"other_{axis}": 0.2 if name == UNSTEERED else np.nan for axis in AXES},
         "twin_divergence": 1.0,
     }
     columns |= {
@@ -139,7 +142,8 @@ def test_table_and_knee_of_a_planted_sweep():
     )
     row = table.set_index(["name", "strength"]).loc[("good", 1.0)]
     assert (row["n"], row["success"], row["judge2_success"], row["kept_style"]) == (10, 0.8, 0.8, 1.0)
-    assert row["success_lo"] < 0.8 < row["success_hi"] and np.isfinite(row["kad"])
+    assert row["success_lo"] < 0.8 < row["success_hi"] and np.isfinite(row["texture_distance"])
+    assert row["kept_melody"] == pytest.approx((0.5 - 0.2) / (1 - 0.2)), "0 is what unrelated clips share"
     assert table.set_index(["name", "strength"]).loc[("good", 2.0), "kept_style"] == 0
     chosen = ms.knee(table).set_index("name")
     assert chosen.loc["good", "strength"] == 1.0 and chosen.loc["bad", "strength"] == 0

@@ -1,7 +1,7 @@
 """The figures of the shipped study, drawn from its table of cells, as `make figures` draws them anew.
 
 Each takes the table of data/study/doses.parquet and returns the figure and the rows behind it. Success is
-where both judges hear the concept; intervals are 95 % (Wilson's for shares, bootstrap for KAD).
+where both judges hear the concept; intervals are 95 % (Wilson's for shares, bootstrap for distances).
 """
 
 from __future__ import annotations
@@ -64,23 +64,23 @@ def by_dose(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
 
 
 def by_site(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
-    """What guitar costs in the residual stream, at attention outputs, at heads: success against KAD."""
+    """What guitar costs in the residual stream, at attention outputs, at heads: success against distance."""
     rows = study[(study["target"] == "guitar") & (study["source"] == "unprompted")]
     rows = rows[rows["question"].isin(["dose", "site"])]
     place = rows[rows["site"] != ""].groupby("experiment")["site"].first()  # unsteered rows have no site
     rows = rows.assign(place=rows["experiment"].map(place).map(PLACES))
     rows = rows[rows["method"].isin([*PROBES, "unsteered"])].sort_values("strength")
     rows = rows.replace({"diff_of_means": "diff of means"}).sort_values("name", key=_ORDER, kind="stable")
-    success, kad = rows["both_success"], rows["kad"]
+    success, cost = rows["both_success"], rows["texture_distance"]
     rows = rows.assign(up=rows["both_success_hi"] - success, down=success - rows["both_success_lo"])
-    rows = rows.assign(right=rows["kad_hi"] - kad, left=kad - rows["kad_lo"])
-    start = rows.loc[rows["name"] == "unsteered", "kad"].iloc[0]
+    rows = rows.assign(right=rows["texture_distance_hi"] - cost, left=cost - rows["texture_distance_lo"])
+    start = rows.loc[rows["name"] == "unsteered", "texture_distance"].iloc[0]
     fig = px.line(
-        rows, x="kad", y="both_success", color="method", facet_col="place", markers=True,
+        rows, x="texture_distance", y="both_success", color="method", facet_col="place", markers=True,
         range_y=[-0.02, 1.02], hover_data=["strength"], error_y="up", error_y_minus="down", error_x="right",
         error_x_minus="left",
-        labels={"kad": "KAD to real guitar clips"}, color_discrete_map=_TINTS, template="mechsteer",
-        width=1080, height=420,
+        labels={"texture_distance": "texture distance to real guitar clips"}, color_discrete_map=_TINTS,
+        template="mechsteer", width=1080, height=420,
     )  # fmt: skip
     sizes = {"size": [5, 7, 10, 13]}  # the doses, from small to large
     fig.update_traces(line={"width": 1}, marker=sizes, error_x={"thickness": 1}, error_y={"thickness": 1})
@@ -89,11 +89,11 @@ def by_site(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     half = cost_of_half(study, rows[rows["strength"] > 0]).groupby("method").agg(["min", "max"])
     title = "; ".join(f"{name} {low:.1f} to {high:.1f}" for name, low, high in half.itertuples())
     small = f"by site, larger dots for larger strengths; {of_study(study)}"
-    _titled(fig, f"KAD with half of the clips turned (unsteered {start:.1f}): {title}", small)
+    _titled(fig, f"Texture distance with half of the clips turned (unsteered {start:.1f}): {title}", small)
     return fig, rows
 
 
-def cost_of_half(study: pd.DataFrame, rows: pd.DataFrame, value: str = "kad") -> pd.Series:
+def cost_of_half(study: pd.DataFrame, rows: pd.DataFrame, value: str = "texture_distance") -> pd.Series:
     """`value` where success crosses one half on the way up, linear between doses, by experiment and method.
 
     NaN where it never gets there, or is there unsteered. `rows` are those of `study` to look at.
@@ -121,7 +121,7 @@ def by_way(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
     rows = rows.sort_values(["strength", "name"]).assign(strength=lambda t: t["strength"].astype(str))
     fig = px.scatter(
         rows, x="both_success", y="name", color="strength", symbol="kind", template="mechsteer",
-        height=700, width=1080, hover_data=["success", "judge2_success", "kad"],
+        height=700, width=1080, hover_data=["success", "judge2_success", "texture_distance"],
         error_x=rows["both_success_hi"] - rows["both_success"],
         error_x_minus=rows["both_success"] - rows["both_success_lo"],
         color_discrete_sequence=list(plots.COLOURS), category_orders={"name": order[::-1]},
@@ -161,7 +161,8 @@ def by_penalty(study: pd.DataFrame) -> tuple[go.Figure, pd.DataFrame]:
         pd.concat([*parts, written]), x="penalty", y="value", color="method", facet_row="what",
         facet_col="target", error_y="up", error_y_minus="down", markers=True, log_x=True,
         template="mechsteer", range_y=[-0.03, 1.05], color_discrete_map=_TINTS, category_orders=order,
-        width=400 + 300 * len(targets), height=920, hover_data=["held_out", "kad"], labels={"value": ""},
+        width=400 + 300 * len(targets), height=920, labels={"value": ""},
+        hover_data=["held_out", "texture_distance"],
     )  # fmt: skip
     fig.update_traces(line={"width": 1.5}, error_y={"thickness": 1})
     open_circle = {"symbol": "circle-open", "size": 10}
