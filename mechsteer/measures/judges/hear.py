@@ -5,11 +5,16 @@
 orchestra, never anything generated or decoded) and nothing else: report both, so that what pleases one judge
 only is seen. `data/tiny/judge.json` has their accuracy on scores that neither was trained on. Coding adds
 noise that both can take for soft drums: read `p_drums` of decoded clips against decoded originals.
+
+Each refuses to name the lead of a clip unlike the music it learnt from (`_known`): it hears "none of these".
+It doesn't notice all such music (`data/tiny/strangers.json` has the share refused of each instrument), and a
+lead between two that it knows, as steering can make, is refused as well.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +27,11 @@ from ... import paths
 from ..._shared import spelled
 from ...errors import AGAIN, reading
 from .. import _spectra as spectra
+from . import _known
 from . import _statistics as statistics
 
 JUDGES = {"cnn": "judge.safetensors", "features": "ears.safetensors"}  # judge -> its weights in data/tiny
+KNOWN, NONE = "known.safetensors", "none of these"  # its file in data/tiny; the lead of a refused clip
 MODES = ("major", "minor")
 _BATCH = 128.0  # s of audio in memory at once
 
@@ -48,7 +55,11 @@ def hear(
     -------
     pd.DataFrame, one row per (judge, clip): `judge`; `clip`, from 0; `lead`, `style`, `mode`: the likeliest,
     with a probability per class in `p_lead_piano` and so on; `drums` (bool) and `p_drums`; `tonic`, 0 is C;
-    `tempo`, bpm; `tempo_class` (`tempo_class`). A silent clip has missing values throughout.
+    `tempo`, bpm; `tempo_class` (`tempo_class`); `novelty`, 0 to 1, and `known` (bool): whether it is at most
+    .5, as for 95 % of music of the judges' own kind. Where it isn't, `lead` is "none of these", and
+    `p_lead_...` are still those of the six. A silent clip has missing values throughout.
+
+    Warns, in one sentence a judge, if more than half of the clips that aren't silent are refused.
 
     Raises
     ------
@@ -61,7 +72,11 @@ def hear(
     for name in JUDGES if judge == "both" else (judge,):
         path = weights_path(name, weights)
         out, silent = _listen(audio, sample_rate, name, path)
-        tables.append(_table(out, _weights(path)[1], silent).assign(judge=name))
+        table = _table(out, _weights(path)[1], silent).assign(judge=name)
+        if 2 * (refused := int((~silent & (out["novelty"] > 0.5)).sum())) > (~silent).sum():
+            told = f"{name} refuses {refused} of {len(table)} clips: unlike the music that it learnt from"
+            warnings.warn(f"{told}; ask another ear: describe(music, ears=['clap', 'musicnn'])", stacklevel=3)
+        tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     return table[["judge", *(column for column in table if column != "judge")]]
 
@@ -76,7 +91,7 @@ def embedding(audio: Any, sample_rate: int, judge: str = "cnn") -> np.ndarray:
         raise ValueError(
             f"an embedding comes from one judge, {' or '.join(map(repr, JUDGES))}: not {judge!r}"
         )
-    out, silent = _listen(audio, sample_rate, judge, weights_path(judge))
+    out, silent = _listen(audio, sample_rate, judge, weights_path(judge), known=False)
     return np.where(silent[:, None], np.nan, out["embedding"]).astype(np.float32)
 
 
@@ -91,6 +106,18 @@ def weights_path(name: str, folder: str | Path | None = None) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; `python -m workshop.tiny.judge` trains both judges")
     return path
+
+
+@cache
+def _known_music(path, name):
+    """What `_known.scores` needs for one judge, from the file beside its weights."""
+    from safetensors.numpy import load_file
+
+    if not (path := path.parent / KNOWN).is_file():
+        raise FileNotFoundError(f"no {path}; `python -m workshop.tiny.strangers` makes it")
+    with reading(path, AGAIN):
+        found = {k: v.astype(np.float32) for k, v in load_file(path).items()}
+        return {part: found[f"{name}.{part}"] for part in _known.PARTS}
 
 
 @cache
@@ -111,7 +138,13 @@ def heard_values() -> dict[str, list]:
         classes = _weights(weights_path("cnn"))[1]
     except FileNotFoundError:
         return {}
-    return {**classes, "mode": [*MODES], "tempo_class": ["slow", "medium", "fast"], "drums": [False, True]}
+    return {
+        **classes,
+        "lead": [*classes["lead"], NONE],
+        "mode": [*MODES],
+        "tempo_class": ["slow", "medium", "fast"],
+        "drums": [False, True],
+    }
 
 
 @cache
@@ -126,12 +159,16 @@ def _network(path):
     return network.eval().requires_grad_(False)
 
 
-def _listen(audio, sample_rate, name, path):
-    """Log-probabilities, embedding and tempo (bpm) by name, (clip, ...); and which clips are silent."""
+def _listen(audio, sample_rate, name, path, known=True):
+    """Log-probabilities, embedding, tempo (bpm), novelty by name, (clip, ...); and which clips are silent."""
+    known = known and _known_music(path, name)
     clips = spectra.mono(audio, sample_rate, spectra.SHORTEST)
     size, silent = max(1, int(_BATCH * spectra.RATE / clips.shape[-1])), spectra.rms(clips) <= spectra.SILENCE
     parts = [_judge(name, path, clips[i : i + size]) for i in range(0, len(clips), size)]
-    return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}, silent
+    out = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+    if known:
+        out["novelty"] = _known.novelty(out["embedding"], clips.shape[-1] / spectra.RATE, known)
+    return out, silent
 
 
 def _judge(name, path, clips):
@@ -171,8 +208,10 @@ def _table(out, classes, silent):
     tonic = (np.exp(out["key"]).sum(1).argmax(1) + 9) % 12  # the judges count from A
     columns |= {"drums": drums > 0.5, "p_drums": drums, "tonic": tonic}
     columns |= {"tempo": out["tempo"], "tempo_class": tempo_class(out["tempo"])}
+    columns |= {"known": out["novelty"] <= 0.5, "novelty": out["novelty"]}
+    columns["lead"] = np.where(columns["known"], columns["lead"], NONE)
     table = pd.DataFrame(columns)
     if silent.any():
-        table = table.astype({"drums": "boolean", "tonic": "Int64"})
+        table = table.astype({"drums": "boolean", "tonic": "Int64", "known": "boolean"})
         table.loc[silent, [column for column in table if column != "clip"]] = pd.NA
     return table
