@@ -48,7 +48,7 @@ MODELS = {  # name -> tags in the network's order, SHA-256 of its two files
 }
 LEADS = ("piano", "guitar", "violin", "flute")  # tags that tell the lead, in data/tiny/hearing.json
 _GET = "musicnn's weights aren't here: `uv sync --extra ears`, or pip install --no-deps musicnn==0.1.0"
-_AT_ONCE = 8  # patches, 50 MB each
+_AT_ONCE = 8  # patches, so that long clips need no more memory than short ones
 _PADS = ((3, 3), (3, 3), (63, 64), (31, 32), (15, 16))  # frames of zeros around a patch in the first layers
 _DEAD = 1e-6  # weights of a filter that decayed away in training; it gives its bias whatever it hears
 
@@ -59,6 +59,8 @@ def musicnn(audio: Any, sample_rate: int) -> pd.DataFrame:
     Parameters and errors as in `tags`. Returns a pd.DataFrame, one row a clip: `lead`, the likeliest of
     `LEADS`; `p_lead_piano` and so on, their tags' probabilities, which don't sum to 1; and all 50 tags, as
     `tag_guitar`. A silent clip has missing values. It always names a lead, also of what none of them plays.
+    Styles and drums it doesn't name: on the orchestra's music it ranks them poorly (`tag_electronic`,
+    `tag_drums`) or no better than chance.
     """
     found = tags(audio, sample_rate)
     table = argmax_table({"lead": found[list(LEADS)].to_numpy()}, {"lead": LEADS})
