@@ -2,7 +2,7 @@
 
 `shared` compares a steered clip with its unsteered twin, say. Two unrelated clips share something, too: what
 was *kept* is (shared - unrelated) / (1 - unrelated), with the mean of `shared` over unrelated pairs. How well
-these ears hear exact notes and beats, and what unrelated and related clips share: `data/tiny/notes_heard.json`.
+these ears hear exact notes and beats, and what related and other clips share: `data/tiny/notes_heard.json`.
 """
 
 from __future__ import annotations
