@@ -6,8 +6,8 @@ import xarray as xr
 
 import mechsteer as ms
 from mechsteer.listening import power
+from mechsteer.measures.kept import shared
 from mechsteer.measures.loudness import match_loudness
-from mechsteer.measures.pitch import chroma_correlation
 from mechsteer.model.generation import Generation
 from mechsteer.sound import encode_file
 
@@ -59,7 +59,7 @@ def test_cosines_take_numbers_only(acts, options):
         (lambda: ms.describe(CLIPS, start=NAN), r"start \(s\)=nan"),
         (lambda: ms.describe(CLIPS, start=-1), r"start \(s\)=-1"),
         (lambda: ms.hear(TONE, NAN), r"sample_rate \(Hz\)=nan"),
-        (lambda: chroma_correlation(TONE, TONE, NAN), r"sample_rate \(Hz\)=nan"),
+        (lambda: shared(TONE, TONE, NAN), r"sample_rate \(Hz\)=nan"),
         (lambda: match_loudness([TONE[0]], 16_000, NAN), r"loudness \(LUFS\)=nan"),
         (lambda: power.power(0.6, [3], items=4, runs=0), "runs=0"),
         (lambda: ms.listeners_needed(NAN), "between 0 and 1"),

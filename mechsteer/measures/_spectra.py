@@ -77,10 +77,3 @@ def log_mel(audio: np.ndarray, size: int = 1024, hop: int = 256, bands: int = 64
 def note_spectrum(audio: np.ndarray, size: int = 8192, hop: int = 2048) -> np.ndarray:
     """Magnitude of each semitone of five octaves from A1 (55 Hz), (clip, note, frame); a lone one has 1.2."""
     return np.sqrt(power_spectrum(level(audio), size, hop) @ note_filters(size)).swapaxes(1, 2)
-
-
-def chroma(audio: np.ndarray, size: int = 4096, hop: int = 640) -> np.ndarray:
-    """Power per pitch class from A1 to G#6, C first, square root taken, (clip, 12, frame)."""
-    bands = power_spectrum(level(audio), size, hop) @ note_filters(size)
-    octaves = bands.reshape(*bands.shape[:2], -1, 12).sum(axis=2)
-    return np.roll(np.sqrt(octaves), LOWEST_NOTE % 12, axis=-1).swapaxes(1, 2)

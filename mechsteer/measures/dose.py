@@ -23,17 +23,18 @@ from .._shared import progress as progress_bar
 from ..model._vectors import digest
 from ._sweep import Sweep
 from .describe import describe, success
-from .distances import kad, texture
+from .distances import kernel_distance, texture
+from .ears.asking import Ears, heard_by, named
 from .intervals import mean_interval, share
 from .judges.hear import JUDGES, weights_path
-from .pitch import chroma_correlation
+from .kept import AXES, shared
 
 if TYPE_CHECKING:
     from ..model.model import Model
     from ..model.steering import Steering, Steerings
 
 UNSTEERED = "unsteered"
-KEPT = ("lead", "style", "drums", "tempo_class", "mode")  # what both judges hear
+KEPT = ("lead", "style", "drums", "tempo_class", "mode")  # what an ear may hear of the rest
 
 
 def dose_response(
@@ -46,6 +47,7 @@ def dose_response(
     duration: float = 5.0,
     audio_prompt: Any = None,
     start: float = 0.0,
+    ears: Ears | None = None,
     batch_size: int = 32,
     out: str | Path | None = None,
     engine: str = "local",
@@ -68,6 +70,7 @@ def dose_response(
     strengths : multiples of what each steering says, as a rule of the mean activation norm
     n, seed : clips per cell, and the first one's seed
     duration, start : s; listen from `start` on (`describe`), 3 s or more
+    ears : as in `describe`
     audio_prompt : codes (clip, codebook, frame), optional; clip i goes on from number i, in turn
     out : folder, optional
         Every finished cell is kept there under a name made from what decides its result, the model's and the
@@ -82,9 +85,9 @@ def dose_response(
     Returns
     -------
     pd.DataFrame, one row per clip: `name`, `strength`, `clip` (0 to n - 1), the columns of `describe` with
-    `twin_...` seen from the unsteered twin, `other_chroma` (chroma correlation with the unsteered clip of the
-    next seed: what two clips share anyway), `nll_unprompted` (nats per token, without any prompt) and
-    `texture` (`distances.texture`). The unsteered clips come first, as name "unsteered" at strength 0.
+    `twin_...` seen from the unsteered twin, `nll_unprompted` (nats per token, without any prompt) and
+    `texture` (`distances.texture`). The unsteered clips come first, as name "unsteered" at strength 0, and
+    have `other_harmony`, ...: what each shares with the one of the next seed (`kept_axes`).
 
     Raises ValueError for a name "unsteered", no strengths, another engine, a worker that finds other weights,
     or what `Model.generate` and `describe` refuse; with "ray" ImportError without it, and what `load` raises
@@ -92,6 +95,8 @@ def dose_response(
     """
     if engine not in ("local", "ray"):
         raise ValueError(f"engine={engine!r}: choose 'local', or 'ray' for workers with a model each")
+    heard = named(ears, model.ears)
+    ears = list(heard) if ears is None else ears
     workers = number("workers", workers, 1, whole=True)
     n, batch_size = number("n", n, 1, whole=True), number("batch_size", batch_size, 1, whole=True)
     strengths, seed = [number("strength", x) for x in strengths], number("seed", seed, 0, 2**62, whole=True)
@@ -107,12 +112,12 @@ def dose_response(
     unsteered = (UNSTEERED, 0.0, (None,))
     files = {}
     if out is not None:
-        files = _files(Path(out), model, {**rows, **settings, "start": start}, [unsteered, *cells])
+        files = _files(Path(out), model, {**rows, **settings, "start": start}, heard, [unsteered, *cells])
     kept = {cell: paths.read_table(file, file.stem) for cell, file in files.items()}
     done = {cell: frame for cell, frame in kept.items() if frame is not None}
     todo = [cell for cell in cells if cell not in done]
 
-    measure = functools.partial(_measured, n=n, start=start)
+    measure = functools.partial(_measured, n=n, start=start, ears=ears)
     sweep = Sweep(rows, settings | {"batch_size": batch_size}, n, measure)
     together = max(1, batch_size // n)
     pieces = [] if unsteered in done else [[unsteered]]
@@ -128,11 +133,12 @@ def dose_response(
     return pd.concat([done[cell] for cell in [unsteered, *cells]], ignore_index=True)
 
 
-def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFrame:
-    frame = describe(generation, twins, model, start=start)
+def _measured(model, generation, twins, n, start, ears, name, strength) -> pd.DataFrame:
+    frame = describe(generation, twins, model, ears, start)
     first = round(start * generation.sample_rate)
     heard, others = generation.audio[..., first:], np.roll(twins.audio[..., first:], -1, axis=0)
-    frame["other_chroma"] = chroma_correlation(others, heard, generation.sample_rate) if n > 1 else np.nan
+    alike = shared(others, heard, generation.sample_rate) if name == UNSTEERED and n > 1 else {}
+    frame = frame.assign(**{f"other_{axis}": alike.get(axis, np.nan) for axis in AXES})
     frame["nll_unprompted"] = model.nll(generation.codes)
     frame["texture"] = list(texture(heard, generation.sample_rate))
     frame.insert(0, "strength", strength)
@@ -140,11 +146,18 @@ def _measured(model, generation, twins, n, start, name, strength) -> pd.DataFram
     return frame
 
 
-def _files(folder: Path, model: Model, settings: dict, cells: Sequence[tuple]) -> dict[tuple, Path]:
+def _files(
+    folder: Path, model: Model, settings: dict, ears: Mapping[str, Any], cells: Sequence[tuple]
+) -> dict[tuple, Path]:
     """The file of every cell, named by what decides its result: weights of model and judges, and settings."""
-    judges = [hashlib.sha256(weights_path(name).read_bytes()).hexdigest() for name in JUDGES]
+    judges = [
+        hashlib.sha256(weights_path(name).read_bytes()).hexdigest()
+        if name in JUDGES
+        else f"{name} {getattr(ear, 'keywords', '')}"
+        for name, ear in ears.items()
+    ]
     plain = {key: np.asarray(v).tolist() if key == "audio_prompt" else v for key, v in settings.items()}
-    common, files = json.dumps([model.hash, judges, plain], sort_keys=True, default=str), {}
+    common, files = json.dumps([model.hash, judges, AXES, plain], sort_keys=True, default=str), {}
     for name, strength, steerings in cells:
         steered = [digest(steering) for steering in steerings if steering is not None]
         named = hashlib.sha256(f"{common} {name} {strength} {steered}".encode()).hexdigest()[:24]
@@ -158,6 +171,7 @@ def dose_table(
     concept: Mapping[str, Any],
     kept: Sequence[str] = ("style", "drums", "tempo_class"),
     reference: np.ndarray | None = None,
+    ears: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """One row per name and strength: did the concept come, what stayed, and what did it cost?
 
@@ -166,48 +180,75 @@ def dose_table(
     frame : from one `dose_response`, unsteered clips included
     concept : as in `success`: {"lead": "guitar"}
     kept : of lead, style, drums, tempo_class, mode
-        What should stay: the share of clips in which a judge hears the same as in the unsteered twin.
+        What should stay: the share of clips in which the first ear hears the same as in the unsteered twin;
+        what it doesn't hear is left out.
     reference : (clip, dim), optional; `distances.texture` of real clips of the concept
+    ears : names; default: those that the frame has columns of
 
     Returns
     -------
-    pd.DataFrame: `name`, `strength`, `n`; for `success` (cnn), `judge2_success` (features), `both_success`
-    (both at once) and `kept_<what>` (cnn) the share and its Wilson interval (`..._lo`, `..._hi`); the mean
-    and its bootstrap interval over clips of `kept_chroma`, `kept_melody` (agreement with the twin),
-    `other_chroma`, `divergence` (s), `nll`, `nll_unprompted` (nats per token), `brightness` (Hz) and
-    `loudness` (LUFS); `kad` with its interval if there is a reference.
+    pd.DataFrame: `name`, `strength`, `n`; `success` (first ear), `judge2_success` (second) and `both_success`
+    (both at once), further ears as `<ear>_success`, and `kept_<what>`: each the share and its Wilson interval
+    (`..._lo`, `..._hi`). The mean and its bootstrap interval over clips of `kept_harmony`, `kept_rhythm`,
+    `kept_melody`, `kept_structure` (`kept_axes`), `divergence` (s), `nll`, `nll_unprompted` (nats per token),
+    `brightness` (Hz) and `loudness` (LUFS); `texture_distance` with its interval if there is a reference.
 
     Raises ValueError if unsteered clips are missing, if a clip has several twins (the rows of several
-    sweeps), or if `concept` or `kept` names what no judge hears.
+    sweeps), or if `concept` or `kept` names what no ear hears.
     """
     if unknown := set(kept) - set(KEPT):
-        raise ValueError(f"unknown {sorted(unknown)}; what both judges hear is {', '.join(KEPT)}")
-    means = {"kept_chroma": "twin_chroma", "kept_melody": "twin_melody", "divergence": "twin_divergence"}
-    means |= {c: c for c in ("other_chroma", "nll", "nll_unprompted", "brightness", "loudness")}
+        raise ValueError(f"unknown {sorted(unknown)}; what ears may hear is {', '.join(KEPT)}")
+    means = {"divergence": "twin_divergence"}
+    means |= {c: c for c in ("nll", "nll_unprompted", "brightness", "loudness")}
+    ears = heard_by(frame) if ears is None else list(ears)
+    if not ears:
+        raise ValueError("the frame has no ear's columns: sweep with ears, or say which with ears=")
+    axes = kept_axes(frame)
+    frame, twins = frame.assign(**axes), _twins(frame)
+    rows = []
+    for (name, strength), cell in frame.groupby(["name", "strength"], sort=False):
+        row = {"name": name, "strength": strength, "n": len(cell)}
+        named = dict(zip(ears, ("success", "judge2_success"), strict=False))
+        hits = {named.get(ear, f"{ear}_success"): success(cell, concept, ear) for ear in ears}
+        if len(ears) > 1:
+            hits["both_success"] = hits["success"] & hits["judge2_success"]
+        for what in kept:
+            if (column := f"{ears[0]}_{what}") in cell:
+                theirs = twins.loc[cell["clip"], column].to_numpy()
+                hits[f"kept_{what}"] = pd.Series(cell[column].to_numpy() == theirs)
+        found = {name: share(hit) for name, hit in hits.items()}
+        for name, column in {**{axis: axis for axis in axes}, **means}.items():
+            known = cell[column].notna().any()
+            found[name] = mean_interval(cell[column]) if known else (np.nan,) * 3
+        if reference is not None:
+            heard = np.stack(cell["texture"])
+            heard = heard[np.isfinite(heard).all(1)]
+            found["texture_distance"] = kernel_distance(heard, reference)
+        for name, (value, lo, hi) in found.items():
+            row |= {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def kept_axes(frame: pd.DataFrame) -> pd.DataFrame:
+    """How much of its unsteered twin each clip keeps: `kept_harmony`, `_rhythm`, `_melody`, `_structure`.
+
+    `frame` is from one `dose_response`. 1 is the same and 0 what two unsteered clips of different seeds share
+    (the mean of `kept.shared` over them), so values may lie below 0; (x - unrelated) / (1 - unrelated).
+    """
+    plain = frame[frame["name"] == UNSTEERED]
+    unrelated = {axis: plain[f"other_{axis}"].mean() for axis in AXES}
+    return pd.DataFrame({f"kept_{a}": (frame[f"twin_{a}"] - u) / (1 - u) for a, u in unrelated.items()})
+
+
+def _twins(frame: pd.DataFrame) -> pd.DataFrame:
+    """The unsteered clips by number; ValueError unless every clip has one."""
     twins = frame[frame["name"] == UNSTEERED].set_index("clip")
     if not set(frame["clip"]) <= set(twins.index):
         raise ValueError("the frame holds no unsteered clips for some that are steered")
     if twins.index.has_duplicates:
         raise ValueError("clips with several unsteered twins: give the clips of one sweep at a time")
-    rows = []
-    for (name, strength), cell in frame.groupby(["name", "strength"], sort=False):
-        row = {"name": name, "strength": strength, "n": len(cell)}
-        judges = {"success": "cnn", "judge2_success": "features", "both_success": "both"}
-        shares = {name: success(cell, concept, judge) for name, judge in judges.items()}
-        for what in kept:
-            theirs = twins.loc[cell["clip"], f"cnn_{what}"].to_numpy()
-            shares[f"kept_{what}"] = pd.Series(cell[f"cnn_{what}"].to_numpy() == theirs)
-        found = {name: share(hits) for name, hits in shares.items()}
-        for name, column in means.items():
-            known = cell[column].notna().any()
-            found[name] = mean_interval(cell[column]) if known else (np.nan,) * 3
-        if reference is not None:
-            heard = np.stack(cell["texture"])
-            found["kad"] = kad(heard[np.isfinite(heard).all(1)], reference)
-        for name, (value, lo, hi) in found.items():
-            row |= {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return twins
 
 
 @spelled

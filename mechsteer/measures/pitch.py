@@ -1,8 +1,6 @@
-"""How much of the notes two versions of a clip share: chroma correlation and agreement of the fundamental."""
+"""The fundamental of each frame by YIN, and of what sounds above the bass: the melody."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from scipy import fft
@@ -13,43 +11,6 @@ LOWEST, HIGHEST = 60.0, 1600.0  # Hz
 ABOVE = 180.0  # Hz; a melody is looked for above it, as a bass plays below
 VOICED = 0.2  # aperiodicity below which a frame has a pitch
 _WINDOW, _HOP = 1024, 640  # samples: 64 ms every 40 ms
-
-
-def chroma_correlation(a: Any, b: Any, sample_rate: int) -> np.ndarray:
-    """Correlation of the pitch-class profiles of two sets of clips, frame by frame, averaged over frames.
-
-    Parameters
-    ----------
-    a, b : (sample,), (channel, sample) or (clip, channel, sample), of one shape; a[i] is held against b[i]
-    sample_rate : int, Hz, of both.
-
-    Returns
-    -------
-    np.ndarray (clip,): Pearson's r over the 12 pitch classes (frames of 256 ms every 40 ms), the mean over
-    frames within 60 dB of `a`'s loudest. 1 is the same; NaN where `a` is silent. A frame in which `b` has no
-    profile counts 0.
-
-    Raises ValueError if `a` and `b` differ in shape, or are no audio.
-    """
-    x, y = _side_by_side(a, b, sample_rate)
-    p, q = spectra.chroma(x), spectra.chroma(y)
-    power = np.square(p).sum(1)
-    heard = (power > 1e-6 * power.max(1, keepdims=True)) & (power > 0)
-    centred = [z - z.mean(1, keepdims=True) for z in (p, q)]
-    norm = np.sqrt(np.square(centred[0]).sum(1) * np.square(centred[1]).sum(1))
-    r = np.where(norm > 0, (centred[0] * centred[1]).sum(1) / np.maximum(norm, 1e-12), 0.0)
-    return _mean_where(r, heard)
-
-
-def pitch_agreement(a: Any, b: Any, sample_rate: int) -> np.ndarray:
-    """Share of the frames voiced in `a` whose fundamental in `b` is within 50 cents of it.
-
-    Parameters, shapes and errors as in `chroma_correlation`. The fundamental is `fundamental`'s (in a
-    mixture, that of the part which dominates); a frame is voiced where less than a fifth of `a` is aperiodic.
-    Returns (clip,), in [0, 1]; NaN where `a` has no voiced frame.
-    """
-    (f, noise), (g, _) = (fundamental(x, spectra.RATE) for x in _side_by_side(a, b, sample_rate))
-    return _mean_where(np.abs(1200 * np.log2(g / f)) <= 50, noise < VOICED)
 
 
 def melody(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,15 +64,3 @@ def _yin(clip, sample_rate, lowest):
     bend = left - 2 * middle + right
     sharper = np.where(bend > 1e-9, 0.5 * (left - right) / np.maximum(bend, 1e-9), 0.0)
     return sample_rate / (best + np.clip(sharper, -0.5, 0.5)), middle
-
-
-def _side_by_side(a, b, sample_rate):
-    x, y = (spectra.mono(z, sample_rate) for z in (a, b))
-    if x.shape != y.shape:
-        raise ValueError(f"clips {x.shape} and {y.shape} at 16 kHz; give pairs of the same number and length")
-    return x, y
-
-
-def _mean_where(value, where):
-    count = where.sum(1)
-    return np.where(count > 0, np.where(where, value, 0.0).sum(1) / np.maximum(count, 1), np.nan)

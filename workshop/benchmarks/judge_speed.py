@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 import mechsteer as ms
-from mechsteer.measures.pitch import chroma_correlation, pitch_agreement
+from mechsteer.measures.kept import shared
 
 RATE = 16_000
 
@@ -29,8 +29,7 @@ def main():
     jobs = {
         "hear, cnn": lambda: ms.hear(audio, RATE, "cnn"),
         "hear, features": lambda: ms.hear(audio, RATE, "features"),
-        "chroma_correlation": lambda: chroma_correlation(audio, audio[::-1], RATE),
-        "pitch_agreement": lambda: pitch_agreement(audio, audio[::-1], RATE),
+        "kept.shared": lambda: shared(audio, audio[::-1], RATE),
     }
     print(f"{options.clips} clips of {options.seconds:g} s; real time / time taken (wall clock, processor)")
     for name, job in jobs.items():
