@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from .describe import describe, success
 from .distances import kernel_distance, texture
 from .ears.asking import Ears, heard_by, named
 from .intervals import mean_interval, share
-from .judges.hear import JUDGES, weights_path
+from .judges.hear import JUDGES, KNOWN, weights_path
 from .kept import AXES, shared
 
 if TYPE_CHECKING:
@@ -134,7 +135,10 @@ def dose_response(
 
 
 def _measured(model, generation, twins, n, start, ears, name, strength) -> pd.DataFrame:
-    frame = describe(generation, twins, model, ears, start)
+    with warnings.catch_warnings():
+        if name != UNSTEERED:  # a push may well make music that a judge doesn't know: the table says so
+            warnings.filterwarnings("ignore", ".* refuses .* clips: unlike")
+        frame = describe(generation, twins, model, ears, start)
     first = round(start * generation.sample_rate)
     heard, others = generation.audio[..., first:], np.roll(twins.audio[..., first:], -1, axis=0)
     alike = shared(others, heard, generation.sample_rate) if name == UNSTEERED and n > 1 else {}
@@ -150,10 +154,12 @@ def _files(
     folder: Path, model: Model, settings: dict, ears: Mapping[str, Any], cells: Sequence[tuple]
 ) -> dict[tuple, Path]:
     """The file of every cell, named by what decides its result: weights of model and judges, and settings."""
+    made = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    known = weights_path("cnn").parent / KNOWN
     judges = [
-        hashlib.sha256(weights_path(name).read_bytes()).hexdigest()
+        (made(weights_path(name)), made(known))
         if name in JUDGES
-        else f"{name} {getattr(ear, 'keywords', '')}"
+        else (name, str(getattr(ear, "keywords", "")))
         for name, ear in ears.items()
     ]
     plain = {key: np.asarray(v).tolist() if key == "audio_prompt" else v for key, v in settings.items()}
