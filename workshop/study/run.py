@@ -35,6 +35,7 @@ from mechsteer.directions.files import save_direction
 from mechsteer.measures.distances import texture
 from mechsteer.measures.dose import UNSTEERED, dose_response, dose_table
 from mechsteer.measures.judges.hear import tempo_class
+from mechsteer.measures.kept import AXES
 from mechsteer.model.model import load
 from mechsteer.model.steering import Steering
 
@@ -67,14 +68,15 @@ STAYS = ("lead", "style", "drums", "tempo_class")
 PENALTIES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 SIGNED = (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4)
 HEARD = ("lead", "style", "drums", "tempo", "tempo_class", "mode")
+TWINS = (*(f"twin_{axis}" for axis in AXES), "twin_divergence")
 CLIPS = (
     *("name", "strength", "clip", "seed", "prompt"),
     *(f"{judge}_{what}" for judge in ("cnn", "features") for what in HEARD),
-    *("twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted", "brightness", "loudness"),
+    *(*TWINS, "nll", "nll_unprompted", "brightness", "loudness"),
 )
 DIGITS = {  # of what is kept clip by clip; the table of cells is made before rounding
     **dict.fromkeys(("cnn_tempo", "features_tempo", "loudness"), 1),
-    **dict.fromkeys(("twin_chroma", "twin_melody", "twin_divergence", "nll", "nll_unprompted"), 2),
+    **dict.fromkeys((*TWINS, "nll", "nll_unprompted"), 2),
     "brightness": 0,
 }
 KEPT = ("guitar", "rock", "drums", "piano to guitar")  # experiments whose directions ship
@@ -130,8 +132,7 @@ def run_experiment(
     frames = [ask({name: given for name, (_, given) in experiment.steerings.items()}, experiment.prompts)]
     if experiment.asked:
         frame = ask({}, experiment.asked).assign(name="prompt alone")
-        twins = ("twin_chroma", "twin_melody", "twin_divergence")  # they have another prompt
-        frames.append(frame.assign(**dict.fromkeys(twins, np.nan)))
+        frames.append(frame.assign(**dict.fromkeys(TWINS, np.nan)))  # they have another prompt
     frame = pd.concat(frames, ignore_index=True)
     method = {name: method for name, (method, _) in experiment.steerings.items()}
     method |= {UNSTEERED: UNSTEERED, "prompt alone": "prompt alone"}
