@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ def describe(
     - with `model`: `nll` (nats per token): negative log-likelihood of the clip's codes under its own prompt,
       unsteered, without guidance (`Model.nll`), the audio prompt's codes included.
 
-    Raises ValueError if less than 3 s follow `start`, or `twin` doesn't fit. Taught in 05_steer_and_listen.
+    Warns, in a sentence, if one of our judges refuses more than half of the clips that aren't steered. Raises
+    ValueError if less than 3 s follow `start`, or `twin` doesn't fit. Taught in 05_steer_and_listen.
     """
     rate, n = generation.sample_rate, len(generation)
     start = number("start (s)", start, 0)
@@ -66,6 +68,7 @@ def describe(
         raise ValueError(f"{where}; {spectra.SHORTEST:g} s or more must be left")
     tables = [pd.DataFrame({"clip": np.arange(n), "prompt": generation.prompts, "seed": generation.seeds})]
     tables.append(ask(named(ears, generation.ears), audio, rate))
+    _refused(tables[-1], generation)
     columns = {"brightness": brightness(audio, rate), "loudness": loudness(audio, rate)}
     if twin is not None:
         theirs, codes = _twins(generation, twin)
@@ -75,6 +78,16 @@ def describe(
     if model is not None:
         columns["nll"] = model.nll(generation.codes, prompts=generation.prompts)
     return pd.concat([*tables, pd.DataFrame(columns)], axis=1)
+
+
+def _refused(heard, generation):
+    """Warn where a judge doesn't know the music as it is, before anything is steered."""
+    plain = heard[[steering is None for steering in generation.steering]]
+    for name in (name for name in JUDGES if f"{name}_known" in plain):
+        known = plain[f"{name}_known"].dropna().astype(bool)
+        if len(known) and known.mean() < 0.5:
+            told = f"{name} knows music like {known.sum()} of the {len(known)} unsteered clips only"
+            warnings.warn(f"{told}; ask another ear: describe(music, ears=['clap', 'musicnn'])", stacklevel=4)
 
 
 def _twins(generation, twin):

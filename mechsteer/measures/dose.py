@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,10 +134,7 @@ def dose_response(
 
 
 def _measured(model, generation, twins, n, start, ears, name, strength) -> pd.DataFrame:
-    with warnings.catch_warnings():
-        if name != UNSTEERED:  # a push may well make music that a judge doesn't know: the table says so
-            warnings.filterwarnings("ignore", ".* refuses .* clips: unlike")
-        frame = describe(generation, twins, model, ears, start)
+    frame = describe(generation, twins, model, ears, start)
     first = round(start * generation.sample_rate)
     heard, others = generation.audio[..., first:], np.roll(twins.audio[..., first:], -1, axis=0)
     alike = shared(others, heard, generation.sample_rate) if name == UNSTEERED and n > 1 else {}

@@ -13,6 +13,7 @@ import mechsteer as ms
 from mechsteer.measures import _spectra as spectra
 from mechsteer.measures.judges import _known
 from mechsteer.measures.judges.hear import JUDGES, KNOWN, NONE, heard_values
+from mechsteer.model.generation import Generation
 from workshop.tiny import render, strangers
 from workshop.tiny.compose import LEADS, STYLES, Score
 
@@ -44,9 +45,7 @@ def test_another_program_changes_the_lead_and_nothing_else(music):
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("seconds", [8, 5, 3])
 def test_known_music_is_named_and_strange_music_often_refused(music, judge, seconds):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        heard = {name: ms.hear(x[..., : seconds * RATE], RATE, judge) for name, x in music.items()}
+    heard = {name: ms.hear(x[..., : seconds * RATE], RATE, judge) for name, x in music.items()}
     assert heard["known"]["known"].sum() >= 10
     assert heard["horn"]["novelty"].mean() > heard["known"]["novelty"].mean() + 0.1
     for table in heard.values():
@@ -57,15 +56,15 @@ def test_known_music_is_named_and_strange_music_often_refused(music, judge, seco
 def test_one_sentence_where_most_clips_are_refused(music):
     noise = np.random.default_rng(0).normal(0, 0.1, (3, 1, 4 * RATE)).astype(np.float32)
     noise[2] = 0  # silent: neither known nor refused
-    with pytest.warns(UserWarning, match=r"^cnn refuses 2 of 3 clips: unlike .*; ask another ear: ") as told:
-        table = ms.hear(noise, RATE, "cnn")
+    clips = lambda steering: Generation(noise, np.zeros((3, 1, 8)), RATE, [None] * 3, [0, 1, 2], steering)
+    with pytest.warns(UserWarning, match="^cnn knows music like 0 of the 2 unsteered clips only; ask another ear: ") as told:
+        table = ms.describe(clips([None] * 3), ears="cnn")
     assert len(told) == 1
-    assert (
-        table["known"].tolist()[:2] == [False, False]
-        and table.loc[2, ["known", "novelty", "lead"]].isna().all()
-    )
+    assert table["cnn_known"].tolist()[:2] == [False, False]
+    assert table.loc[2, ["cnn_known", "cnn_novelty", "cnn_lead"]].isna().all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        ms.describe(clips(["pushed", "pushed", None]), ears="cnn")  # what a push made, the table says
         ms.hear(music["known"], RATE)
 
 

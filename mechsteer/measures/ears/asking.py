@@ -14,7 +14,7 @@ import pandas as pd
 from ..._shared import did_you_mean
 from ..judges.hear import JUDGES, hear
 
-OUTSIDE = ("clap", "musicnn", "aesthetics")  # modules beside this one, each with a function of its name
+OUTSIDE = ("clap", "musicnn", "chords", "aesthetics")  # modules beside this one, each with such a function
 Ear = str | Callable[[Any, int], pd.DataFrame]
 Ears = Ear | Sequence[Ear] | Mapping[str, Callable]
 

@@ -14,7 +14,6 @@ lead between two that it knows, as steering can make, is refused as well.
 from __future__ import annotations
 
 import json
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,8 +58,6 @@ def hear(
     .5, as for 95 % of music of the judges' own kind. Where it isn't, `lead` is "none of these", and
     `p_lead_...` are still those of the six. A silent clip has missing values throughout.
 
-    Warns, in one sentence a judge, if more than half of the clips that aren't silent are refused.
-
     Raises
     ------
     ValueError  for clips under 3 s, an unknown judge, or audio that `to_clips` refuses.
@@ -72,11 +69,7 @@ def hear(
     for name in JUDGES if judge == "both" else (judge,):
         path = weights_path(name, weights)
         out, silent = _listen(audio, sample_rate, name, path)
-        table = _table(out, _weights(path)[1], silent).assign(judge=name)
-        if 2 * (refused := int((~silent & (out["novelty"] > 0.5)).sum())) > (~silent).sum():
-            told = f"{name} refuses {refused} of {len(table)} clips: unlike the music that it learnt from"
-            warnings.warn(f"{told}; ask another ear: describe(music, ears=['clap', 'musicnn'])", stacklevel=3)
-        tables.append(table)
+        tables.append(_table(out, _weights(path)[1], silent).assign(judge=name))
     table = pd.concat(tables, ignore_index=True)
     return table[["judge", *(column for column in table if column != "judge")]]
 
