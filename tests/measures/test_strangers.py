@@ -57,7 +57,7 @@ def test_one_sentence_where_most_clips_are_refused(music):
     noise = np.random.default_rng(0).normal(0, 0.1, (3, 1, 4 * RATE)).astype(np.float32)
     noise[2] = 0  # silent: neither known nor refused
     clips = lambda steering: Generation(noise, np.zeros((3, 1, 8)), RATE, [None] * 3, [0, 1, 2], steering)
-    with pytest.warns(UserWarning, match="^cnn knows music like 0 of the 2 unsteered clips only; ask another ear: ") as told:
+    with pytest.warns(UserWarning, match="^cnn knows music like 0 of the 2 unsteered .*; ask ") as told:
         table = ms.describe(clips([None] * 3), ears="cnn")
     assert len(told) == 1
     assert table["cnn_known"].tolist()[:2] == [False, False]
