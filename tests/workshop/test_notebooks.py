@@ -180,14 +180,22 @@ def test_another_model_goes_to_its_own_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
     draw = "import os, pathlib\nfolder = pathlib.Path(os.environ['MECHSTEER_FIGURES'])"
     draw += "\nfolder.mkdir(parents=True)\n_ = (folder / '01_sizes.csv').write_text('# {}\\nn\\n1\\n')"
-    path = write(tmp_path / "notebooks/01_name.ipynb", "print('model:', MODEL)", draw)
+    path = write(
+        tmp_path / "notebooks/01_name.ipynb",
+        "assert MODEL == 'tiny', 'as tiny'",
+        "print('model:', MODEL)",
+        draw,
+    )
     before = path.read_bytes()
     assert notebooks.main(["--model", "facebook/musicgen-small"]) == 0
     copy = tmp_path / "runs/facebook_musicgen-small/notebooks/01_name.ipynb"
     assert "model: facebook/musicgen-small" in texts(nbformat.read(copy, 4))
     assert path.read_bytes() == before
-    said = capsys.readouterr().out
-    assert "01_name" in said and "figure 01_sizes: new" in said
+    told = capsys.readouterr()
+    assert "01_name" in told.out and "figure 01_sizes: new" in told.out
+    assert "01_name: not so with this model, cell 3: as tiny" in told.err, "and the run goes on"
+    with pytest.raises(notebooks.NotebookError, match="AssertionError: as tiny"):
+        notebooks.execute(path, {"MODEL": "other"})
 
 
 def test_only_the_command_line_writes_the_figures_that_ship(tmp_path, monkeypatch, capsys):

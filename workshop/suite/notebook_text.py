@@ -1,9 +1,10 @@
 """What the runner does to a notebook's text: takes the noise of a run away, links it with its neighbours.
 
-Pure functions on notebook nodes; `notebooks.py` calls them after every run.
+Functions on notebook nodes; `notebooks.py` calls them after every run.
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,17 @@ import nbformat
 
 from mechsteer import paths
 
-__all__ = ["answer", "contents", "contents_table", "cost", "navigation", "normalise", "readme", "title"]
+__all__ = [
+    "answer",
+    "contents",
+    "contents_table",
+    "cost",
+    "navigation",
+    "normalise",
+    "readme",
+    "title",
+    "told_only",
+]
 
 _BAR = re.compile(r"\d+%\|.*\||\d+(it|\w+)? \[\d\d:\d\d")  # a tqdm bar, with or without a total
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
@@ -156,3 +167,19 @@ def readme(path: Path, shelf: Sequence[Path]) -> None:
     old, end, after = rest.partition("<!-- /notebooks -->")
     if mark and end:
         paths.replace(path, f"{before}{mark}{contents_table(shelf, 'notebooks/')}\n{end}{after}")
+
+
+def told_only(copy: Path) -> nbformat.NotebookNode:
+    """A copy that ran to its end, without papermill's remarks; what it asserted in vain is told."""
+    book = nbformat.read(copy, as_version=4)
+    remark = "papermill-error-cell-tag"
+    book.cells = [cell for cell in book.cells if remark not in cell.metadata.get("tags", [])]
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                said = output.evalue or cell.source.strip().splitlines()[-1]
+                print(
+                    f"{copy.stem}: not so with this model, cell {cell.execution_count}: {said}",
+                    file=sys.stderr,
+                )
+    return book

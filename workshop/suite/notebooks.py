@@ -24,7 +24,7 @@ import nbformat
 from mechsteer import errors, paths
 
 from . import changes
-from .notebook_text import answer, contents, navigation, normalise, readme
+from .notebook_text import answer, contents, navigation, normalise, readme, told_only
 
 __all__ = [
     "MAX_BYTES",
@@ -104,6 +104,7 @@ def execute(
     runs: Path | None = None,
     limit: float = 1800,
     failed: Path | None = None,
+    lenient: bool = False,
 ) -> nbformat.NotebookNode:
     """Run one notebook from top to bottom and return the executed copy; nothing is written to `path`.
 
@@ -114,6 +115,8 @@ def execute(
     figures, runs : where `save_figure` and runs write; default where a run by hand writes, `data/runs/`.
     limit : s, for the whole notebook.
     failed : where to leave the half-executed copy if a cell fails.
+    lenient : whether an assertion that doesn't hold is told and the run goes on, as for a model that the
+        notebook wasn't written about.
 
     Raises
     ------
@@ -148,6 +151,7 @@ def execute(
                 progress_bar=sys.stderr.isatty(),
                 timeout_func=lambda _: max(1, int(deadline - time.monotonic())),
                 store_widget_state=False,
+                allow_error_names=["AssertionError"] if lenient else [],
             )
         except CellTimeoutError as error:
             told = f"{path.stem} ran longer than {limit:.0f} s (--limit); it was stopped."
@@ -155,6 +159,8 @@ def execute(
         except DeadKernelError as error:
             raise NotebookError(f"{path.stem}: its kernel died, most likely for want of memory.") from error
         except papermill.PapermillExecutionError as error:
+            if lenient and error.ename == "AssertionError":
+                return told_only(copy)
             if error.ename in errors.__all__:  # the sentence is all there is to say
                 raise NotebookError(f"{path.stem} stopped. {error.evalue}") from error
             where = ""
@@ -309,7 +315,12 @@ def _run_one(book: Path, model: str, limit: float) -> tuple[float, str, dict[str
     options["failed"] = paths.project() / "build" / "notebooks"
     if model != DEFAULT_MODEL:
         home = paths.runs() / re.sub(r"[^\w.-]+", "_", model.strip("/"))
-        options |= {"out": home / "notebooks" / book.name, "figures": home / "figures", "runs": home}
+        options |= {
+            "lenient": True,
+            "out": home / "notebooks" / book.name,
+            "figures": home / "figures",
+            "runs": home,
+        }
         if "MODEL" in parameters_of(book):
             # a folder is given relative to where the command runs, the kernel runs in notebooks/
             parameters["MODEL"] = str(Path(model).resolve()) if Path(model).is_dir() else model
