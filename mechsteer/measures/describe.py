@@ -36,7 +36,8 @@ def describe(
         What each clip is compared with, as a rule the same prompt and seed unsteered: one clip for each or
         one for all, of the same length; or for each clip of a sweep the row of `generation` that is its twin.
     model : Model, for `nll`; as a rule the one that generated the clips.
-    judge : "both", "cnn", "features" (see `judges.hear.hear`), or None to ask no judge.
+    ears : names, functions (audio, sample_rate) -> pd.DataFrame, or several (`ears.asking.named`); [] for no
+        ear. Default: the model's own two judges if it brings any, else CLAP and musicnn, or which is here.
     start : float, s
         Judge, compare and measure only the audio from here on, such as what comes after an audio prompt.
         Divergence and `nll`, which are about codes, always cover the whole clip.

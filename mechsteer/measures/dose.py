@@ -185,7 +185,7 @@ def dose_table(
         What should stay: the share of clips in which the first ear hears the same as in the unsteered twin;
         what it doesn't hear is left out.
     reference : (clip, dim), optional; `distances.texture` of real clips of the concept
-    ears : names; default: those that the frame has columns of
+    ears : names; default: those that the frame has columns of, for what the concept asks
 
     Returns
     -------
@@ -202,7 +202,9 @@ def dose_table(
         raise ValueError(f"unknown {sorted(unknown)}; what ears may hear is {', '.join(KEPT)}")
     means = {"divergence": "twin_divergence"}
     means |= {c: c for c in ("nll", "nll_unprompted", "brightness", "loudness")}
-    ears = heard_by(frame) if ears is None else list(ears)
+    if ears is None:
+        ears = heard_by(frame)
+        ears = [e for e in ears if all(f"{e}_{c}" in frame or c in frame for c in concept)] or ears[:1]
     if not ears:
         raise ValueError("the frame has no ear's columns: sweep with ears, or say which with ears=")
     axes = kept_axes(frame)
@@ -237,10 +239,12 @@ def kept_axes(frame: pd.DataFrame) -> pd.DataFrame:
 
     `frame` is from one `dose_response`. 1 is the same and 0 what two unsteered clips of different seeds share
     (the mean of `kept.shared` over them), so values may lie below 0; (x - unrelated) / (1 - unrelated).
+    Missing where these share all, as clips of a model that isn't trained may.
     """
     plain = frame[frame["name"] == UNSTEERED]
     unrelated = {axis: plain[f"other_{axis}"].mean() for axis in AXES}
-    return pd.DataFrame({f"kept_{a}": (frame[f"twin_{a}"] - u) / (1 - u) for a, u in unrelated.items()})
+    room = {axis: 1 - u if u < 1 - 1e-6 else np.nan for axis, u in unrelated.items()}
+    return pd.DataFrame({f"kept_{axis}": 1 - (1 - frame[f"twin_{axis}"]) / room[axis] for axis in AXES})
 
 
 def _twins(frame: pd.DataFrame) -> pd.DataFrame:

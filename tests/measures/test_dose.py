@@ -149,6 +149,10 @@ def test_table_and_knee_of_a_planted_sweep():
     assert chosen.loc["good", "strength"] == 1.0 and chosen.loc["bad", "strength"] == 0
     with pytest.raises(ValueError, match="no unsteered"):
         ms.dose_table(frame[frame["name"] == "good"], {"lead": "guitar"})
+    alike = frame.assign(**{f"other_{axis}": 1.0 for axis in AXES})  # as of random weights
+    assert ms.dose_table(alike, {"lead": "guitar"})["kept_melody"].isna().all()
+    heard = frame.assign(chords_mode="minor", chords_p_mode_minor=1.0)  # an ear that hears something else
+    assert "chords_success" not in ms.dose_table(heard, {"lead": "guitar"})
     with pytest.raises(ValueError, match="unknown"):
         ms.dose_table(frame, {"lead": "guitar"}, kept=["mood"])
 
