@@ -59,7 +59,7 @@ def test_a_models_own_judges_come_first_and_else_what_is_here(monkeypatch):
     assert list(asking.named(None, ("cnn", "features"))) == ["cnn", "features"]
     assert list(asking.named("both")) == ["cnn", "features"]
     monkeypatch.setattr(asking, "here", lambda name: name == "musicnn")
-    assert list(asking.named(None, ("clap", "musicnn"))) == ["musicnn"]
+    assert list(asking.named(None, ("clap", "musicnn", "musicnn"))) == ["musicnn"]
     monkeypatch.setattr(asking, "here", lambda name: False)
     with pytest.raises(FileNotFoundError, match="uv sync --extra ears.*hf download.*ears=\\[\\]"):
         asking.named(None, ("clap", "musicnn"))

@@ -18,6 +18,7 @@ from workshop.suite.notebook_text import answer, contents, cost, navigation, nor
 
 STORED = notebooks.find()
 # Values for the cell tagged `parameters` that let a notebook run in seconds; one entry a stored notebook.
+TRIED = {"TRIES": 2, "LAYERS": 2, "GAPS": [1.0]}
 SMALL: dict[str, dict] = {
     "00_start_here": {"DURATION": 4.0, "START": 0.5, "SCORES": 3},
     "01_collect_activations": {"SCORES": 2},
@@ -27,14 +28,14 @@ SMALL: dict[str, dict] = {
     "05_steer_and_listen": {"N": 2, "STRENGTHS": [0.2], "SCORES": 24},
     "08_where_is_it_used": {"PAIRS": 3, "SECONDS": 3.6, "WINDOWS": 4, "N": 2, "CONTROLS": 1, "TUNING": 6},
     "09_blind_listening_test": {"SCORES": 4, "ITEMS": 3, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 50},
-    "10_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2},
+    "10_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2} | TRIED,
 }
 # Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.
 SMALLEST: dict[str, dict] = {
     "01_collect_activations": {"SCORES": 1},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 6, "FOLDS": 3},
-    "10_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0},
+    "10_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0} | TRIED,
 }
 
 NOISY = """

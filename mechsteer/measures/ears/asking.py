@@ -32,7 +32,7 @@ def named(ears: Ears | None, usual: Sequence[str] = ()) -> dict[str, Callable]:
     Raises ValueError for an unknown name, or one given twice. FileNotFoundError if none of `usual` is here.
     """
     if ears is None:
-        ears = [name for name in usual if name in JUDGES or here(name)]
+        ears = [name for name in dict.fromkeys(usual) if name in JUDGES or here(name)]
         if usual and not ears:
             raise FileNotFoundError(
                 f"no {' or '.join(usual)} here: `uv sync --extra ears` brings musicnn, "

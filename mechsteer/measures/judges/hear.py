@@ -154,6 +154,7 @@ def _network(path):
 
 def _listen(audio, sample_rate, name, path, known=True):
     """Log-probabilities, embedding, tempo (bpm), novelty by name, (clip, ...); and which clips are silent."""
+    _weights(path)  # if it is damaged, that is said first
     known = known and _known_music(path, name)
     clips = spectra.mono(audio, sample_rate, spectra.SHORTEST)
     size, silent = max(1, int(_BATCH * spectra.RATE / clips.shape[-1])), spectra.rms(clips) <= spectra.SILENCE
