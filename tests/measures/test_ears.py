@@ -43,6 +43,21 @@ def test_any_function_is_an_ear_beside_the_named_ones():
     assert ms.describe(music(), ears=[]).shape[1] < table.shape[1]
 
 
+def test_clipped_clips_are_said_and_loud_or_silent_ones_not():
+    import warnings
+
+    loud, rng = music(3), np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asking.ask({"height": height}, loud.audio * 3, RATE)
+        asking.ask({"height": height}, rng.normal(0, 1, (2, 1, 48_000)), RATE)
+        asking.ask({"height": height}, np.zeros((1, 1, 48_000)), RATE)
+    cut = rng.normal(0, 1, (3, 1, 48_000))
+    cut[:2] = np.clip(4 * cut[:2], -1, 1)
+    with pytest.warns(UserWarning, match="^2 of 3 clips are clipped: .*; give them quieter$"):
+        asking.ask({"height": height}, cut, RATE)
+
+
 def test_success_says_which_ears_agree():
     frame = pd.DataFrame({"cnn_lead": ["guitar", "piano"], "cnn_p_lead_guitar": [0.9, 0.2]})
     frame["clap_lead"], frame["clap_p_lead_guitar"] = ["guitar", "guitar"], [0.8, 0.7]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..._shared import did_you_mean
+from ...sound import SILENCE
 from ..judges.hear import JUDGES, hear
 
 OUTSIDE = ("clap", "musicnn", "chords", "aesthetics")  # modules beside this one, each with such a function
@@ -53,9 +55,14 @@ def named(ears: Ears | None, usual: Sequence[str] = ()) -> dict[str, Callable]:
 def ask(ears: dict[str, Callable], audio: Any, sample_rate: int) -> pd.DataFrame:
     """What each of `named` ears hears in each clip, a row a clip: `cnn_lead`, `clap_p_lead_guitar`, ...
 
-    Raises ValueError if an ear's table hasn't one row a clip, and whatever the ears themselves raise.
+    Warns of clipped clips. Raises ValueError if an ear's table hasn't one row a clip, and what the ears
+    themselves raise.
     """
-    tables, n = [], len(audio)
+    tables, n, level = [], len(audio), np.abs(np.asarray(audio))
+    flat = (level >= (1 - 1e-6) * level.max(-1, keepdims=True)).mean(-1).max(-1) > 0.02  # silence is, too
+    if ears and (clipped := int((flat & (level.max((-1, -2)) > SILENCE)).sum())):
+        told = f"{clipped} of {n} clips are clipped: 2 % of their samples or more lie at the peak"
+        warnings.warn(f"{told}, and ears hear the distortion; give them quieter", stacklevel=4)
     for name, ear in ears.items():
         table = ear(audio, sample_rate).reset_index(drop=True)
         if len(table) != n:
