@@ -22,6 +22,7 @@ __all__ = [
     *("predict", "grouped_split", "honest_score"),  # 03
     *("band_width", "pattern", "without"),  # 04
     "strength_to_use",  # 05
+    *("one_half", "coin_control"),  # 07
     *("guessed_place", "patched_head", "control_rows"),  # 08
     *("surprise", "draw_listeners", "chance_of"),  # 09
     *("song_of", "paired_error", "half_as_wide"),  # 10
@@ -597,3 +598,58 @@ def control_rows(answer: Callable) -> Iterator[str]:
         yield "some clip is patched into itself, which changes nothing by construction: take another score's"
     if set(rows) != {tuple(row.flatten().tolist()) for row in changed}:
         yield "take every clip of `changed` once, in another order: so only the order differs"
+
+
+@exercise("that is branch='cond', token for token: only the answer to the prompt was touched")
+def one_half(answer: Callable, model, vector, layer: int) -> Iterator[str]:
+    """07: `answer(prompt, vector, layer)` are codes of 1 s, seed 0, `vector` added to the first half only."""
+    import torch
+
+    from mechsteer import Steering
+
+    prompt, norm = "jazz piano", float(np.linalg.norm(vector))
+    steering = lambda branch: Steering(np.asarray(vector, float), layers=layer, norm=norm, branch=branch)
+    added = torch.from_numpy(steering("cond").vectors().values[0]).to(model.device, model.dtype)
+    got = answer(prompt, added, layer)
+    if got is None:
+        yield EMPTY
+    written = lambda prompt, by: model.generate(prompt, 1, steering=by, progress=False).codes
+    truth = written(prompt, steering("cond"))
+    if got.shape != truth.shape:
+        yield f"the codes of 1 s have shape {tuple(truth.shape)}, not {tuple(got.shape)}: return run.result"
+    if (got == written(prompt, None)).all():
+        yield "these are the tokens of the model left alone: assign to model.resid[layer], at every step"
+    if (got == written(None, steering("both"))).all():
+        yield "nobody told the model the prompt: give it to tracing_generation"
+    if (got == written(prompt, steering("both"))).all():
+        yield "both halves were pushed: of the two rows, only the first answers the prompt"
+    if (got == written(prompt, steering("uncond"))).all():
+        yield "the wrong half was pushed, and so the music backwards: the prompt's row is the first"
+    if (got != truth).any():
+        wrong = (got != truth).float().mean()
+        yield f"{wrong:.0%} of the tokens differ from those under h[:1] + vector, at every step"
+
+
+@exercise("it was made as the direction was, from the same clips, and knows nothing of the guitar")
+def coin_control(answer: Callable) -> Iterator[str]:
+    """07: `answer(a, b, rng)` is the mean of +-(a - b), a coin for each row, as long as that of a - b."""
+    a, b = np.random.default_rng(0).standard_normal((2, 8, 6)) + np.eye(6)[0]
+    got = [answer(a + np.eye(6)[1], b, np.random.default_rng(seed)) for seed in range(20)]
+    if any(g is None for g in got):
+        yield EMPTY
+    got, apart = np.asarray(got, float), a + np.eye(6)[1] - b
+    true = apart.mean(0)
+    if got.shape != (20, 6):
+        yield f"the control should have the direction's shape, (6,), not {got.shape[1:]}"
+    if np.isclose(abs(got @ true), np.linalg.norm(got, axis=1) * np.linalg.norm(true)).all():
+        yield "this is the direction itself: in another order rows have the same mean. Turn some pairs round"
+    if (got == got[0]).all():
+        yield "every draw is the same: use the generator that is passed in"
+    coins = 1 - 2 * (np.arange(256)[:, None] >> np.arange(8) & 1)  # all there are
+    possible = coins @ apart / 8
+    cosines = got @ possible.T / np.linalg.norm(got, axis=1)[:, None] / np.linalg.norm(possible, axis=1)
+    if not np.isclose(cosines.max(1), 1).all():
+        yield "made otherwise than the direction: take the same differences a - b, each with a sign by coin"
+    length, wanted = np.linalg.norm(got, axis=1).mean(), np.linalg.norm(true)
+    if not np.allclose(np.linalg.norm(got, axis=1), wanted):
+        yield f"a fair control is as long as the direction, {wanted:.2f}, and not {length:.2f}: scale it"

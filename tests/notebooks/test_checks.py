@@ -4,6 +4,7 @@ import checks
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import binom, binomtest
 
 unit = lambda v: v / np.linalg.norm(v)
@@ -44,7 +45,13 @@ def two_sided(k, n):
     return binomtest(k, n).pvalue
 
 
+def coins(a, b, rng):
+    made, true = (rng.choice([-1, 1], len(a))[:, None] * (a - b)).mean(0), (a - b).mean(0)
+    return made * np.linalg.norm(true) / np.linalg.norm(made)
+
+
 RIGHT = {
+    "coin_control": coins,
     "strength_to_use": usable,
     "push": lambda h, d, norm, s: h + s * norm * unit(d),
     "follows": lambda moved, onsets: np.array([np.corrcoef(row, onsets)[0, 1] for row in moved]),
@@ -63,6 +70,11 @@ RIGHT = {
     "chance_of": lambda a, b: 1 / (1 + np.exp(b - a)),
 }
 WRONG = [
+    ("coin_control", lambda a, b, rng: (rng.permutation(a - b)).mean(0), "this is the direction itself"),
+    ("coin_control", lambda a, b, rng: coins(a, b, np.random.default_rng(0)), "every draw is the same"),
+    ("coin_control", lambda a, b, rng: rng.standard_normal(6), "made otherwise than the direction"),
+    ("coin_control", lambda a, b, rng: 2 * coins(a, b, rng), "as long as the direction"),
+    ("coin_control", lambda a, b, rng: a - b, "the direction's shape, (6,), not (8, 6)"),
     ("push", lambda h, d, norm, s: h + s * norm * d, "forget to normalise"),
     ("push", lambda h, d, norm, s: h + s * unit(d), "a multiple of norm"),
     ("push", lambda h, d, norm, s: s * norm * unit(d), "h itself should stay"),
@@ -281,6 +293,32 @@ def test_a_control_has_the_other_clips_of_the_changed_side(capsys):
     tried(checks.control_rows, lambda clean, changed: changed.roll(1, 0), wrong, capsys)
 
 
+def test_a_push_of_one_half_is_compared_token_by_token(model, capsys):
+    def pushed(change, told="jazz piano"):
+        def push_half(prompt, vector, layer):
+            with model.tracing_generation(told and prompt, duration=1, seed=0) as run:
+                for _ in run.steps:
+                    model.resid[layer] = change(model.resid[layer], vector)
+                codes = run.result.save()
+            return codes
+
+        return push_half
+
+    first = lambda h, v, scale=1: torch.cat([h[:1] + scale * v, h[1:]])
+    wrong = [
+        (lambda prompt, vector, layer: None, "nothing came back"),
+        (lambda prompt, vector, layer: model.generate(duration=2, progress=False).codes, "return run.result"),
+        (pushed(lambda h, v: h), "the model left alone"),
+        (pushed(lambda h, v: h + v, told=None), "nobody told the model the prompt"),
+        (pushed(lambda h, v: h + v), "both halves were pushed"),
+        (pushed(lambda h, v: torch.cat([h[:1], h[1:] + v])), "the wrong half"),
+        (pushed(lambda h, v: first(h, v, 5)), "of the tokens differ"),
+    ]
+    vector = np.random.default_rng(0).standard_normal(model.d_model) * 10
+    check = lambda answer: checks.one_half(answer, model, vector, 1)
+    tried(check, pushed(first), wrong, capsys)
+
+
 def test_every_check_is_tried_here():
-    apart = {"erased", "patched", "guessed_place", "patched_head", "control_rows"}
+    apart = {"erased", "patched", "one_half", "guessed_place", "patched_head", "control_rows"}
     assert {*RIGHT, *NUMBERS, *apart} == set(checks.__all__)
