@@ -139,7 +139,8 @@ def _measured(model, generation, twins, n, start, ears, name, strength) -> pd.Da
     heard, others = generation.audio[..., first:], np.roll(twins.audio[..., first:], -1, axis=0)
     alike = shared(others, heard, generation.sample_rate) if name == UNSTEERED and n > 1 else {}
     frame = frame.assign(**{f"other_{axis}": alike.get(axis, np.nan) for axis in AXES})
-    frame["nll_unprompted"] = model.nll(generation.codes)
+    unprompted = all(prompt is None for prompt in generation.prompts)
+    frame["nll_unprompted"] = frame["nll"] if unprompted else model.nll(generation.codes)
     frame["texture"] = list(texture(heard, generation.sample_rate))
     frame.insert(0, "strength", strength)
     frame.insert(0, "name", name)

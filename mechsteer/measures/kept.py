@@ -7,6 +7,7 @@ these ears hear exact notes and beats, and what related and other clips share: `
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -76,11 +77,17 @@ def beats(clip: np.ndarray) -> np.ndarray:
 
 
 def _pair(a, b):
-    p, q = chroma(a), chroma(b)
+    (p, beats_p, melody_p), (q, beats_q, melody_q) = (_heard(clip.tobytes()) for clip in (a, b))
     power = p.sum(0)
     heard = (power > 1e-6 * power.max()) & (power > 0)
     harmony = (_unit(p) * _unit(q)).sum(0)[heard].mean() if heard.any() else np.nan
-    return harmony, _rhythm(beats(a), beats(b)), _melody(melody(a), melody(b)), _structure(p, q)
+    return harmony, _rhythm(beats_p, beats_q), _melody(melody_p, melody_q), _structure(p, q)
+
+
+@lru_cache(maxsize=128)  # a sweep's twins come back with every strength
+def _heard(clip):
+    clip = np.frombuffer(clip, np.float32)
+    return chroma(clip), beats(clip), melody(clip)
 
 
 def _rhythm(a, b):

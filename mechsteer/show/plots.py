@@ -19,6 +19,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # As an axis says them, and in the order in which a figure prefers them: values have R² only.
 METRICS = {"accuracy": "accuracy", "r2": "R²", "balanced_accuracy": "balanced accuracy", "auc": "AUC"}
 GREY = "#767676"
+METHOD_COLOURS = {  # one colour means one thing in the whole suite
+    **dict(
+        zip(
+            ["logistic", "mse", "diff_of_means", "caption contrast", "optimised vector"],
+            COLOURS,
+            strict=False,
+        )
+    ),
+    "words": COLOURS[6],
+    "control": GREY,
+}
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _CONTROLS = ("dot", "dashdot", "2px,6px")  # of grey lines; the level ones are dashed
 

@@ -1,43 +1,39 @@
-"""Named steerings for one question: every method's direction, its controls, and every way to add it.
+"""Directions by every method, each as often as one likes: from bootstrap samples of the training scores.
 
-`Finder` reads the activations of training scores once; each of its methods gives a dict {name: (method,
-steering)}, as `run.Experiment` takes them. Controls are many steerings, one for each clip in turn.
+Refit k of every method learns from the same sample, and readers and writers from the same clips. Every
+direction is unit, and its strength is in class gaps: 1 is a push as long as the distance between the class
+means at that layer, whatever the method, so that methods are compared at one length and concepts at one
+distance.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from mechsteer import paths
 from mechsteer.activations.clips import clips
 from mechsteer.activations.collect import codes, collect
+from mechsteer.activations.read import read
 from mechsteer.directions._labels import read_groups, read_target, shuffled
 from mechsteer.directions.find import find_directions
 from mechsteer.directions.geometry import unit
 from mechsteer.directions.scores import PROBES, accuracy_by_layer
-from mechsteer.directions.written import caption_contrast, optimised_vector
+from mechsteer.directions.written import optimised_vector
+from mechsteer.model.model import Model
 from mechsteer.model.steering import Steering, top
 
-if TYPE_CHECKING:
-    from mechsteer.model.model import Model
+from .settings import Setting
 
-DRAWS = 100  # random directions, and permutations of the labels: a control is not one draw
 READ = ("resid", "attn", "heads")  # sites
-
-
-def words(labels: Mapping[str, str]) -> str:
-    """ "jazz piano" for {"lead": "piano", "style": "jazz"}."""
-    return " ".join(labels[label] for label in ("style", "lead") if label in labels)
+STEPS, SOME, SECONDS = 60, 8, 3.0  # of the optimised vector: steps, clips in each, s of them
+FAST = 30.0  # bpm: the tempo's "class gap" is the way of the mean activation over so many bpm
 
 
 class Finder:
-    """Directions from training scores that exist with every lead (each in one style), as named steerings.
+    """Directions from training scores that exist with every lead (each in one style).
 
     Parameters
     ----------
@@ -46,138 +42,151 @@ class Finder:
 
     Attributes
     ----------
-    layer : the middle one, 0-based; where directions are read and added if nothing else is said
-    every : all layers
+    layer : the middle one, 0-based; where the residual stream is read and steered
     clips : the training clips
     acts : their mean activations at `READ`, all layers
     """
 
     def __init__(self, model: Model, scores: int = 160):
-        self.model, self.every = model, list(range(model.n_layers))
-        self.layer = model.n_layers // 2
+        self.model, self.layer = model, model.n_layers // 2
         table = clips("orchestra")
         table = table[(table["split"] == "train") & table["paired"]]
         first = sorted(table["score"].unique())[:scores]
         self.clips = table[table["score"].isin(first)].reset_index(drop=True)
         store = paths.runs() / f"study_{model.name}_{model.hash}_{len(self.clips)}_{len(READ)}.zarr"
         self.acts = collect(model, self.clips, sites=READ, out=store).load()
+        self._gaps, self._changes = {}, {}
 
-    def _among(self, label: str, among: Sequence[str]):
-        if not among:
-            return self.acts
-        return self.acts.isel(clip=np.flatnonzero(np.isin(self.acts[label].values, list(among))))
+    def layers(self, setting: Setting) -> list[int]:
+        return [self.layer] if setting.site == "resid" else list(range(self.model.n_layers))
 
-    def probes(
-        self, label: str, concept: str, among: Sequence[str] = (), site: str = "resid", layers=None, **options
-    ):
-        """Every method's direction, and shuffled labels' differences of means; `among` says which classes."""
-        acts, layers = self._among(label, among), [self.layer] if layers is None else layers
-        kind = "value" if acts[label].dtype.kind == "f" else "auto"
+    def rows(self, setting: Setting, k: int | None = None) -> np.ndarray:
+        """The clips of refit k: those of a bootstrap sample of the scores; of all scores if None."""
+        score = self.clips["score"].to_numpy()
+        names = np.unique(score)
+        if k is not None:
+            names = np.random.default_rng([7, k]).choice(names, len(names))
+        fits = (
+            self.clips[setting.label].isin(setting.among).to_numpy()
+            if setting.among
+            else np.ones(len(score), bool)
+        )
+        return np.concatenate([np.flatnonzero((score == name) & fits) for name in names])
+
+    def gaps(self, setting: Setting, site: str) -> xr.DataArray:
+        """Distance between the class means at every layer (and head), in mean activation norms."""
+        if (key := (setting.name, site)) not in self._gaps:
+            acts = self.acts.isel(clip=self.rows(setting))
+            x, target = acts[site].values, read_target(acts, setting.label, kind_of(setting))
+            if target.kind == "value":
+                y = target.y[:, 0] - target.y[:, 0].mean()
+                way = FAST * np.einsum("c,c...->...", y, x) / np.square(y).sum()
+            else:
+                of = target.y[:, target.concepts.index(setting.concept)] > 0
+                way = x[of].mean(0) - x[~of].mean(0)
+            self._gaps[key] = np.linalg.norm(way, axis=-1) / self.acts[f"{site}_norm"]
+        return self._gaps[key]
+
+    def steering(self, setting: Setting, direction, site=None, layers=None, share=1.0, **options) -> Steering:
+        """A direction as a steering whose strength is in class gaps, times `share`."""
+        site, layers = site or setting.site, self.layers(setting) if layers is None else layers
+        gaps, norm = (a.sel(layer=layers) for a in (self.gaps(setting, site), self.acts[f"{site}_norm"]))
+        where = dict(site=site, layers=layers, norm=norm.values, weights=gaps * share, branch=setting.branch)
+        return Steering(direction, **{**where, **options})
+
+    def probes(self, setting: Setting, k: int | None, **fitting) -> dict[str, xr.DataArray]:
+        """Logistic, MSE (of numbers the latter only) and difference of means."""
+        acts, kind = self.acts.isel(clip=self.rows(setting, k)), kind_of(setting)
         methods = [m for m in PROBES if m != "logistic" or kind != "value"]
-        made = find_directions(acts, label, methods, site, layers, kind=kind)
-        found = {m: (m, Steering(made.sel(concept=concept, finder=m), **options)) for m in methods}
-        return found | self._shuffled(acts, label, concept, kind, site, layers, options)
+        where = (setting.site, self.layers(setting))
+        made = find_directions(acts, setting.label, methods, *where, kind=kind, **fitting)
+        return {m: made.sel(concept=setting.concept, finder=m) for m in methods}
 
-    def _shuffled(self, acts, label, concept, kind, site, layers, options):
-        """Differences of means of `DRAWS` permutations, each at the level at which the label varies."""
-        target, groups = read_target(acts, label, kind), read_groups(acts)
-        y = [shuffled(target, groups, i).y[:, target.concepts.index(concept)] for i in range(DRAWS)]
-        share = lambda mask: mask / mask.sum()
-        gap = (lambda y: y - y.mean()) if target.kind == "value" else (lambda y: share(y > 0) - share(y < 0))
-        weights = xr.DataArray(np.stack([gap(of) for of in y]), dims=("draw", "clip"))
-        made = xr.dot(weights, acts[site].sel(layer=layers), dim="clip").values
-        return {"shuffled labels": ("shuffled labels", self._plain(made, site, layers, **options))}
+    def controls(self, setting: Setting, k: int) -> dict[str, np.ndarray]:
+        """A random direction, and the difference of means of shuffled labels; another of each for every k."""
+        acts = self.acts.isel(clip=self.rows(setting))
+        x = acts[setting.site].sel(layer=self.layers(setting)).values
+        target = read_target(acts, setting.label, kind_of(setting))
+        column = target.concepts.index(setting.concept)
+        y = shuffled(target, read_groups(acts), k).y[:, column]
+        weight = (
+            y - y.mean() if target.kind == "value" else np.where(y > 0, 1 / (y > 0).sum(), -1 / (y < 0).sum())
+        )
+        random = np.random.default_rng([8, k]).standard_normal(x.shape[1:])
+        return {"random": random, "shuffled labels": np.einsum("c,cld->ld", weight, x)}
 
-    def randoms(self, site: str = "resid", layers=None, **options):
-        """`DRAWS` random directions, one vector per layer (for heads: per head)."""
-        layers = [self.layer] if layers is None else layers
-        shape = self.acts[site].sel(layer=layers).shape[1:]
-        made = np.random.default_rng(0).normal(size=(DRAWS, *shape))
-        return {"random": ("random", self._plain(made, site, layers, **options))}
-
-    def _plain(self, vectors: np.ndarray, site: str, layers: Sequence[int], **options) -> list[Steering]:
-        norm = self.acts[f"{site}_norm"].sel(layer=layers).values
-        return [Steering(v, site=site, layers=layers, norm=norm, **options) for v in vectors]
-
-    def penalised(self, label: str, concept: str, alphas: Sequence[float], **options):
-        """Logistic and MSE probes of the middle layer, at every penalty instead of the one that reads best.
-
-        Activations are scaled by one number here, so that with more and more penalty both turn into the
-        difference of
-        means: their weights follow the gradient at 0, which (the bias being free) is along it for either
-        loss.
-        """
-        found, both = {}, ("logistic", "mse")
-        for alpha in alphas:
-            made = find_directions(
-                self.acts, label, both, "resid", [self.layer], alphas=(alpha,), standardize="layer"
+    def contrast(self, setting: Setting, k: int | None) -> np.ndarray:
+        """What the other caption changes, (d_model,): `ms.caption_contrast`, over the clips of refit k."""
+        rows = self.rows(setting)
+        if setting.name not in self._changes:
+            self._changes[setting.name] = np.concatenate(
+                [self._changed(setting, rows[at : at + 16]) for at in range(0, len(rows), 16)]
             )
-            steer = lambda name, made=made: Steering(made.sel(concept=concept, finder=name), **options)
-            found |= {f"{name}, penalty {alpha:g}": (name, steer(name)) for name in both}
-        return found
+        at = {row: i for i, row in enumerate(rows)}
+        return self._changes[setting.name][[at[row] for row in self.rows(setting, k)]].mean(0)
 
-    def best_heads(self, label: str, among: Sequence[str] = (), k: int = 8):
-        """Weights (layer, head): 1 for the `k` heads whose mean outputs tell classes apart best, else 0."""
-        acts = self._among(label, among)
-        options = dict(site="heads", shuffles=0, progress=False)
-        table = accuracy_by_layer(acts, label, ("diff_of_means",), **options)
-        table = table[table["metric"] == "auc"].groupby(["layer", "head"])["score"].mean()
-        return top(table.to_xarray(), k)
+    def _changed(self, setting, rows):
+        """(clip, d_model): the same codes under two captions, the difference of the mean activations."""
+        table = self.clips.iloc[rows]
+        some, captions = codes(self.model, table), [setting.captions(row) for row in table.to_dict("records")]
+        to, away = (
+            read(self.model, some, ("resid",), [self.layer], prompts=list(told))["resid"][:, 0]
+            for told in zip(*captions, strict=True)
+        )
+        return to - away
 
-    def writers(
-        self, label: str, source: str, target: str, common: Mapping[str, str], steps: int = 100, **options
-    ):
-        """Caption contrast, optimised vector, and the latter's control: optimised to the source itself.
+    def optimised(self, setting: Setting, k: int | None) -> xr.DataArray:
+        """The vector that makes refit k's clips of the concept likely under the captions without it."""
+        table = self.clips.iloc[self.rows(setting, k)]
+        table = table[table[setting.label] == setting.value]
+        some = codes(self.model, table)[..., : self.model.seconds_to_frames(SECONDS)]
+        prompts = [setting.captions(row)[1] for row in table.to_dict("records")]
+        how = dict(layers=[self.layer], steps=STEPS, batch_size=SOME, seed=k or 0, progress=False)
+        return optimised_vector(self.model, some, prompts, **how)
 
-        `common` is what the music keeps, {"style": "jazz"}: the captions name it too, in the order "jazz
-        piano".
+    def ways(self, setting: Setting, k: int) -> dict[str, Steering]:
+        """The difference of means, all else varied: half of guidance, layer, site, heads, mode, schedule.
+
+        Everywhere 1 is one class gap of the place where it is added: "all layers" shares it out evenly, while
+        attention outputs and heads get a gap at every layer.
         """
-        prompt, asked = (words({**common, label: value}) for value in (source, target))
-        table = self.clips[(self.clips[list(common)] == pd.Series(common)).all(axis=1)]
-        some = codes(self.model, table.sample(min(48, len(table)), random_state=0))
-        contrast = caption_contrast(self.model, some, asked, prompt, layers=[self.layer])
-        found = {"caption contrast": ("caption contrast", Steering(contrast, **options))}
-        for name, value in (("optimised vector", target), ("optimised to the source", source)):
-            rows = table[table[label] == value]
-            some = codes(self.model, rows)[..., : self.model.seconds_to_frames(4.0)]
-            how = dict(layers=[self.layer], steps=steps, batch_size=min(16, len(some)))
-            vector = optimised_vector(self.model, some, prompt, **how)
-            found[name] = (name, Steering(vector, **options))
-        return found
-
-    def ways(self, source: str, target: str, method: str = "diff_of_means", k: int = 8):
-        """One method, all else varied: half of guidance, layer, site, heads, mode, schedule, projection.
-
-        "all layers" shares the push out evenly, so that its sum is the one of a single layer; attention
-        outputs and heads get all of it at every layer. The study's controls are those of the conditional half
-        at the middle layer.
-        """
-        every, pair = self.every, (source, target)
-        acts = self._among("lead", pair)
-        found = [find_directions(acts, "lead", (method,), site, every) for site in READ]
-        resid, attn, heads = (made.sel(concept=target, finder=method) for made in found)
-        here = Steering(resid, layers=[self.layer], branch="cond")
-        spread = dict.fromkeys(every, 1 / len(every))
+        acts, every = self.acts.isel(clip=self.rows(setting, k)), list(range(self.model.n_layers))
+        means = lambda label, site: find_directions(acts, label, ("diff_of_means",), site, every).isel(
+            finder=0
+        )
+        made = {site: means(setting.label, site).sel(concept=setting.value) for site in READ}
+        at = lambda layers, **options: self.steering(
+            setting, made["resid"].sel(layer=layers), layers=layers, **options
+        )
+        everywhere = lambda site, **options: self.steering(setting, made[site], site, every, **options)
+        here, middle = at([self.layer]), made["resid"].sel(layer=[self.layer])
         styles = find_directions(self.acts, "style", ("logistic",), "resid", [self.layer])
-        read = styles.sel(finder="logistic", layer=self.layer).values  # (style, d_model)
-        basis = np.linalg.qr(read.T)[0]
-        middle = resid.sel(layer=[self.layer])
+        basis = np.linalg.qr(styles.sel(finder="logistic", layer=self.layer).values.T)[0]
         clean = middle.copy(data=unit(middle.values - middle.values @ basis @ basis.T))
-        away = find_directions(self.acts, "lead", (method,), "resid", [self.layer])
-        away = away.sel(concept=source, finder=method)
-        found = {
+        away = means(setting.label, "resid").sel(concept=setting.among[0], layer=[self.layer])
+        return {
             "conditional half": here,
             "unconditional half": dataclasses.replace(here, branch="uncond"),
             "both halves": dataclasses.replace(here, branch="both"),
-            **{f"layer {i}": Steering(resid, layers=[i], branch="cond") for i in every if i != self.layer},
-            "all layers": Steering(resid, weights=spread, branch="cond"),
-            "attention outputs, all layers": Steering(attn, branch="cond"),
-            f"best {k} heads": Steering(heads, weights=self.best_heads("lead", pair, k), branch="cond"),
+            **{f"layer {i}": at([i]) for i in every if i != self.layer},
+            "all layers": everywhere("resid", share=1 / len(every)),
+            "attention outputs, all layers": everywhere("attn"),
+            "best 8 heads": everywhere("heads", share=self._best_heads(acts, setting.label)),
             "replace": dataclasses.replace(here, mode="replace"),
             "add, and remove the source": here | Steering(away, mode="remove", branch="cond"),
-            "without what a style probe reads": Steering(clean, branch="cond"),
+            "without what a style probe reads": self.steering(setting, clean),
             "first second only": dataclasses.replace(here, stop=1.0),
             "every second frame": dataclasses.replace(here, every=2),
             "rising over two seconds": dataclasses.replace(here, ramp=2.0),
         }
-        return {name: (method, steering) for name, steering in found.items()}
+
+    def _best_heads(self, acts, label, n=8):
+        """Weights (layer, head): 1 for the heads whose mean outputs tell the classes apart best, else 0."""
+        table = accuracy_by_layer(acts, label, ("diff_of_means",), site="heads", shuffles=0, progress=False)
+        scores = table[table["metric"] == "auc"].groupby(["layer", "head"])["score"].mean()
+        return top(scores.to_xarray(), n)
+
+
+def kind_of(setting: Setting) -> str:
+    """How a probe takes the label: a tempo is a number."""
+    return "value" if setting.question == "tempo" else "auto"

@@ -1,14 +1,22 @@
-"""The full steering study: `python -m workshop.study.run`, every claim at n = 100 with its controls.
+"""The steering study, made anew: `python -m workshop.study.run`, hours on a CPU.
 
-Each experiment asks for one concept with several steerings, the same clips for each, and the unsteered twins
-beside them. Cells (one steering at one strength) are kept under data/runs/study as they finish, so that a
-stopped run goes on where it was, and what is already there for these weights is never made again. Results go
-to data/study with the model's hash, the seed, the command and the date: doses.parquet (cells), clips.parquet
-(what each judge heard in each clip) and the directions of `KEPT`. 05_steer_and_listen draws from them and
-re-runs a slice.
+Rules, stated before any result was seen
+---------------------------------------
+- Every method's direction is found `REFITS` times, each time from another bootstrap sample of the training
+  scores (readers and writers from the same clips), and the optimised vector, which is dear, `FEW` times.
+- Strengths are in class gaps: one length for all methods. Each method's strength in a setting is the one that
+  `ms.knee` picks on validation seeds, most success of both judges before the music's surprise leaves the
+  unsteered interval; where none is usable, the smallest. Results are those of other seeds.
+- Success is where both judges hear the concept ("none of these" is none); where musicnn can hear it, its
+  verdict stands beside. The price is `lost`: how much farther, in nats, a clip's texture lies from its five
+  nearest real clips than unsteered clips lie from theirs, beside the texture distance to real clips of the
+  concept, and what was kept of the unsteered twin.
+- Controls are random directions and shuffled labels, many draws, at the length of the difference of means.
+- What follows is decided by `verdicts.py`, with the margin given there.
 
-Strengths are multiples of the mean activation norm of the site and layer, and all directions are unit:
-methods are compared at matched norm.
+Cells (one steering at one strength) are kept under data/runs/study as they finish: a stopped run goes on, and
+two runs with other `--only` may go on side by side. Results go to data/study: clips.parquet (a row a clip),
+doses.parquet (a row a cell), verdicts.parquet, and the directions of `SHIPPED`, from all training scores.
 """
 
 from __future__ import annotations
@@ -16,263 +24,253 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import importlib.util
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from scipy.spatial.distance import cdist
 
 from mechsteer import paths
-from mechsteer._shared import did_you_mean
 from mechsteer.activations.clips import clips, read_clip
-from mechsteer.activations.collect import codes
 from mechsteer.directions.files import save_direction
 from mechsteer.measures.distances import texture
-from mechsteer.measures.dose import UNSTEERED, dose_response, dose_table
-from mechsteer.measures.judges.hear import tempo_class
-from mechsteer.measures.kept import AXES
+from mechsteer.measures.dose import dose_response, knee
+from mechsteer.measures.ears.musicnn import LEADS
+from mechsteer.measures.judges.hear import JUDGES
 from mechsteer.model.model import load
-from mechsteer.model.steering import Steering
 
 from . import COMMAND
-from .finders import Finder, words
+from .baselines import between
+from .cells import table_of
+from .finders import Finder
+from .settings import SIGNED, STRENGTHS, Setting, chosen
 
 if TYPE_CHECKING:
     from mechsteer.model.model import Model
+    from mechsteer.model.steering import Steering
 
-FACTS = {  # method -> what it was learnt from, and whether it was chosen for what it reads or writes
-    "logistic": ("audio", "read"),
-    "mse": ("audio", "read"),
-    "diff_of_means": ("audio", "read"),
-    "caption contrast": ("caption", "write"),
-    "optimised vector": ("audio", "write"),
-    "optimised to the source": ("audio", "control"),
-    "shuffled labels": ("audio", "control"),
-    "random": ("nothing", "control"),
-    "prompt alone": ("caption", "control"),
-    UNSTEERED: ("nothing", "control"),
-}
-TRANSFERS = (  # what changes, from what, to what, and what is to stay
-    ("lead", "piano", "guitar", {"style": "jazz"}),
-    ("lead", "flute", "organ", {"style": "rock"}),
-    ("lead", "guitar", "violin", {"style": "classical"}),
-    ("style", "jazz", "rock", {"lead": "piano"}),
-    ("style", "classical", "electronic", {"lead": "flute"}),
-)
-STAYS = ("lead", "style", "drums", "tempo_class")
+REFITS, FEW, CLIPS = 12, 4, 24
+VALIDATION, OTHERS = 50_000, 60_000  # first seeds
 PENALTIES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
-SIGNED = (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4)
-HEARD = ("lead", "style", "drums", "tempo", "tempo_class", "mode")
-TWINS = (*(f"twin_{axis}" for axis in AXES), "twin_divergence")
-CLIPS = (
-    *("name", "strength", "clip", "seed", "prompt"),
-    *(f"{judge}_{what}" for judge in ("cnn", "features") for what in HEARD),
-    *(*TWINS, "nll", "nll_unprompted", "brightness", "loudness"),
-)
-DIGITS = {  # of what is kept clip by clip; the table of cells is made before rounding
-    **dict.fromkeys(("cnn_tempo", "features_tempo", "loudness"), 1),
-    **dict.fromkeys((*TWINS, "nll", "nll_unprompted"), 2),
-    "brightness": 0,
-}
-KEPT = ("guitar", "rock", "drums", "piano to guitar")  # experiments whose directions ship
-BEGINNING = 3.0  # s of a real clip before steering sets in, where music goes on from audio
+BEGINNING = 3.0  # s
+NEAREST = 5  # real clips, for `lost`
+SHIPPED = ("guitar", "rock", "drums", "piano to guitar")
+READERS, WRITERS = ("logistic", "mse", "diff_of_means"), ("caption contrast", "optimised vector")
+CONTROLS = ("random", "shuffled labels")
+HERE = {"out": None, "engine": "local"}  # for a model that is changed in this process only
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """One question: what counts as success, who is asked, and the steerings to try.
+class Study:
+    """One model's study: what all settings share.
 
     Attributes
     ----------
-    name : unique
-    question : "dose" (in the residual stream), "site" (elsewhere), "ways" (to add one direction), "penalty"
-        (of the probe) or "audio" (real music goes on): by it the figures choose their rows.
-    label, value : what a judge must hear: `value` in its column `label`, such as "lead" and "guitar".
-    target : what that is called: "guitar", "drums"
-    source : "unprompted", or the prompt that doesn't ask for the target
-    prompts : in turn over the clips
-    steerings : name -> (method, Steering), or (method, several) for the clips in turn
-    strengths : multiples of the mean activation norm
-    reference : rows of the orchestra -> which are real music of the target
-    asked : a prompt that asks for the target outright, to see how far words get
-    audio_prompt, duration, start : as in `dose_response`
+    sweep : `dose_response` with the study's model, folder and way of running
+    real : textures of real clips by (label, value, what stays), and of any real clips
     """
 
-    name: str
-    question: str
-    label: str
-    value: Any
-    target: str
-    source: str
-    prompts: str | None | Sequence[str | None]
-    steerings: Mapping[str, tuple[str, Steering | Sequence[Steering]]]
-    strengths: Sequence[float]
-    reference: Callable[[pd.DataFrame], pd.Series]
-    asked: str | None = None
-    audio_prompt: Any = None
-    duration: float = 5.0
-    start: float = 0.0
+    def __init__(self, model: Model, refits: int = REFITS, n: int = CLIPS, scores: int = 160, **spread):
+        self.model, self.refits, self.n, self.finder = model, refits, n, Finder(model, scores)
+        self.sweep = functools.partial(dose_response, model, batch_size=72, progress=False, **spread)
+
+    @functools.cached_property
+    def any_real(self) -> np.ndarray:
+        return real_texture(lambda t: t["lead"].notna(), 300)
+
+    def directions(self, setting: Setting, k: int | None) -> dict[str, Any]:
+        """Every method's direction of refit k (None: from all scores)."""
+        found = dict(self.finder.probes(setting, k))
+        if setting.source is not None and setting.site == "resid":
+            found["caption contrast"] = self.finder.contrast(setting, k)
+            if k is None or k < FEW:
+                found["optimised vector"] = self._optimised(setting, k)
+        return found
+
+    def _optimised(self, setting, k):
+        file = (
+            paths.runs()
+            / "study"
+            / f"{setting.name} {k} of {self.refits} {self.model.hash}.npy".replace(" ", "_")
+        )
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, self.finder.optimised(setting, k).values)
+        return np.load(file)
+
+    def steerings(self, setting: Setting) -> dict[str, list[Steering]]:
+        """Name -> a steering a refit, of every method and control; strengths are in class gaps."""
+        found: dict[str, list] = {}
+        for k in range(self.refits):
+            made = self.directions(setting, k)
+            made |= self.finder.controls(setting, k)
+            for name, direction in made.items():
+                found.setdefault(name, []).append(self.finder.steering(setting, direction))
+        return found
+
+    def main(self, setting: Setting) -> pd.DataFrame:
+        """Sweep on validation seeds, knee, refits on other seeds; and words, against a prompt."""
+        steered = self.steerings(setting)
+        swept = self.sweep_of(setting, steered)
+        best = self.best(setting, swept)
+        again, ears = {}, [*JUDGES, *(["musicnn"] if setting.value in LEADS else [])]
+        for name, several in steered.items():
+            strength = best[name if name not in CONTROLS else "diff_of_means"]
+            if name in CONTROLS:  # other draws for other clips, and one name for all
+                again |= {(name, k, strength): several[k:] + several[:k] for k in (0, len(several) // 2)}
+            else:
+                again |= {(name, k, strength): [s] for k, s in enumerate(several)}
+        refits = self.refitted(setting, again, ears)
+        return pd.concat([swept, refits, self.words(setting, ears)], ignore_index=True)
+
+    def sweep_of(self, setting: Setting, steered) -> pd.DataFrame:
+        """Every strength on validation seeds; of the controls random directions only."""
+        tried = {name: several for name, several in steered.items() if name != "shuffled labels"}
+        return self.heard(setting, "sweep", tried, STRENGTHS, VALIDATION)
+
+    def refitted(self, setting, again: Mapping[tuple, list], ears, part="refits", **late) -> pd.DataFrame:
+        named = {
+            f"{name} {k}": [strength * s for s in several] for (name, k, strength), several in again.items()
+        }
+        frame = self.sweep(named, setting.source, [1.0], self.n, OTHERS, ears=ears, **late)
+        told = {f"{name} {k}": (name, k, strength) for name, k, strength in again}
+        each = [told.get(name, (name, 0, 0.0)) for name in frame["name"]]
+        frame[["name", "refit", "strength"]] = pd.DataFrame(each, index=frame.index)
+        draw = (frame["refit"] + frame["clip"]) % self.refits
+        frame["refit"] = frame["refit"].where(~frame["name"].isin(CONTROLS), draw)
+        return self.noted(setting, part, frame, late.get("start", 0.0))
+
+    def heard(self, setting, part, steered, strengths, seed, n=None, ears=JUDGES, **late) -> pd.DataFrame:
+        """A sweep in which clip i has refit i, in turn."""
+        n = n or self.n
+        frame = self.sweep(steered, setting.source, strengths, n, seed, ears=list(ears), **late)
+        turns = frame["name"].map({name: len(several) for name, several in steered.items()}).fillna(1)
+        return self.noted(setting, part, frame.assign(refit=frame["clip"] % turns), late.get("start", 0.0))
+
+    def noted(self, setting, part, frame, start=0.0) -> pd.DataFrame:
+        """Which setting and part the rows are of, and how far each clip is from real ones."""
+        near = np.sort(cdist(np.stack(frame["texture"]), self.any_real), axis=1)[:, :NEAREST].mean(1)
+        return frame.assign(setting=setting.name, part=part, far=near)
+
+    def best(self, setting, swept) -> dict[str, float]:
+        table = table_of(setting, swept)
+        table = table.assign(success=table["both_success"])
+        found = knee(table).set_index("name")["strength"]
+        return found.where(found != 0, STRENGTHS[0]).to_dict()
+
+    def words(self, setting: Setting, ears) -> pd.DataFrame:
+        """The prompt that asks for it, and text embeddings on the way there."""
+        if setting.source is None or setting.site != "resid":
+            return pd.DataFrame()
+        alone = self.sweep({}, setting.asked, [1.0], 2 * self.n, OTHERS, ears=ears)
+        frames = [alone.assign(name="prompt alone")]
+        for share in (0.25, 0.5, 0.75):
+            with between(self.model, setting.source, setting.asked, share):
+                made = self.sweep({}, setting.source, [1.0], 2 * self.n, OTHERS, ears=ears, **HERE)
+            frames.append(made.assign(name=f"text {share}"))
+        frames = [made.assign(**{c: np.nan for c in made if c.startswith("twin_")}) for made in frames]
+        plain = self.sweep({}, setting.source, [1.0], 2 * self.n, OTHERS, ears=ears)
+        return self.noted(setting, "words", pd.concat([plain, *frames]).assign(refit=0))
+
+    def penalty(self, setting: Setting) -> pd.DataFrame:
+        """Logistic and MSE probes at every penalty, activations scaled by one number, so that an endless
+        penalty makes both the difference of means; at one class gap.
+        """
+        steered: dict[str, list] = {}
+        facts: dict[str, list] = {}
+        for k in range(self.refits):
+            plain = self.finder.probes(setting, k)["diff_of_means"]
+            steered.setdefault("diff_of_means", []).append(self.finder.steering(setting, plain))
+            for alpha in PENALTIES:
+                made = self.finder.probes(setting, k, alphas=(alpha,), standardize="layer")
+                for method in ("logistic", "mse"):
+                    name, direction = f"{method}, penalty {alpha:g}", made[method]
+                    steered.setdefault(name, []).append(self.finder.steering(setting, direction))
+                    cosine = float((direction.squeeze() * plain.squeeze()).sum())
+                    facts.setdefault(name, []).append((alpha, float(direction["score"].squeeze()), cosine))
+        steered["random"] = [
+            self.finder.steering(setting, self.finder.controls(setting, k)["random"])
+            for k in range(self.refits)
+        ]
+        frame = self.heard(setting, "sweep", steered, (1.0,), OTHERS, 2 * self.n)
+        known = {name: np.mean(of, axis=0) for name, of in facts.items()}
+        for i, column in enumerate(("penalty", "held_out", "cosine")):
+            frame[column] = [known[name][i] if name in known else np.nan for name in frame["name"]]
+        return frame
+
+    def ways(self, setting: Setting) -> pd.DataFrame:
+        """One direction, the difference of means, added in every way; beside its controls."""
+        steered: dict[str, list] = {}
+        for k in range(max(1, self.refits // 2)):
+            made = self.finder.ways(setting, k)
+            made |= {n: self.finder.steering(setting, v) for n, v in self.finder.controls(setting, k).items()}
+            for name, steering in made.items():
+                steered.setdefault(name, []).append(steering)
+        return self.heard(setting, "sweep", steered, (1.0, 2.0), OTHERS)
+
+    def late(self, setting: Setting) -> pd.DataFrame:
+        """The model's own music, steered from the third second on, or given the other prompt there."""
+        against = next(s for s in chosen() if s.question == "main" and setting.name.startswith(s.name + ","))
+        found, steered = self.steerings(against), {}
+        best = self.best(against, self.sweep_of(against, found))
+        for name, several in found.items():
+            strength = best[name if name not in CONTROLS else "diff_of_means"]
+            steered[name] = [strength * dataclasses.replace(s, start=BEGINNING) for s in several]
+        n, seeds = 2 * self.n, [OTHERS + i for i in range(2 * self.n)]
+        first = self.model.generate(setting.source, BEGINNING, seeds, progress=False)
+        late = {"audio_prompt": first.codes, "duration": BEGINNING + 4.0, "start": BEGINNING}
+        frame = self.heard(setting, "refits", steered, (1.0,), OTHERS, n, [*JUDGES, "musicnn"], **late)
+        frame["strength"] = [
+            best.get(name if name not in CONTROLS else "diff_of_means", 0.0) for name in frame["name"]
+        ]
+        switched = self.sweep({}, setting.asked, [1.0], n, OTHERS, ears=[*JUDGES, "musicnn"], **late)
+        half = self._half(setting, n, late)
+        words = pd.concat([switched.assign(name="prompt switched"), half.assign(name="text 0.5")])
+        return pd.concat([frame, self.noted(setting, "refits", words.assign(refit=0))], ignore_index=True)
+
+    def _half(self, setting, n, late):
+        with between(self.model, setting.source, setting.asked, 0.5):
+            return self.sweep(
+                {}, setting.source, [1.0], n, OTHERS, ears=[*JUDGES, "musicnn"], **late, out=None
+            )
+
+    def tempo(self, setting: Setting) -> pd.DataFrame:
+        """Up and down in tempo, heard by both judges and by a beat tracker that nobody here trained."""
+        steered: dict[str, list] = {}
+        for k in range(self.refits):
+            made = self.finder.probes(setting, k) | self.finder.controls(setting, k)
+            for name, direction in made.items():
+                steered.setdefault(name, []).append(self.finder.steering(setting, direction))
+        ears = [*JUDGES, librosa]
+        return self.heard(setting, "sweep", steered, SIGNED, OTHERS, 2 * self.n, ears)
 
 
-def run_experiment(
-    experiment: Experiment, model: Model, n: int, seed: int, folder: Path | None, **spread
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All cells of an experiment: `dose.dose_table` and what each cell was; and its clips (`CLIPS`).
+def librosa(audio, sample_rate: int) -> pd.DataFrame:
+    """An ear: the tempo in bpm by `librosa.feature.tempo`, which knows nothing of this music."""
+    from librosa.feature import tempo
 
-    `spread` are `dose_response`'s engine and workers.
-    """
-    fields = ("duration", "start", "audio_prompt")
-    how = {name: getattr(experiment, name) for name in fields} | {"out": folder} | spread
-    ask = lambda given, prompts: dose_response(model, given, prompts, experiment.strengths, n, seed, **how)
-    frames = [ask({name: given for name, (_, given) in experiment.steerings.items()}, experiment.prompts)]
-    if experiment.asked:
-        frame = ask({}, experiment.asked).assign(name="prompt alone")
-        frames.append(frame.assign(**dict.fromkeys(TWINS, np.nan)))  # they have another prompt
-    frame = pd.concat(frames, ignore_index=True)
-    method = {name: method for name, (method, _) in experiment.steerings.items()}
-    method |= {UNSTEERED: UNSTEERED, "prompt alone": "prompt alone"}
-    concept, real = {experiment.label: experiment.value}, real_texture(experiment.reference)
-    table = dose_table(frame, concept, STAYS, reference=real)
-    common = {name: getattr(experiment, name) for name in ("question", "label", "value", "target", "source")}
-    common = {"experiment": experiment.name} | common | {"value": str(experiment.value)}
-    steered = {name: first_part(given) for name, (_, given) in experiment.steerings.items()}
-    facts = [
-        {**common, "method": method[name]}
-        | dict(zip(("learnt_from", "kind"), FACTS[method[name]], strict=True))
-        | {"site": getattr(steered.get(name), "site", ""), "branch": getattr(steered.get(name), "branch", "")}
-        | {"layers": " ".join(map(str, getattr(steered.get(name), "layers", ())))}
-        | reading(steered.get(name), steered.get("diff_of_means"))
-        for name in table["name"]
-    ]
-    kept = [column for column in CLIPS if column in frame]
-    return pd.concat([pd.DataFrame(facts), table], axis=1), frame[kept].assign(experiment=experiment.name)
+    from mechsteer.measures import _spectra
+
+    _spectra.librosa_ready()
+    heard = [float(tempo(y=clip, sr=_spectra.RATE)[0]) for clip in _spectra.mono(audio, sample_rate, 3.0)]
+    return pd.DataFrame({"tempo": heard})
 
 
-def first_part(given: Steering | Sequence[Steering]) -> Steering:
-    """Where and when all of them act: several differ in their direction only."""
-    return (given if hasattr(given, "parts") else given[0]).parts[0]
-
-
-def reading(part: Steering | None, means: Steering | None) -> dict[str, float]:
-    """Of a one-layer probe: `penalty`, `held_out` AUC (R2 for numbers), `cosine` with difference of means."""
-    if part is None or means is None or part.layers != means.layers:
-        return {}
-    made, plain = part.direction.squeeze(), means.direction.squeeze()
-    if made.shape != plain.shape or made.ndim != 1 or "alpha" not in made.coords:
-        return {}
-    told = {"penalty": made["alpha"], "held_out": made["score"], "cosine": made.values @ plain.values}
-    return {name: float(value) for name, value in told.items()}
-
-
-def real_texture(chosen: Callable[[pd.DataFrame], Any], most: int = 200, seconds: float = 5.0) -> np.ndarray:
-    """`distances.texture` of real clips, as the codec renders them; no direction learnt from their scores."""
+def real_texture(chosen, most: int = 200, seconds: float = 5.0) -> np.ndarray:
+    """`distances.texture` of real test clips, as the codec renders them; nothing learnt from their scores."""
     table = clips("orchestra")
     table = table[(table["split"] == "test") & chosen(table)]
-    table = table.sample(min(most, len(table)), random_state=0)
     found = []
-    for row in table.to_dict("records"):
+    for row in table.sample(min(most, len(table)), random_state=0).to_dict("records"):
         audio, rate = read_clip(row)
         found.append(texture(audio[:, : round(seconds * rate)], rate)[0])
     return np.stack(found)
-
-
-def questions(model: Model, only: Sequence[str] = ()) -> Iterator[Experiment]:
-    """The study's experiments, their directions found on the way; `only` names some of them.
-
-    Raises
-    ------
-    ValueError  for a name that none has; lists the names.
-    """
-    wanted = known(only)
-    yield from experiments(Finder(model), lambda name: name in wanted)
-
-
-def known(only: Sequence[str] = ()) -> list[str]:
-    """The names of the experiments in `only`, or all there are; raises as `questions` does."""
-    every: list[str] = []
-    list(experiments(None, every.append))  # which wants none of them, so nothing is computed
-    for name in only:
-        if name not in every:
-            told = [f"No experiment is called {name!r}.", did_you_mean(name, every)]
-            told.append(f"There are {', '.join(map(repr, every))}")
-            raise ValueError(" ".join(filter(None, told)))
-    return list(only) or every
-
-
-def experiments(finder: Finder | None, wanted: Callable[[str], bool]) -> Iterator[Experiment]:
-    """Every experiment that is `wanted`, which is asked before anything is computed."""
-    yield from unprompted(finder, wanted)
-    for transfer in TRANSFERS:
-        yield from transferred(finder, wanted, *transfer)
-
-
-def unprompted(finder: Finder, wanted: Callable[[str], bool]) -> Iterator[Experiment]:
-    """A concept brought into, or taken out of, music that no prompt asks for, at each site."""
-    few, head = (0.05, 0.1, 0.2, 0.4), (0.1, 0.2, 0.4, 0.8)
-    for name, label, value, strengths in (
-        ("guitar", "lead", "guitar", few),
-        ("rock", "style", "rock", few),
-        ("drums", "drums", True, SIGNED),
-        ("fast", "tempo_class", "fast", SIGNED),
-    ):
-        read, concept = ("tempo", "tempo") if name == "fast" else (label, name)  # probes read the bpm
-        real = lambda t, label=label, value=value: real_label(t, label) == value
-        common = (label, value, name, "unprompted", None)
-        if wanted(name):
-            made = finder.probes(read, concept) | finder.randoms()
-            yield Experiment(name, "dose", *common, made, strengths, real)
-        if name in ("guitar", "rock") and wanted(here := f"{name}, by penalty"):
-            made = finder.probes(read, concept) | finder.penalised(read, concept, PENALTIES)
-            yield Experiment(here, "penalty", *common, made | finder.randoms(), (0.2, 0.4), real)
-        if name in ("guitar", "rock") and wanted(here := f"{name} at attention outputs"):
-            where = dict(site="attn", layers=finder.every)
-            made = finder.probes(read, concept, **where) | finder.randoms(**where)
-            yield Experiment(here, "site", *common, made, few, real)
-        if name == "guitar" and wanted(here := "guitar at the best heads"):
-            where = dict(site="heads", layers=finder.every, weights=finder.best_heads(read))
-            made = finder.probes(read, concept, **where) | finder.randoms(**where)
-            yield Experiment(here, "site", *common, made, head, real)
-
-
-def real_label(table: pd.DataFrame, label: str) -> Any:
-    """A label of real clips, named as judges name what they hear."""
-    return tempo_class(table["tempo"].to_numpy()) if label == "tempo_class" else table[label]
-
-
-def transferred(
-    finder: Finder, wanted: Callable[[str], bool], label: str, source: str, target: str, stays: dict
-) -> Iterator[Experiment]:
-    """From a prompt to what it doesn't ask for; for the first pair every way to add, too, and from audio."""
-    prompt, asked = words({**stays, label: source}), words({**stays, label: target})
-    ((kept, same),), name = stays.items(), f"{source} to {target}"
-    real = lambda t: (t[kept] == same) & (t[label] == target)
-    common, doses = (label, target, target, prompt, prompt), (0.2, 0.4)
-
-    def candidates(**when):
-        when = {"branch": "cond", **when}
-        found = finder.probes(label, target, (source, target), **when)
-        return found | finder.writers(label, source, target, stays, **when) | finder.randoms(**when)
-
-    if wanted(name):
-        yield Experiment(name, "dose", *common, candidates(), doses, real, asked)
-    if (label, source, target, stays) != TRANSFERS[0]:
-        return
-    if wanted(here := f"{name}, ways to add"):
-        read = finder.probes(label, target, (source, target), branch="cond")
-        controls = {"shuffled labels": read["shuffled labels"]} | finder.randoms(branch="cond")
-        yield Experiment(here, "ways", *common, finder.ways(source, target) | controls, doses, real)
-    if wanted(here := f"{name}, from audio"):
-        table = clips("orchestra")
-        table = table[(table["split"] == "test") & (table[kept] == same) & (table[label] == source)]
-        beginning = codes(finder.model, table)[..., : finder.model.seconds_to_frames(BEGINNING)]
-        late = {"audio_prompt": beginning, "duration": BEGINNING + 4.0, "start": BEGINNING}
-        made = candidates(start=BEGINNING)
-        yield Experiment(here, "audio", *common, made, doses, real, asked, **late)
 
 
 def main():
@@ -280,9 +278,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--n", type=int, default=100, help="clips per cell")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=[], help="names of experiments")
+    parser.add_argument("--only", nargs="*", default=[], help="names of settings")
     parser.add_argument("--out", type=Path, default=paths.data() / "study")
     parser.add_argument("--engine", default="local", choices=("local", "ray"), help="see dose_response")
     parser.add_argument("--workers", type=int, default=2, help="of ray, a model each; default 2")
@@ -291,33 +287,65 @@ def main():
         raise SystemExit("--workers: give one or more")
     if args.engine == "ray" and importlib.util.find_spec("ray") is None:
         raise SystemExit("--engine ray needs Ray: `uv sync --extra ray`, or pip install ray")
-    if args.n < 2:
-        raise SystemExit("--n: an interval needs two clips a cell or more")
     try:
-        known(args.only)
+        settings = chosen(args.only)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    for path in (args.out / "doses.parquet", args.out / "clips.parquet"):
-        earlier(path)  # said now, not when the first experiment is through
-    model, folder = load(args.model), args.out
-    facts = {"seed": args.seed, "model": model.name, "model_hash": model.hash}
-    facts["command"] = shlex.join([*COMMAND.split(), *sys.argv[1:]])
-    for experiment in questions(model, args.only):
-        for name, (_, steering) in experiment.steerings.items():
-            direction = first_part(steering).direction
-            if experiment.name in KEPT and direction.attrs.get("model_hash"):
-                save_direction(direction_file(experiment.name, name, folder), direction.drop_vars("weight"))
-        cells, spread = paths.runs() / "study", {"engine": args.engine, "workers": args.workers}
-        table, frame = run_experiment(experiment, model, args.n, args.seed, cells, **spread)
-        add(table.assign(**facts, date=datetime.date.today().isoformat()), folder / "doses.parquet")
-        heard = frame.assign(model_hash=model.hash).round(DIGITS).astype(dict.fromkeys(DIGITS, "float32"))
-        add(heard, folder / "clips.parquet")
-        told = ["experiment", "name", "strength", "n", "success", "judge2_success", "kept_style"]
-        print(table[told].to_string())
+    for name in ("doses", "clips"):
+        earlier(args.out / f"{name}.parquet")  # said now, not when the first setting is through
+    model = load(args.model)
+    spread = {"out": paths.runs() / "study", "engine": args.engine, "workers": args.workers}
+    study, command = Study(model, **spread), shlex.join([*COMMAND.split(), *sys.argv[1:]])
+    facts = {"model": model.name, "model_hash": model.hash, "command": command}
+    for setting in settings:
+        if setting.name in SHIPPED:
+            ship(study, setting, args.out)
+        frame = getattr(study, setting.question)(setting)
+        date = datetime.date.today().isoformat()
+        real = real_texture(functools.partial(is_real, setting))
+        table = pd.concat([table_of(setting, part, real) for _, part in frame.groupby("part", sort=False)])
+        add(table.assign(**facts, date=date), args.out / "doses.parquet")
+        add(kept_columns(frame).assign(model_hash=model.hash), args.out / "clips.parquet")
+        told = ["setting", "part", "name", "strength", "n_clips", "both_success", "lost"]
+        print(table[told].round(2).to_string(), flush=True)
 
 
-def add(table: pd.DataFrame, path: Path):
-    """Put an experiment into a file of them, in place of an older run and of all that other weights gave.
+def is_real(setting: Setting, table: pd.DataFrame) -> pd.Series:
+    """Real clips of what the setting asks for; of any tempo, where that is the question."""
+    real = table["lead"].notna()
+    wanted = dict(setting.stays) | ({} if setting.question == "tempo" else {setting.label: setting.value})
+    for label, value in wanted.items():
+        real &= table[label] == value
+    return real
+
+
+def kept_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """What ships of every clip, rounded."""
+    heard = [f"{ear}_{what}" for ear in JUDGES for what in ("lead", "style", "drums", "tempo")]
+    heard += [c for c in ("musicnn_lead", "librosa_tempo") if c in frame]
+    numbers = [c for c in frame if c.startswith("twin_")] + ["nll_unprompted", "far"]
+    few = frame[["setting", "part", "name", "refit", "strength", "clip", "seed", *heard, *numbers]]
+    bpm = [c for c in heard if c.endswith("tempo")]
+    return few.round({**dict.fromkeys(numbers, 2), **dict.fromkeys(bpm, 1)}).astype(
+        dict.fromkeys([*numbers, *bpm], "float32")
+    )
+
+
+def ship(study: Study, setting: Setting, folder: Path) -> None:
+    """Write the directions from all training scores, for readers who want to steer at once."""
+    for name, direction in study.directions(setting, None).items():
+        steer = study.finder.steering(setting, direction)
+        save_direction(direction_file(setting.name, name, folder), steer.direction.drop_vars("weight"))
+
+
+def direction_file(setting: str, name: str, folder: Path | None = None) -> Path:
+    """Where the study keeps a direction: one safetensors file per setting and name."""
+    stem = f"{setting} by {name}".replace(",", "").replace(" ", "_")
+    return (folder or paths.data() / "study") / "directions" / f"{stem}.safetensors"
+
+
+def add(table: pd.DataFrame, path: Path) -> None:
+    """Put a setting into a file of them, in place of an older run and of all that other weights gave.
 
     Two runs with other `--only` may go on side by side: one waits for the other here.
     """
@@ -325,7 +353,7 @@ def add(table: pd.DataFrame, path: Path):
     with FileLock(path.with_suffix(".lock")):
         if (old := earlier(path)) is not None:
             same = old["model_hash"] == table["model_hash"].iloc[0]
-            others = same & ~old["experiment"].isin(table["experiment"])
+            others = same & ~old["setting"].isin(table["setting"])
             table = pd.concat([old[others], table], ignore_index=True)
         with paths.replacing(path) as scratch:
             table.to_parquet(scratch, compression="zstd", compression_level=19, index=False)
@@ -338,12 +366,6 @@ def earlier(path: Path) -> pd.DataFrame | None:
     except Exception as error:  # pyarrow's are of every kind
         told = "is damaged: delete it, and `make study` makes it anew from the cells kept in data/runs/study"
         raise SystemExit(f"{path} {told}") from error
-
-
-def direction_file(experiment: str, name: str, folder: Path | None = None) -> Path:
-    """Where the study keeps a direction: one safetensors file per experiment and name."""
-    stem = f"{experiment} by {name}".replace(",", "").replace(" ", "_")
-    return (folder or paths.data() / "study") / "directions" / f"{stem}.safetensors"
 
 
 if __name__ == "__main__":
