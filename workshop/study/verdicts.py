@@ -1,0 +1,219 @@
+"""What the study decides: `python -m workshop.study.verdicts` writes data/study/verdicts.parquet.
+
+Rules, stated before any result was seen: a difference in shares of clips matters from `MARGIN` on, in the
+price from `NATS`, in tempo from `BPM`. A claim ("mse steers better than logistic") is decided by the 95 %
+interval of its estimate for other refits and other clips (`cells.two_level`): "yes" if all of it lies above
+the margin, "no" if all of it lies below, else "open". `reads` says what else the interval tells: "more" or
+"less" if it leaves out 0, "alike" if it lies within the margin on either side, else "".
+Pools are means over settings of the same refits and the same seeds, so their interval allows for what these
+share; each setting counts once. README and notebooks quote from here, and a test compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mechsteer import paths
+from mechsteer.measures.describe import success
+from mechsteer.measures.intervals import Interval
+from mechsteer.measures.tradeoff import tradeoff
+
+from .cells import concept_of, grid, two_level
+from .settings import SETTINGS, Setting
+
+MARGIN, NATS, BPM = 0.05, 0.5, 10.0
+PAIRS = (("mse", "logistic"), ("diff_of_means", "mse"), ("diff_of_means", "logistic"))
+METHODS = ("logistic", "mse", "diff_of_means", "caption contrast", "optimised vector")
+COMMAND = "python -m workshop.study.verdicts"
+
+
+def decide(clips: pd.DataFrame) -> pd.DataFrame:
+    """The table, from data/study/clips.parquet: columns claim, about, a, b, estimate, lo, hi, margin, unit,
+    verdict, reads, n_refits, n_clips.
+    """
+    there = [s for s in SETTINGS if s.name in set(clips["setting"])]
+    mains = [s for s in there if s.question == "main"]
+    found = [*_methods(clips, mains), *_words(clips, mains), *_tempo(clips, there), *_gains(clips, mains)]
+    return pd.DataFrame(found)
+
+
+def pools(mains: list[Setting]) -> dict[str, list[Setting]]:
+    """Groups of settings that are judged together."""
+    return {
+        "all settings": mains,
+        "unprompted, residual stream": [s for s in mains if s.source is None and s.site == "resid"],
+        "against a prompt, residual stream": [s for s in mains if s.source and s.site == "resid"],
+        "attention outputs": [s for s in mains if s.site == "attn"],
+    }
+
+
+def values(clips: pd.DataFrame, setting: Setting, name: str, what: str) -> np.ndarray:
+    """[refit, clip] at the chosen strength: success of "both" judges or of "musicnn", or the price "lost"."""
+    rows = clips[(clips["setting"] == setting.name) & (clips["part"] == "refits")]
+    cell, plain = rows[rows["name"] == name], rows[rows["name"] == "unsteered"]
+    if what == "lost":
+        return grid(cell, "far") - plain["far"].mean()
+    if not len(cell) or (what == "musicnn" and not _hears(cell)):
+        return np.empty((0, 0))
+    return grid(cell.assign(hit=success(cell, concept_of(setting), what).astype(float)), "hit")
+
+
+def _hears(cell):
+    return "musicnn_lead" in cell and cell["musicnn_lead"].notna().any()
+
+
+def _methods(clips, mains) -> Iterator[dict]:
+    for what, says, margin, unit in (
+        ("both", "turns more clips", MARGIN, "share of clips"),
+        ("musicnn", "turns more clips, by musicnn", MARGIN, "share of clips"),
+        ("lost", "costs more", NATS, "nats"),
+    ):
+        heard = [s for s in mains if values(clips, s, "mse", what).size]
+        grouped = {s.name: [s] for s in heard} | {
+            k: some for k, some in pools(heard).items() if len(some) > 1
+        }
+        for about, some in grouped.items():
+            got = lambda name, some=some, what=what: np.mean(
+                [values(clips, s, name, what) for s in some], axis=0
+            )
+            for a, b in PAIRS:
+                yield _claim(
+                    f"{a} {says} than {b}", about, a, b, two_level(got(a) - got(b)), margin, unit, got(a)
+                )
+            for a in METHODS[:3]:
+                control = [values(clips, s, "random", what) for s in some]
+                apart = _apart(got(a), np.mean(control, axis=0))
+                yield _claim(f"{a} {says} than random", about, a, "random", apart, margin, unit, got(a))
+                yield _told(a, f"{what} at its strength", about, two_level(got(a)), unit, got(a))
+            random = np.mean(control, axis=0)
+            yield _told("random", f"{what} at its strength", about, two_level(random), unit, random)
+
+
+def _apart(x, y) -> Interval:
+    """Difference of the means of two independent sets."""
+    (a, low, _), (b, lower, _) = two_level(x), two_level(y)
+    half = np.hypot(a - low, b - lower)
+    return Interval(a - b, a - b - half, a - b + half)
+
+
+def _words(clips, mains) -> Iterator[dict]:
+    against = [s for s in mains if s.source and s.site == "resid"]
+    for about, some in (
+        {s.name: [s] for s in against} | {"against a prompt, residual stream": against}
+    ).items():
+        if not some:
+            continue
+        for part, name in (("words", "prompt alone"), ("words", "text 0.5"), ("words", "unsteered")):
+            rows = clips[(clips["part"] == part) & (clips["name"] == name)]
+            each = [rows[rows["setting"] == s.name] for s in some]
+            hits = np.mean(
+                [success(r, concept_of(s), "both").to_numpy(float) for r, s in zip(each, some, strict=True)],
+                axis=0,
+            )
+            yield _told(name, "both at its strength", about, two_level(hits[None]), "share of clips", hits)
+            if name == "prompt alone":
+                for a in METHODS:
+                    mine = np.mean([values(clips, s, a, "both") for s in some], axis=0)
+                    claim = f"the prompt alone turns more clips than {a}"
+                    yield _claim(
+                        claim, about, name, a, _apart(hits[None], mine), MARGIN, "share of clips", mine
+                    )
+        for a in METHODS[3:]:
+            for what, unit in (("both", "share of clips"), ("lost", "nats")):
+                mine = np.mean([values(clips, s, a, what) for s in some], axis=0)
+                yield _told(a, f"{what} at its strength", about, two_level(mine), unit, mine)
+
+
+def _tempo(clips, there) -> Iterator[dict]:
+    """Faster minus slower, two class gaps either way, clip by clip, by each listener; beside random."""
+    rows = clips[clips["setting"] == "tempo"]
+    for ear in ("cnn", "features", "librosa") if len(rows) else ():
+        wide = rows.pivot_table(index=["name", "clip"], columns="strength", values=f"{ear}_tempo")
+        moved = wide[wide.columns.max()] - wide[wide.columns.min()]
+        of = lambda name, moved=moved: moved[name].dropna().to_numpy()[None]
+        for a in ("mse", "diff_of_means"):
+            yield _told(a, f"tempo up minus down, by {ear}", "tempo", two_level(of(a)), "bpm", of(a))
+            apart = _apart(of(a), of("random"))
+            yield _claim(
+                f"{a} moves the tempo more than random, by {ear}",
+                "tempo",
+                a,
+                "random",
+                apart,
+                BPM,
+                "bpm",
+                of(a),
+            )
+
+
+def _gains(clips, mains) -> Iterator[dict]:
+    """One number a method: success gained, averaged over prices up to the largest that all methods reach."""
+    for setting in mains:
+        swept = clips[(clips["setting"] == setting.name) & (clips["part"] == "sweep")]
+        weighed = tradeoff(swept, concept_of(setting), "both", lost="far")
+        for row in weighed.table.itertuples():
+            interval = Interval(row.gain, row.lo, row.hi)
+            told = f"gain over prices to {weighed.upto:.2g} nats"
+            yield _told(row.name, told, setting.name, interval, "share of clips", np.empty((12, row.n)))
+
+
+def _claim(claim, about, a, b, interval, margin, unit, values) -> dict:
+    value, lo, hi = interval
+    verdict = "yes" if lo > margin else "no" if hi < margin else "open"
+    reads = "alike" if -margin < lo and hi < margin else "more" if lo > 0 else "less" if hi < 0 else ""
+    return _row(claim, about, a, b, interval, unit, values) | {
+        "margin": margin,
+        "verdict": verdict,
+        "reads": reads,
+    }
+
+
+def _told(name, what, about, interval, unit, values) -> dict:
+    """A number that claims nothing."""
+    return _row(f"{name}: {what}", about, name, "", interval, unit, values) | {
+        "margin": np.nan,
+        "verdict": "",
+        "reads": "",
+    }
+
+
+def _row(claim, about, a, b, interval, unit, values) -> dict:
+    refits, clips = np.atleast_2d(values).shape
+    ends = dict(zip(("estimate", "lo", "hi"), map(float, interval), strict=True))
+    return {
+        "claim": claim,
+        "about": about,
+        "a": a,
+        "b": b,
+        **ends,
+        "unit": unit,
+        "n_refits": refits,
+        "n_clips": clips,
+    }
+
+
+def write(folder: Path) -> pd.DataFrame:
+    """Decide from a folder's clips.parquet and write its verdicts.parquet."""
+    clips = pd.read_parquet(folder / "clips.parquet")
+    table = decide(clips).assign(model_hash=clips["model_hash"].iloc[0], command=COMMAND)
+    with paths.replacing(folder / "verdicts.parquet") as scratch:
+        table.to_parquet(scratch, compression="zstd", index=False)
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=paths.data() / "study")
+    table = write(parser.parse_args().out)
+    print(
+        table[["claim", "about", "estimate", "lo", "hi", "margin", "verdict", "reads"]].round(2).to_string()
+    )
+
+
+if __name__ == "__main__":
+    main()
