@@ -22,6 +22,7 @@ __all__ = [
     *("predict", "grouped_split", "honest_score"),  # 03
     *("band_width", "pattern", "without"),  # 04
     "strength_to_use",  # 05
+    *("verdict_of", "with_itself", "hinge"),  # 06
     *("one_half", "coin_control"),  # 07
     *("guessed_place", "patched_head", "control_rows"),  # 08
     *("surprise", "draw_listeners", "chance_of"),  # 09
@@ -400,28 +401,25 @@ def without(answer: Callable) -> Iterator[str]:
         yield "it is orthogonal to b, but holds something that was not in a"
 
 
-@exercise("the first strength that breaks the music ends the search, however good a later one looks")
+@exercise("the first strength that costs too much ends the search, however cheap a later one looks")
 def strength_to_use(answer: Callable) -> Iterator[str]:
-    """05: `answer(table, limit)` is the strength of most success before `nll` first exceeds the limit."""
+    """05: `answer(table, limit)` is the strength of most success before `price` first exceeds the limit."""
     table = pd.DataFrame(
-        {"strength": [0.1, 0.2, 0.4, 0.8], "success": [0.2, 0.7, 0.9, 1.0], "nll": [4.0, 4.1, 5.5, 3.0]}
+        {"strength": [0.5, 1.0, 2.0, 4.0], "success": [0.2, 0.7, 0.9, 1.0], "price": [0.1, 0.2, 1.5, 0.0]}
     )
-    got = answer(table, 4.5)
+    got = answer(table, 0.5)
     if got is None:
         yield EMPTY
-    if np.isclose(got, 0.8):
-        yield (
-            "0.8 comes after the music broke at 0.4: its low nll may be that of a loop. Stop at the first "
-            "break"
-        )
-    if np.isclose(got, 0.4):
-        yield "at 0.4 the nll is 5.5, above the limit of 4.5. Did you look at success only?"
-    if not np.isclose(got, 0.2):
-        yield f"in a table whose usable strengths are 0.1 and 0.2, with successes 0.2 and 0.7, yours is {got}"
-    if answer(table.assign(nll=[9.0, 4.0, 4.0, 4.0]), 4.5) != 0:
-        yield "where already the first strength is too much, the strength to use is 0"
-    if not np.isclose(answer(table.assign(nll=4.0), 4.5), 0.8):
-        yield "where nothing breaks, all strengths are usable: the answer there is 0.8"
+    if np.isclose(got, 4):
+        yield "4 comes after 2, which costs too much: its low price may be luck. Stop at the first that does"
+    if np.isclose(got, 2):
+        yield "at 2 the price is 1.5, above the limit of 0.5. Did you look at success only?"
+    if not np.isclose(got, 1):
+        yield f"in a table whose usable strengths are 0.5 and 1, with successes 0.2 and 0.7, yours is {got}"
+    if answer(table.assign(price=[9.0, 0.0, 0.0, 0.0]), 0.5) != 0:
+        yield "where already the first strength costs too much, the strength to use is 0"
+    if not np.isclose(answer(table.assign(price=0.1), 0.5), 4):
+        yield "where none costs too much, all strengths are usable: the answer there is 4"
 
 
 @exercise("so 15 of 20 is rare for a coin, and 12 of 20 isn't")

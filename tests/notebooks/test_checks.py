@@ -31,7 +31,7 @@ def error(a, b):
 
 
 def usable(table, limit):
-    rows = table[(table["nll"] <= limit).cummin()]
+    rows = table[(table["price"] <= limit).cummin()]
     return rows.loc[rows["success"].idxmax(), "strength"] if len(rows) else 0.0
 
 
@@ -65,11 +65,25 @@ RIGHT = {
     "within_groups": lambda x, groups: x - np.array([x[groups == g].mean(0) for g in groups]),
     "pattern": lambda w, x: unit(np.cov(x.T) @ w),
     "without": lambda a, b: unit(a - (a @ b) * b),
+    "verdict_of": lambda lo, hi, m: "yes" if lo > m else "no" if hi < m else "open",
+    "with_itself": lambda hits: hits[::2] - hits[1::2],
+    "hinge": lambda score, y: torch.relu(1 - y * score).mean(),
     "surprise": two_sided,
     "draw_listeners": draw,
     "chance_of": lambda a, b: 1 / (1 + np.exp(b - a)),
 }
 WRONG = [
+    ("verdict_of", lambda lo, hi, m: "yes" if lo > 0 else "no", "but not the margin of 0.05"),
+    ("verdict_of", lambda lo, hi, m: "yes" if lo > m else "no" if hi < 0 else "open", "no reason for doubt"),
+    ("verdict_of", lambda lo, hi, m: "no", "is 'yes', not 'no'"),
+    ("with_itself", lambda hits: hits[:, :2] - hits[:, 2:4], "the clips were halved"),
+    ("with_itself", lambda hits: hits[:2] - hits[2:4], "has shape (3, 5), not (2, 5)"),
+    ("with_itself", lambda hits: hits[:3] - hits[:3], "0 by arithmetic"),
+    ("with_itself", lambda hits: hits[:3] + hits[3:], "one refit's hits minus another's"),
+    ("hinge", lambda score, y: torch.relu(1 - y * score), "take the mean"),
+    ("hinge", lambda score, y: (score - y).square().mean(), "costs nothing"),
+    ("hinge", lambda score, y: torch.relu(1 - score).mean(), "multiply the score by y"),
+    ("hinge", lambda score, y: torch.relu(1 - y * score).mean() * 2, ".625 in the mean, not 1.250"),
     ("coin_control", lambda a, b, rng: (rng.permutation(a - b)).mean(0), "this is the direction itself"),
     ("coin_control", lambda a, b, rng: coins(a, b, np.random.default_rng(0)), "every draw is the same"),
     ("coin_control", lambda a, b, rng: rng.standard_normal(6), "made otherwise than the direction"),
@@ -117,11 +131,11 @@ WRONG = [
     ("pattern", lambda w, x: unit(x.T @ x @ w), "subtract the mean"),
     ("pattern", lambda w, x: unit(np.linalg.inv(np.cov(x.T)) @ w), "divides by the covariance"),
     ("pattern", lambda w, x: unit(w), "not 1"),
-    ("strength_to_use", lambda t, limit: t.loc[t["success"].idxmax(), "strength"], "Stop at the first break"),
-    ("strength_to_use", lambda t, limit: 0.4, "look at success only"),
-    ("strength_to_use", lambda t, limit: 0.1, "0.2 and 0.7"),
-    ("strength_to_use", lambda t, limit: 0.2, "the strength to use is 0"),
-    ("strength_to_use", lambda t, limit: 0.2 if t["nll"][0] < 9 else 0.0, "the answer there is 0.8"),
+    ("strength_to_use", lambda t, limit: t.loc[t["success"].idxmax(), "strength"], "Stop at the first"),
+    ("strength_to_use", lambda t, limit: 2, "look at success only"),
+    ("strength_to_use", lambda t, limit: 0.5, "0.2 and 0.7"),
+    ("strength_to_use", lambda t, limit: 1, "the strength to use is 0"),
+    ("strength_to_use", lambda t, limit: 1 if t["price"][0] < 9 else 0.0, "the answer there is 4"),
     ("without", lambda a, b: unit(a - b), "subtracts all of b"),
     ("without", lambda a, b: a, "nothing along b should be left"),
     ("without", lambda a, b: a - (a @ b) * b, "scale it to 1 again"),
