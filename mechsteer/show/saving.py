@@ -132,7 +132,7 @@ def made_by(name: str) -> str:
 
 
 def study_table(name: str = "doses") -> pd.DataFrame:
-    """A table of the shipped study: `doses` (a row per steering and strength) or `clips` (what judges heard).
+    """A table of the shipped study: `verdicts`, `doses` (a row per strength) or `clips` (a row each).
 
     Raises Told (one sentence) if it is missing or damaged; names the file and what brings it back.
     """
@@ -142,5 +142,5 @@ def study_table(name: str = "doses") -> pd.DataFrame:
         raise Told(f"{path} is missing: {mend}")
     with reading(path, mend):
         table = pd.read_parquet(path)
-        table[["experiment", "name", "strength", "model_hash"]]
+        table["model_hash"]
     return table

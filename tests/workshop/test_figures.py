@@ -6,13 +6,11 @@ import shutil
 import subprocess
 
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 from conftest import ROOT, require
 
 from mechsteer import errors, paths
 from mechsteer.show import plots, saving
-from workshop.study import figures
 from workshop.suite import redraw
 
 
@@ -155,29 +153,7 @@ def test_a_figure_that_is_gone_altogether_is_known_from_the_last_commit(shelf, c
     assert redraw.names_in(shelf) == ["05_new", "06_left"], "without git, what is there"
 
 
-@pytest.mark.filterwarnings("ignore:.*was not written")
-def test_a_figure_of_the_study_has_its_numbers_written_again(shelf, capsys, monkeypatch):
-    study = pd.DataFrame({"experiment": ["guitar"], "name": "mse", "strength": [0.2], "model": "tiny"})
-    study = study.assign(model_hash="abc", seed=0, n=100)
-    table, fig = shelf.parent / "data/study/doses.parquet", go.Figure(go.Scatter(x=[0.2], y=[1.0]))
-    monkeypatch.setattr(redraw, "DRAWN", {"05_sites": lambda study: (fig, study)})
-    assert redraw.main(["05"]) == 1
-    line = capsys.readouterr().out
-    assert "doses.parquet is missing: " in line and "`make study` makes it anew" in line
-    table.parent.mkdir()
-    study.to_parquet(table)
-    assert redraw.main(["05"]) == 1
-    assert "missing: 05_sites.csv, written again" in capsys.readouterr().out
-    assert redraw.numbers("05_sites", shelf)["strength"].tolist() == [0.2]
-    assert redraw.main(["05"]) == 0
-    damage(table, "cut")
-    (shelf / "05_sites.html").unlink()
-    assert redraw.main(["05"]) == 1
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert "doses.parquet is damaged" in line and "picture" in line and (shelf / "05_sites.html").is_file()
-
-
-@pytest.mark.parametrize("name", ["doses", "clips"])
+@pytest.mark.parametrize("name", ["verdicts", "doses", "clips"])
 @pytest.mark.parametrize("content", [None, b"", "cut", b"PAR1 and no more", "other"])
 def test_a_study_table_that_cannot_be_read_is_one_sentence(name, content, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "data", lambda: tmp_path)
@@ -189,7 +165,7 @@ def test_a_study_table_that_cannot_be_read_is_one_sentence(name, content, tmp_pa
     else:
         damage(path, content)
     with pytest.raises(errors.Told) as told:
-        figures.shipped() if name == "doses" else saving.study_table(name)
+        saving.study_table(name)
     state = "missing" if content is None else "damaged"
     assert f"{path} is {state}" in str(told.value) and "`make study`" in str(told.value)
     assert "\n" not in str(told.value)
@@ -217,27 +193,9 @@ def test_the_present_style_is_drawn(shelf, monkeypatch):
     assert redraw.redraw("02_line", shelf) == "same"
 
 
-def test_the_figures_of_the_study_are_drawn_from_its_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "chrome", lambda: None)
-    study = figures.shipped()
-    for name, draw in figures.DRAWN.items():
-        with pytest.warns(UserWarning, match="Chrome"):
-            assert redraw.redraw_study(name, tmp_path) == "not written"
-        assert not redraw.figure_changed(name, tmp_path)
-        read = redraw.numbers(name, tmp_path)
-        assert read.attrs["model"].split()[-1] == study["model_hash"].iloc[0]
-        assert read["both_success"].to_numpy() == pytest.approx(
-            draw(study)[1]["both_success"].to_numpy(), abs=1e-5
-        )
-    fig, _ = figures.by_dose(study)
-    drawn = next(t for t in fig.data if t.name == "mse")
-    rows = study[(study["experiment"] == "guitar") & (study["name"] == "mse")].sort_values("strength")
-    assert list(drawn.y) == rows["both_success"].tolist(), "guitar has the first panel"
-
-
 def test_every_figure_that_ships_can_be_drawn_again():
     names = redraw.names_in(ROOT / "figures")
-    assert len(names) >= 18 and set(figures.DRAWN) <= set(names)
+    assert len(names) >= 18
     for name in names:
         assert redraw.unusable(name, ROOT / "figures") == {}
         assert saving.stored_figure(name, ROOT / "figures").data, name

@@ -6,7 +6,9 @@ Rules, stated before any result was seen
   scores (readers and writers from the same clips), and the optimised vector, which is dear, `FEW` times.
 - Strengths are in class gaps: one length for all methods. Each method's strength in a setting is the one that
   `ms.knee` picks on validation seeds, most success of both judges before the music's surprise leaves the
-  unsteered interval; where none is usable, the smallest. Results are those of other seeds.
+  unsteered interval; where none is usable, the smallest. Results are those of other seeds. Beside it every
+  probe is heard at `EQUAL`, one class gap for all. (This part was added after the first setting, guitar, had
+  shown that one knee a method is a noisy choice, which no number of refits averages out.)
 - Success is where both judges hear the concept ("none of these" is none); where musicnn can hear it, its
   verdict stands beside. The price is `lost`: how much farther, in nats, a clip's texture lies from its five
   nearest real clips than unsteered clips lie from theirs, beside the texture distance to real clips of the
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from mechsteer.model.model import Model
     from mechsteer.model.steering import Steering
 
-REFITS, FEW, CLIPS = 12, 4, 24
+REFITS, FEW, CLIPS, EQUAL = 12, 4, 24, 1.0
 VALIDATION, OTHERS = 50_000, 60_000  # first seeds
 PENALTIES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 BEGINNING = 3.0  # s
@@ -127,7 +129,12 @@ class Study:
             else:
                 again |= {(name, k, strength): [s] for k, s in enumerate(several)}
         refits = self.refitted(setting, again, ears)
-        return pd.concat([swept, refits, self.words(setting, ears)], ignore_index=True)
+        equal = {(name, k, EQUAL): [s] for name in READERS for k, s in enumerate(steered[name])}
+        equal |= {
+            ("random", k, EQUAL): steered["random"][k:] + steered["random"][:k] for k in (0, self.refits // 2)
+        }
+        equal = self.refitted(setting, equal, ears, "equal")
+        return pd.concat([swept, refits, equal, self.words(setting, ears)], ignore_index=True)
 
     def sweep_of(self, setting: Setting, steered) -> pd.DataFrame:
         """Every strength on validation seeds; of the controls random directions only."""
@@ -304,6 +311,8 @@ def main():
         date = datetime.date.today().isoformat()
         real = real_texture(functools.partial(is_real, setting))
         table = pd.concat([table_of(setting, part, real) for _, part in frame.groupby("part", sort=False)])
+        gaps = study.finder.gaps(setting, setting.site).sel(layer=study.finder.layers(setting))
+        table = table.assign(push=table["strength"] * float(gaps.mean()), chosen=is_chosen(table))
         add(table.assign(**facts, date=date), args.out / "doses.parquet")
         add(kept_columns(frame).assign(model_hash=model.hash), args.out / "clips.parquet")
         told = ["setting", "part", "name", "strength", "n_clips", "both_success", "lost"]
@@ -317,6 +326,17 @@ def is_real(setting: Setting, table: pd.DataFrame) -> pd.Series:
     for label, value in wanted.items():
         real &= table[label] == value
     return real
+
+
+def is_chosen(table: pd.DataFrame) -> list[bool]:
+    """Which rows of the sweep have the strength that the refits have, and so the knee chose."""
+    refits = table[table["part"] == "refits"]
+    best = set(zip(refits["name"], refits["strength"], strict=True))
+    swept = (table["part"] == "sweep").to_list()
+    return [
+        s and cell in best
+        for s, cell in zip(swept, zip(table["name"], table["strength"], strict=True), strict=True)
+    ]
 
 
 def kept_columns(frame: pd.DataFrame) -> pd.DataFrame:
@@ -334,8 +354,9 @@ def kept_columns(frame: pd.DataFrame) -> pd.DataFrame:
 def ship(study: Study, setting: Setting, folder: Path) -> None:
     """Write the directions from all training scores, for readers who want to steer at once."""
     for name, direction in study.directions(setting, None).items():
-        steer = study.finder.steering(setting, direction)
-        save_direction(direction_file(setting.name, name, folder), steer.direction.drop_vars("weight"))
+        facts = {"model": study.model.name, "model_hash": study.model.hash, "finder": name}
+        made = study.finder.steering(setting, direction).direction.drop_vars("weight").assign_attrs(facts)
+        save_direction(direction_file(setting.name, name, folder), made)
 
 
 def direction_file(setting: str, name: str, folder: Path | None = None) -> Path:

@@ -12,6 +12,7 @@ share; each setting counts once. README and notebooks quote from here, and a tes
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,11 @@ from .settings import SETTINGS, Setting
 MARGIN, NATS, BPM = 0.05, 0.5, 10.0
 PAIRS = (("mse", "logistic"), ("diff_of_means", "mse"), ("diff_of_means", "logistic"))
 METHODS = ("logistic", "mse", "diff_of_means", "caption contrast", "optimised vector")
+MEASURED = (  # what, as a claim says it, the margin, the unit
+    ("both", "turns more clips", MARGIN, "share of clips"),
+    ("musicnn", "turns more clips, by musicnn,", MARGIN, "share of clips"),
+    ("lost", "costs more", NATS, "nats"),
+)
 COMMAND = "python -m workshop.study.verdicts"
 
 
@@ -52,9 +58,9 @@ def pools(mains: list[Setting]) -> dict[str, list[Setting]]:
     }
 
 
-def values(clips: pd.DataFrame, setting: Setting, name: str, what: str) -> np.ndarray:
-    """[refit, clip] at the chosen strength: success of "both" judges or of "musicnn", or the price "lost"."""
-    rows = clips[(clips["setting"] == setting.name) & (clips["part"] == "refits")]
+def values(clips: pd.DataFrame, setting: Setting, name: str, what: str, part: str = "refits") -> np.ndarray:
+    """[refit, clip]: success of "both" judges or of "musicnn", or the price "lost"; at `part`'s strength."""
+    rows = clips[(clips["setting"] == setting.name) & (clips["part"] == part)]
     cell, plain = rows[rows["name"] == name], rows[rows["name"] == "unsteered"]
     if what == "lost":
         return grid(cell, "far") - plain["far"].mean()
@@ -68,30 +74,26 @@ def _hears(cell):
 
 
 def _methods(clips, mains) -> Iterator[dict]:
-    for what, says, margin, unit in (
-        ("both", "turns more clips", MARGIN, "share of clips"),
-        ("musicnn", "turns more clips, by musicnn", MARGIN, "share of clips"),
-        ("lost", "costs more", NATS, "nats"),
-    ):
-        heard = [s for s in mains if values(clips, s, "mse", what).size]
+    at = {"refits": "", "equal": ", at one class gap"}
+    for part, (what, says, margin, unit) in itertools.product(at, MEASURED):
+        heard = [s for s in mains if values(clips, s, "mse", what, part).size]
         grouped = {s.name: [s] for s in heard} | {
             k: some for k, some in pools(heard).items() if len(some) > 1
         }
         for about, some in grouped.items():
-            got = lambda name, some=some, what=what: np.mean(
-                [values(clips, s, name, what) for s in some], axis=0
-            )
+            got = {
+                name: np.mean([values(clips, s, name, what, part) for s in some], axis=0)
+                for name in (*METHODS[:3], "random")
+            }
+            ends = (about, margin, unit, at[part])
             for a, b in PAIRS:
-                yield _claim(
-                    f"{a} {says} than {b}", about, a, b, two_level(got(a) - got(b)), margin, unit, got(a)
-                )
+                yield _claim(f"{a} {says} than {b}", a, b, two_level(got[a] - got[b]), got[a], *ends)
             for a in METHODS[:3]:
-                control = [values(clips, s, "random", what) for s in some]
-                apart = _apart(got(a), np.mean(control, axis=0))
-                yield _claim(f"{a} {says} than random", about, a, "random", apart, margin, unit, got(a))
-                yield _told(a, f"{what} at its strength", about, two_level(got(a)), unit, got(a))
-            random = np.mean(control, axis=0)
-            yield _told("random", f"{what} at its strength", about, two_level(random), unit, random)
+                yield _claim(
+                    f"{a} {says} than random", a, "random", _apart(got[a], got["random"]), got[a], *ends
+                )
+            for a, mine in got.items():
+                yield _told(f"{a}: {what}{at[part]}", a, two_level(mine), mine, about, unit)
 
 
 def _apart(x, y) -> Interval:
@@ -102,31 +104,22 @@ def _apart(x, y) -> Interval:
 
 
 def _words(clips, mains) -> Iterator[dict]:
+    """What words do against a prompt, and the two finders that write."""
     against = [s for s in mains if s.source and s.site == "resid"]
-    for about, some in (
-        {s.name: [s] for s in against} | {"against a prompt, residual stream": against}
-    ).items():
-        if not some:
-            continue
-        for part, name in (("words", "prompt alone"), ("words", "text 0.5"), ("words", "unsteered")):
-            rows = clips[(clips["part"] == part) & (clips["name"] == name)]
-            each = [rows[rows["setting"] == s.name] for s in some]
-            hits = np.mean(
-                [success(r, concept_of(s), "both").to_numpy(float) for r, s in zip(each, some, strict=True)],
-                axis=0,
-            )
-            yield _told(name, "both at its strength", about, two_level(hits[None]), "share of clips", hits)
-            if name == "prompt alone":
-                for a in METHODS:
-                    mine = np.mean([values(clips, s, a, "both") for s in some], axis=0)
-                    claim = f"the prompt alone turns more clips than {a}"
-                    yield _claim(
-                        claim, about, name, a, _apart(hits[None], mine), MARGIN, "share of clips", mine
-                    )
-        for a in METHODS[3:]:
-            for what, unit in (("both", "share of clips"), ("lost", "nats")):
-                mine = np.mean([values(clips, s, a, what) for s in some], axis=0)
-                yield _told(a, f"{what} at its strength", about, two_level(mine), unit, mine)
+    pooled = {"against a prompt, residual stream": against} if len(against) > 1 else {}
+    rows, unit = clips[clips["part"] == "words"], MEASURED[0][3]
+    for about, some in ({s.name: [s] for s in against} | pooled).items():
+        for name in ("unsteered", "text 0.25", "text 0.5", "text 0.75", "prompt alone"):
+            each = [(s, rows[(rows["setting"] == s.name) & (rows["name"] == name)]) for s in some]
+            hits = np.mean([success(r, concept_of(s), "both").astype(float) for s, r in each], axis=0)[None]
+            yield _told(f"{name}: both", name, two_level(hits), hits, about, unit)
+        for a in METHODS:
+            mine, lost = (np.mean([values(clips, s, a, w) for s in some], axis=0) for w in ("both", "lost"))
+            claim = f"the prompt alone turns more clips than {a}"
+            yield _claim(claim, "prompt alone", a, _apart(hits, mine), mine, about, MARGIN, unit)
+            if a not in METHODS[:3]:
+                yield _told(f"{a}: both", a, two_level(mine), mine, about, unit)
+                yield _told(f"{a}: lost", a, two_level(lost), lost, about, "nats")
 
 
 def _tempo(clips, there) -> Iterator[dict]:
@@ -135,20 +128,12 @@ def _tempo(clips, there) -> Iterator[dict]:
     for ear in ("cnn", "features", "librosa") if len(rows) else ():
         wide = rows.pivot_table(index=["name", "clip"], columns="strength", values=f"{ear}_tempo")
         moved = wide[wide.columns.max()] - wide[wide.columns.min()]
-        of = lambda name, moved=moved: moved[name].dropna().to_numpy()[None]
+        random = moved["random"].dropna().to_numpy()[None]
         for a in ("mse", "diff_of_means"):
-            yield _told(a, f"tempo up minus down, by {ear}", "tempo", two_level(of(a)), "bpm", of(a))
-            apart = _apart(of(a), of("random"))
-            yield _claim(
-                f"{a} moves the tempo more than random, by {ear}",
-                "tempo",
-                a,
-                "random",
-                apart,
-                BPM,
-                "bpm",
-                of(a),
-            )
+            mine = moved[a].dropna().to_numpy()[None]
+            yield _told(f"{a}: tempo up minus down, by {ear}", a, two_level(mine), mine, "tempo", "bpm")
+            claim = f"{a} moves the tempo more than random, by {ear}"
+            yield _claim(claim, a, "random", _apart(mine, random), mine, "tempo", BPM, "bpm")
 
 
 def _gains(clips, mains) -> Iterator[dict]:
@@ -156,45 +141,28 @@ def _gains(clips, mains) -> Iterator[dict]:
     for setting in mains:
         swept = clips[(clips["setting"] == setting.name) & (clips["part"] == "sweep")]
         weighed = tradeoff(swept, concept_of(setting), "both", lost="far")
+        told = f"gain over prices to {weighed.upto:.2g} nats"
         for row in weighed.table.itertuples():
             interval = Interval(row.gain, row.lo, row.hi)
-            told = f"gain over prices to {weighed.upto:.2g} nats"
-            yield _told(row.name, told, setting.name, interval, "share of clips", np.empty((12, row.n)))
+            yield _told(
+                f"{row.name}: {told}", row.name, interval, np.empty((1, row.n)), setting.name, MEASURED[0][3]
+            )
 
 
-def _claim(claim, about, a, b, interval, margin, unit, values) -> dict:
-    value, lo, hi = interval
+def _claim(claim, a, b, interval, values, about, margin, unit, where="") -> dict:
+    _, lo, hi = interval
     verdict = "yes" if lo > margin else "no" if hi < margin else "open"
     reads = "alike" if -margin < lo and hi < margin else "more" if lo > 0 else "less" if hi < 0 else ""
-    return _row(claim, about, a, b, interval, unit, values) | {
-        "margin": margin,
-        "verdict": verdict,
-        "reads": reads,
-    }
+    row = _told(f"{claim}{where}", a, interval, values, about, unit)
+    return row | {"b": b, "margin": margin, "verdict": verdict, "reads": reads}
 
 
-def _told(name, what, about, interval, unit, values) -> dict:
-    """A number that claims nothing."""
-    return _row(f"{name}: {what}", about, name, "", interval, unit, values) | {
-        "margin": np.nan,
-        "verdict": "",
-        "reads": "",
-    }
-
-
-def _row(claim, about, a, b, interval, unit, values) -> dict:
-    refits, clips = np.atleast_2d(values).shape
+def _told(claim, a, interval, values, about, unit) -> dict:
+    """A number, which claims nothing by itself."""
     ends = dict(zip(("estimate", "lo", "hi"), map(float, interval), strict=True))
-    return {
-        "claim": claim,
-        "about": about,
-        "a": a,
-        "b": b,
-        **ends,
-        "unit": unit,
-        "n_refits": refits,
-        "n_clips": clips,
-    }
+    refits, clips = values.shape
+    row = {"claim": claim, "about": about, "a": a, "b": "", **ends, "margin": np.nan, "unit": unit}
+    return row | {"verdict": "", "reads": "", "n_refits": refits, "n_clips": clips}
 
 
 def write(folder: Path) -> pd.DataFrame:

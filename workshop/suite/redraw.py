@@ -1,11 +1,10 @@
 """Draw the stored figures again, in the present style, without a model: `python -m workshop.suite.redraw`.
 
-A figure is stored as its numbers (csv), as Plotly's JSON, as a page (html) and a picture (png). The figures
-of the shipped study are drawn from its table in data/study; of the others page and picture are written anew
-from the JSON. Said of each: whether its numbers are those of the last commit, whether it was drawn from these
-very numbers, whether they belong to the present weights, and which of its files are missing or can't be read,
-of every figure that is there, or was in the last commit. Where one doesn't hold, the line names the command
-that computes it anew.
+A figure is stored as its numbers (csv), as Plotly's JSON, as a page (html) and a picture (png); page and
+picture are written anew from the JSON. Said of each: whether its numbers are those of the last commit, if it
+was drawn from these very numbers, if they belong to the present weights, and which of its files are missing
+or can't be read, of every figure that is there, or was in the last commit. Where one doesn't hold, the line
+names the command that computes it anew.
 """
 
 import argparse
@@ -20,10 +19,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsteer import paths
-from mechsteer.errors import Told
 from mechsteer.show import plots, saving
 
-from ..study.figures import DRAWN, facts, shipped
 from . import changes
 
 __all__ = [
@@ -34,7 +31,6 @@ __all__ = [
     "names_in",
     "numbers",
     "redraw",
-    "redraw_study",
     "unusable",
     "weights_changed",
 ]
@@ -66,14 +62,6 @@ def _plain(html: Path) -> bool:
     return text.rstrip().endswith("</html>") and all(part in text for part in toolbar)
 
 
-def redraw_study(name: str, folder: Path) -> str:
-    """Draw a figure of the shipped study anew from its table; says of the picture what `redraw` says."""
-    png, study = folder / f"{name}.png", shipped()
-    before = png.read_bytes() if png.is_file() else None
-    fig, table = DRAWN[name](study)
-    return _told(png, before, saving.save_figure(fig, table, name, folder, **facts(study)))
-
-
 def _told(png: Path, before: bytes | None, written: list[Path]) -> str:
     if png not in written:
         return "not written"
@@ -95,13 +83,11 @@ def committed(name: str, folder: Path) -> str | None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Every figure that the folder holds a part of, or held in the last commit, and those of the study."""
+    """Every figure that the folder holds a part of, or held in the last commit."""
     files = {path.name for path in folder.iterdir() if path.is_file()}
     files |= set((_git(folder, "ls-tree", "--name-only", "HEAD", "./") or "").split())
     parts = [re.fullmatch(r"([a-z0-9_]+)\.(csv|json|html|png)", file) for file in files]
-    made = {part[1] for part in parts if part and (part[2] != "png" or re.match(r"\d\d_", part[1]))}
-    study = set(DRAWN) if folder == paths.shipped_figures() else set()
-    return sorted(made | study)
+    return sorted({part[1] for part in parts if part and (part[2] != "png" or re.match(r"\d\d_", part[1]))})
 
 
 def unusable(name: str, folder: Path) -> dict[str, str]:
@@ -154,17 +140,9 @@ def figure_changed(name: str, folder: Path) -> str:
 
 def look(name: str, folder: Path) -> tuple[list[str], list[str]]:
     """Draw one figure again; returns what there is to say of it, and what of that isn't as it should be."""
-    lacks, wrong, picture = unusable(name, folder), [], None
-    if name in DRAWN:
-        try:
-            picture = redraw_study(name, folder)
-            wrong, lacks = [f"{lack}, written again" for lack in lacks.values()], {}
-        except Told as error:  # the study's table is missing; what was drawn from it may be there
-            wrong = [str(error)]
-    if picture is None and "json" not in lacks:
-        picture = redraw(name, folder)
-    if lacks:
-        wrong.append(f"{', '.join(lacks.values())}; {saving.made_by(name)} makes it anew")
+    lacks = unusable(name, folder)
+    picture = None if "json" in lacks else redraw(name, folder)
+    wrong = [f"{', '.join(lacks.values())}; {saving.made_by(name)} makes it anew"] if lacks else []
     said = [f"picture {picture}"] if picture else []
     if "csv" not in lacks:
         now, before = (folder / f"{name}.csv").read_text(encoding="utf-8"), committed(name, folder)
