@@ -78,7 +78,7 @@ def layer_curves(scores: pd.DataFrame, colour: str = "method", title: str = "") 
             _line(fig, level.index, level, name, GREY, dash, row, col)
         for k, name in enumerate(scores[colour].unique()):
             part = lines[(lines["concept"] == concept) & (lines[colour] == name)]
-            name, tint = str(name).replace("_", " "), COLOURS[k % len(COLOURS)]
+            name, tint = str(name).replace("_", " "), METHOD_COLOURS.get(name, COLOURS[k % len(COLOURS)])
             inside, source = part[part["x"] >= 0], part[part["x"] < 0]
             if len(inside):
                 _band(fig, inside["x"], inside["lo"], inside["hi"], tint, row, col)
@@ -116,72 +116,6 @@ def head_map(scores: pd.DataFrame, title: str = "") -> go.Figure:
     fig.update_layout(coloraxis={**ends, "colorscale": "Cividis", "colorbar_title": "score"})
     fig.update_yaxes(autorange="reversed", tickformat="d")
     return _axes(fig, places, "head", "layer")
-
-
-def cosines_by_layer(cosines: pd.DataFrame, title: str = "") -> go.Figure:
-    """Cosine between directions of two methods by depth, a panel per concept, with bootstrap and null bands.
-
-    Parameters
-    ----------
-    cosines : columns concept, layer (0-based), method_a, method_b, cosine, lo, hi, null_lo, null_hi
-        What `ms.direction_cosines` returns. A pair of a method with itself is its split-half stability.
-
-    The grey band is where random directions of that dimension fall.
-    """
-    need(cosines, ["concept", "layer", "method_a", "method_b", "cosine", "lo", "hi", "null_lo", "null_hi"])
-    fig, places = _panels(list(cosines["concept"].unique()), title)
-    pairs = cosines[["method_a", "method_b"]].drop_duplicates().itertuples(index=False)
-    styles = {pair: (COLOURS[k % len(COLOURS)], _DASHES[k % 4]) for k, pair in enumerate(map(tuple, pairs))}
-    for concept, row, col in places:
-        here = cosines[cosines["concept"] == concept].sort_values("layer")
-        null = here.groupby("layer", observed=True).agg({"null_lo": "min", "null_hi": "max"})
-        _band(fig, null.index, null["null_lo"], null["null_hi"], GREY, row, col, name="random directions")
-        for (a, b), (tint, dash) in styles.items():
-            part = here[(here["method_a"] == a) & (here["method_b"] == b)]
-            _band(fig, part["layer"], part["lo"], part["hi"], tint, row, col)
-            name = f"{a}, split halves" if a == b else f"{a} and {b}"
-            _line(fig, part["layer"], part["cosine"], name.replace("_", " "), tint, dash, row, col)
-    return _axes(fig, places, "layer", "cosine")
-
-
-def dose_curves(table: pd.DataFrame, value: str = "success", title: str = "") -> go.Figure:
-    """A share of clips against steering strength, one line with its 95 % interval per name.
-
-    Parameters
-    ----------
-    table : columns name, strength, `value`, `<value>_lo`, `<value>_hi`, experiment, and optionally kind
-        The rows of `dose.dose_table`, with the unsteered ones; each experiment has a panel. Names of kind
-        "control" are grey.
-    value : what to draw
-
-    Grey lines from edge to edge are what has no strength: the unsteered clips, or another prompt.
-    """
-    need(table, ["name", "strength", value, f"{value}_lo", f"{value}_hi", "experiment"])
-    fig, places = _panels(list(table["experiment"].unique()), title)
-    kind = table["kind"] if "kind" in table else pd.Series("", index=table.index)
-    steered = table[table["name"] != "unsteered"]
-    controls = list(steered.loc[kind == "control", "name"].unique())
-    names = [name for name in steered["name"].unique() if name not in controls]
-    by_name = table.groupby("name", sort=False)["strength"]
-    levels = [name for name, strength in by_name if (strength == 0).all()]
-    for group, row, col in places:
-        here = table[table["experiment"] == group]
-        ends = [min(0.0, here["strength"].min()), here["strength"].max()]
-        for k, name in enumerate(levels):
-            for _, level in here[here["name"] == name].iterrows():
-                _band(fig, ends, [level[f"{value}_lo"]] * 2, [level[f"{value}_hi"]] * 2, GREY, row, col)
-                _line(fig, ends, [level[value]] * 2, name, GREY, "dash" if k == 0 else "longdash", row, col)
-        drawn = [name for name in controls if name not in levels]
-        for k, name in enumerate([*names, *drawn]):
-            part = here[here["name"] == name].sort_values("strength")
-            colour = GREY if name in drawn else COLOURS[k % len(COLOURS)]
-            if len(part) and name not in levels:
-                _band(fig, part["strength"], part[f"{value}_lo"], part[f"{value}_hi"], colour, row, col)
-                dash = _CONTROLS[(k - len(names)) % 3] if name in drawn else _DASHES[k // len(COLOURS) % 4]
-                _line(fig, part["strength"], part[value], name.replace("_", " "), colour, dash, row, col)
-    fig.update_layout(height=max(fig.layout.height, 200 + 30 * table["name"].nunique()))
-    y = f"{value.replace('_', ' ')}, share of clips"
-    return _axes(fig, places, "strength (multiples of the activation norm)", y, whole=False)
 
 
 def tradeoff_curves(
@@ -236,10 +170,10 @@ def _step(last: float) -> int:
     return math.ceil((1 + last) / 8)
 
 
-def _axes(fig: go.Figure, places: Sequence, x: str, y: str, whole: bool = True) -> go.Figure:
-    """The figure with its axes named; `whole`: ticks at whole numbers only."""
+def _axes(fig: go.Figure, places: Sequence, x: str, y: str) -> go.Figure:
+    """The figure with its axes named, and ticks at whole numbers only."""
     last = max(v for trace in fig.data for v in trace.x)
-    ticks = {"tickformat": "d", "dtick": _step(last)} if whole else {}
+    ticks = {"tickformat": "d", "dtick": _step(last)}
     cells = {(row, col) for _, row, col in places}
     for row, col in cells:
         below = None if (row + 1, col) in cells else x
@@ -252,11 +186,11 @@ def _line(fig: go.Figure, x, y, name: str, colour: str, dash: str, row: int, col
     _add(fig, x, y, name, row, col, mode=mode, line={"color": colour, "dash": dash, "width": 2})
 
 
-def _band(fig: go.Figure, x, lo, hi, colour: str, row: int, col: int, name: str | None = None) -> None:
+def _band(fig: go.Figure, x, lo, hi, colour: str, row: int, col: int) -> None:
     red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
     fill = {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.2)", "hoverinfo": "skip"}
     x, y = [*x, *list(x)[::-1]], [*hi, *list(lo)[::-1]]
-    _add(fig, x, y, name, row, col, mode="lines", line={"width": 0}, **fill)
+    _add(fig, x, y, None, row, col, mode="lines", line={"width": 0}, **fill)
 
 
 def _add(fig: go.Figure, x, y, name: str | None, row: int, col: int, **look) -> None:

@@ -34,16 +34,6 @@ def scores() -> pd.DataFrame:
     return table.assign(label="lead", site="resid", metric="accuracy", score=score, chance=0.5, shuffled=0.49)
 
 
-@pytest.fixture
-def cosines() -> pd.DataFrame:
-    rows = [("logistic", "ridge", 0.8), ("logistic", "logistic", 0.9)]
-    table = pd.DataFrame(
-        [(n, *row) for n in range(4) for row in rows], columns=["layer", "method_a", "method_b", "cosine"]
-    )
-    spread = {"lo": table["cosine"] - 0.1, "hi": table["cosine"] + 0.1, "null_lo": -0.2, "null_hi": 0.2}
-    return table.assign(concept="guitar", label="lead", **spread)
-
-
 def test_accuracy_draws_the_mean_of_the_folds_and_both_controls(scores):
     fig = plots.layer_curves(scores, title="Ridge reads as well")
     assert fig.layout.title.text == "Ridge reads as well"
@@ -162,32 +152,7 @@ def test_head_map_shows_layers_down_and_heads_across(scores):
     )
 
 
-def test_cosines_show_the_null_band_and_name_split_halves(cosines):
-    fig = plots.cosines_by_layer(cosines)
-    named = {t.name: t for t in fig.data if t.showlegend}
-    assert set(named) == {"random directions", "logistic and ridge", "logistic, split halves"}
-    assert min(named["random directions"].y) == -0.2 and max(named["random directions"].y) == 0.2
-
-
-def test_dose_curves_show_every_name_beside_the_unsteered_clips():
-    rows = [("unsteered", 0.0, 0.2, "control")]
-    rows += [
-        (name, x, x, kind) for name, kind in (("mse", "read"), ("random", "control")) for x in (0.8, 0.4)
-    ]
-    table = pd.DataFrame(rows, columns=["name", "strength", "success", "kind"]).assign(experiment="guitar")
-    table = table.assign(success_lo=table["success"] - 0.1, success_hi=table["success"] + 0.1)
-    fig = plots.dose_curves(table, title="More is more")
-    lines = {t.name: t for t in fig.data if t.fill is None}
-    assert list(lines["mse"].x) == [0.4, 0.8] and list(lines["mse"].y) == [0.4, 0.8]
-    assert set(lines["unsteered"].y) == {0.2} and max(lines["unsteered"].x) == 0.8
-    assert lines["random"].line.color == lines["unsteered"].line.color != lines["mse"].line.color
-    assert len([t for t in fig.data if t.fill == "toself"]) == 3, "an interval each"
-    assert "strength" in fig.layout.xaxis.title.text and "success" in fig.layout.yaxis.title.text
-
-
-@pytest.mark.parametrize(
-    "draw", [plots.layer_curves, plots.head_map, plots.cosines_by_layer, plots.dose_curves]
-)
+@pytest.mark.parametrize("draw", [plots.layer_curves, plots.head_map])
 def test_a_wrong_table_is_named(draw, scores):
     with pytest.raises(ValueError, match="lacks the column.*it has label"):
         draw(scores[["label", "score"]])
