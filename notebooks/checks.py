@@ -22,7 +22,7 @@ __all__ = [
     *("predict", "grouped_split", "honest_score"),  # 03
     *("band_width", "pattern", "without"),  # 04
     "strength_to_use",  # 05
-    *("verdict_of", "with_itself", "hinge"),  # 06
+    *("with_itself", "hinge"),  # 06
     *("one_half", "coin_control"),  # 07
     *("guessed_place", "patched_head", "control_rows"),  # 08
     *("surprise", "draw_listeners", "chance_of"),  # 09
@@ -420,6 +420,44 @@ def strength_to_use(answer: Callable) -> Iterator[str]:
         yield "where already the first strength costs too much, the strength to use is 0"
     if not np.isclose(answer(table.assign(price=0.1), 0.5), 4):
         yield "where none costs too much, all strengths are usable: the answer there is 4"
+
+
+@exercise("one method against itself must come out near 0, or the yardstick is bent")
+def with_itself(answer: Callable) -> Iterator[str]:
+    """06: `answer(hits)` [refit, clip] is the difference of the first and the second half of the refits."""
+    hits = (np.random.default_rng(0).random((6, 5)) < 0.5).astype(float)
+    got = answer(hits)
+    if got is None:
+        yield EMPTY
+    got = np.asarray(got, float)
+    if got.shape == (6, 2) or got.shape == (6,):
+        yield "the clips were halved: halve the refits, which are the rows"
+    if got.shape != (3, 5):
+        yield f"of 6 refits on 5 clips the halves' difference has shape (3, 5), not {got.shape}"
+    if (got == 0).all():
+        yield "a half minus itself is 0 by arithmetic: take refits that were learnt apart"
+    halves = hits[:3] - hits[3:], hits[::2] - hits[1::2]
+    if not any(np.allclose(abs(got), abs(half)) for half in halves):
+        yield "each row should be one refit's hits minus another's, on the same clips"
+
+
+@exercise("past the margin it pays nothing, like neither of the two")
+def hinge(answer: Callable) -> Iterator[str]:
+    """06: `answer(score, y)` is the hinge loss, the mean of max(0, 1 - y score); tensors (clip,)."""
+    import torch
+
+    score, y = torch.tensor([3.0, 0.5, -1.0, -3.0]), torch.tensor([1.0, 1.0, 1.0, -1.0])
+    got = answer(score, y)
+    if got is None:
+        yield EMPTY
+    if got.ndim:
+        yield "a loss is one number: take the mean over the clips"
+    if not torch.isclose(answer(score[:1], y[:1]), torch.tensor(0.0)):
+        yield "a clip with score 3 that should be above 1 costs nothing"
+    if not torch.isclose(answer(score[3:], y[3:]), torch.tensor(0.0)):
+        yield "for y = -1 a score of -3 is right by far. Did you multiply the score by y?"
+    if not torch.isclose(got, torch.tensor(0.625)):
+        yield f"scores 3, .5, -1, -3 with y = 1, 1, 1, -1 cost 0, .5, 2, 0: .625 in the mean, not {got:.3f}"
 
 
 @exercise("so 15 of 20 is rare for a coin, and 12 of 20 isn't")

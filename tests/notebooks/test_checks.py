@@ -65,7 +65,6 @@ RIGHT = {
     "within_groups": lambda x, groups: x - np.array([x[groups == g].mean(0) for g in groups]),
     "pattern": lambda w, x: unit(np.cov(x.T) @ w),
     "without": lambda a, b: unit(a - (a @ b) * b),
-    "verdict_of": lambda lo, hi, m: "yes" if lo > m else "no" if hi < m else "open",
     "with_itself": lambda hits: hits[::2] - hits[1::2],
     "hinge": lambda score, y: torch.relu(1 - y * score).mean(),
     "surprise": two_sided,
@@ -73,9 +72,6 @@ RIGHT = {
     "chance_of": lambda a, b: 1 / (1 + np.exp(b - a)),
 }
 WRONG = [
-    ("verdict_of", lambda lo, hi, m: "yes" if lo > 0 else "no", "but not the margin of 0.05"),
-    ("verdict_of", lambda lo, hi, m: "yes" if lo > m else "no" if hi < 0 else "open", "no reason for doubt"),
-    ("verdict_of", lambda lo, hi, m: "no", "is 'yes', not 'no'"),
     ("with_itself", lambda hits: hits[:, :2] - hits[:, 2:4], "the clips were halved"),
     ("with_itself", lambda hits: hits[:2] - hits[2:4], "has shape (3, 5), not (2, 5)"),
     ("with_itself", lambda hits: hits[:3] - hits[:3], "0 by arithmetic"),
