@@ -71,17 +71,12 @@ SETTINGS = (
     _against("piano to guitar", *_GUITAR),
     Setting("rock", "style", "rock"),
     Setting("drums", "drums", True),
-    _against("jazz to rock", "style", "jazz", "rock", {"lead": "piano"}),
     _against("piano to guitar, ways to add", *_GUITAR, question="ways"),
     Setting("guitar, by penalty", "lead", "guitar", "penalty"),
     _against("piano to guitar, from the third second", *_GUITAR, question="late"),
     Setting("tempo", "tempo", "bpm", "tempo"),
     Setting("violin", "lead", "violin"),
     Setting("guitar at attention outputs", "lead", "guitar", site="attn"),
-    _against("guitar to violin", "lead", "guitar", "violin", {"style": "classical"}),
-    Setting("electronic", "style", "electronic"),
-    Setting("rock at attention outputs", "style", "rock", site="attn"),
-    _against("piano to guitar at attention outputs", *_GUITAR, site="attn"),
     Setting("rock, by penalty", "style", "rock", "penalty"),
 )
 
