@@ -5,7 +5,7 @@ Both finders ask the model itself, in the conditional half of guidance, and work
 d_head) for the site heads; unit vectors (zero where captions can't reach, as in the heads of layer 0), with
 coords `norm`, the mean activation norm, and `found_strength`, how long the vector was when found, in
 multiples of that norm: for one layer `Steering(d, strength=float(d.found_strength))` adds what was found.
-Taught in 05_steer_and_listen.
+Taught in 07_against_the_prompt.
 """
 
 from __future__ import annotations

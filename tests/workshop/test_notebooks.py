@@ -26,6 +26,7 @@ SMALL: dict[str, dict] = {
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
     "05_steer_and_listen": {"N": 2, "STRENGTHS": [0.2], "SCORES": 24},
+    "06_logistic_or_mse": {"SCORES": 24, "REFITS": 2, "N": 3},
     "08_where_is_it_used": {"PAIRS": 3, "SECONDS": 3.6, "WINDOWS": 4, "N": 2, "CONTROLS": 1, "TUNING": 6},
     "09_blind_listening_test": {"SCORES": 4, "ITEMS": 3, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 50},
     "10_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2} | TRIED,
