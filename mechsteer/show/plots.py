@@ -20,7 +20,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 METRICS = {"accuracy": "accuracy", "r2": "R²", "balanced_accuracy": "balanced accuracy", "auc": "AUC"}
 GREY = "#767676"
 METHOD_COLOURS = {  # one colour means one thing in the whole suite
-    **{"logistic": COLOURS[0], "mse": COLOURS[1], "diff_of_means": COLOURS[2]},
+    **{"logistic": COLOURS[0], "mse": COLOURS[1]},
+    **dict.fromkeys(("diff_of_means", "difference of means"), COLOURS[2]),
     **{"caption contrast": COLOURS[3], "optimised vector": COLOURS[4], "words": COLOURS[6]},
     **dict.fromkeys(("control", "random", "shuffled labels", "unsteered"), GREY),
 }
