@@ -248,7 +248,8 @@ def test_every_number_in_prose_is_one_of_the_verdicts(place, shipped):
         text = next(part for part in text.split("\n\n") if part.startswith(QUOTED[place]))
     else:
         (file,) = ROOT.glob(f"{place}_*.ipynb")
-        text = nbformat.read(file, 4).cells[0].source
+        first = nbformat.read(file, 4).cells[:2]
+        text = "\n".join(cell.source for cell in first if cell.cell_type == "markdown")
     text = re.sub(r"\(http[^)]*\)|arXiv \S+|`[^`]*`", "", text)
     numbers = [x.replace("−", "-").lstrip("+") for x in NUMBER.findall(text)]
     as_told = [re.sub(r"^(-?)\.", r"\g<1>0.", x) for x in numbers]

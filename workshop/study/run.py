@@ -40,9 +40,7 @@ from filelock import FileLock
 from scipy.spatial.distance import cdist
 
 from mechsteer import paths
-from mechsteer.activations.clips import clips, read_clip
 from mechsteer.directions.files import save_direction
-from mechsteer.measures.distances import texture
 from mechsteer.measures.dose import dose_response, knee
 from mechsteer.measures.ears.musicnn import LEADS
 from mechsteer.measures.judges.hear import JUDGES
@@ -52,6 +50,7 @@ from . import COMMAND
 from .baselines import between
 from .cells import table_of
 from .finders import Finder
+from .listeners import is_real, librosa, real_texture
 from .settings import SIGNED, STRENGTHS, Setting, chosen
 
 if TYPE_CHECKING:
@@ -258,28 +257,6 @@ class Study:
         return self.heard(setting, "sweep", steered, SIGNED, OTHERS, 2 * self.n, ears)
 
 
-def librosa(audio, sample_rate: int) -> pd.DataFrame:
-    """An ear: the tempo in bpm by `librosa.feature.tempo`, which knows nothing of this music."""
-    from librosa.feature import tempo
-
-    from mechsteer.measures import _spectra
-
-    _spectra.librosa_ready()
-    heard = [float(tempo(y=clip, sr=_spectra.RATE)[0]) for clip in _spectra.mono(audio, sample_rate, 3.0)]
-    return pd.DataFrame({"tempo": heard})
-
-
-def real_texture(chosen, most: int = 200, seconds: float = 5.0) -> np.ndarray:
-    """`distances.texture` of real test clips, as the codec renders them; nothing learnt from their scores."""
-    table = clips("orchestra")
-    table = table[(table["split"] == "test") & chosen(table)]
-    found = []
-    for row in table.sample(min(most, len(table)), random_state=0).to_dict("records"):
-        audio, rate = read_clip(row)
-        found.append(texture(audio[:, : round(seconds * rate)], rate)[0])
-    return np.stack(found)
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -317,15 +294,6 @@ def main():
         add(kept_columns(frame).assign(model_hash=model.hash), args.out / "clips.parquet")
         told = ["setting", "part", "name", "strength", "n_clips", "both_success", "lost"]
         print(table[told].round(2).to_string(), flush=True)
-
-
-def is_real(setting: Setting, table: pd.DataFrame) -> pd.Series:
-    """Real clips of what the setting asks for; of any tempo, where that is the question."""
-    real = table["lead"].notna()
-    wanted = dict(setting.stays) | ({} if setting.question == "tempo" else {setting.label: setting.value})
-    for label, value in wanted.items():
-        real &= table[label] == value
-    return real
 
 
 def is_chosen(table: pd.DataFrame) -> list[bool]:
