@@ -20,8 +20,8 @@ STORED = notebooks.find()
 # Values for the cell tagged `parameters` that let a notebook run in seconds; one entry a stored notebook.
 TRIED = {"TRIES": 2, "LAYERS": 2, "GAPS": [1.0]}
 SMALL: dict[str, dict] = {
-    "00_start_here": {"DURATION": 4.0, "START": 0.5, "SCORES": 3},
-    "01_collect_activations": {"SCORES": 2},
+    "00_start_here": {"DURATION": 4.0, "START": 0.5, "SCORES": 3, "CLIPS": 2},
+    "01_collect_activations": {"SCORES": 2, "BOOTS": 20},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
@@ -34,7 +34,7 @@ SMALL: dict[str, dict] = {
 }
 # Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.
 SMALLEST: dict[str, dict] = {
-    "01_collect_activations": {"SCORES": 1},
+    "01_collect_activations": {"SCORES": 1, "BOOTS": 5},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 6, "FOLDS": 3},
     "10_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0} | TRIED,
