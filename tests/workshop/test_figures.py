@@ -18,7 +18,6 @@ from workshop.suite import redraw
 def shelf(tmp_path, monkeypatch):
     """A project with one committed figure of the embedded model, `02_line`, and no study."""
     monkeypatch.delenv("MECHSTEER_FIGURES", raising=False)
-    monkeypatch.setattr(redraw, "DRAWN", {})
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     monkeypatch.setattr(paths, "data", lambda: tmp_path / "data")
     monkeypatch.setattr(saving, "chrome", lambda: None)
