@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
+MINORS = [n for n in range(30) if SpecifierSet(PROJECT["project"]["requires-python"]).contains(f"3.{n}.9")]
 TARGETS = {
     "help",
     "notebooks",
@@ -68,7 +69,9 @@ def conda_pins() -> dict[str, str]:
 
 
 def test_conda_brings_the_same_python_and_a_uv_that_reads_the_lock():
-    assert SpecifierSet(conda_pins()["python"]) == SpecifierSet(PROJECT["project"]["requires-python"])
+    python = SpecifierSet(conda_pins()["python"])
+    brought = [minor for minor in range(30) if python.contains(f"3.{minor}.9")]
+    assert brought and set(brought) <= set(MINORS)
     assert SpecifierSet(conda_pins()["uv"]) == SpecifierSet(PROJECT["tool"]["uv"]["required-version"])
     assert LOCK["requires-python"] == PROJECT["project"]["requires-python"]
 
@@ -88,7 +91,7 @@ def test_post_build_and_makefile_install_the_same_set():
     assert os.access(ROOT / "postBuild", os.X_OK) and os.access(ROOT / ".ci/run", os.X_OK)
     assert "sync --frozen --all-extras" in make("-n", "-W", "uv.lock", "test").stdout
     conda = "conda env create -f environment.yml && conda activate mechsteer && ./postBuild"
-    for name in ("README.md", "environment.yml"):
+    for name in ("workshop/site/guide/installing.md", "environment.yml"):
         assert conda in (ROOT / name).read_text(encoding="utf-8"), f"{name} should show: {conda}"
 
 
@@ -152,15 +155,15 @@ FROM_SOURCE = {"antlr4-python3-runtime", "audiocraft", "docopt", "flashy"}
 COMPILED = {"linux-aarch64": {"nnsight"}}
 
 
-def needed(platform: dict[str, str]) -> dict[str, dict]:
-    """The locked packages that a platform installs, following the lock's markers from the project on."""
+def needed(platform: dict[str, str], minor: int) -> dict[str, dict]:
+    """The locked packages that Python 3.`minor` installs there, by the lock's markers from the project on."""
     env = {
         **platform,
         "os_name": "posix",
         "implementation_name": "cpython",
         "platform_python_implementation": "CPython",
-        "python_version": "3.11",
-        "python_full_version": "3.11.9",
+        "python_version": f"3.{minor}",
+        "python_full_version": f"3.{minor}.9",
         "extra": "",
     }
     by_name: dict[str, list[dict]] = {}
@@ -183,16 +186,18 @@ def needed(platform: dict[str, str]) -> dict[str, dict]:
     return {name: package for (name, _), package in found.items()}
 
 
+@pytest.mark.parametrize("minor", MINORS, ids="3.{}".format)
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_every_platform_finds_wheels(platform):
+def test_every_platform_and_python_finds_wheels(platform, minor):
     machine = PLATFORMS[platform]["platform_machine"]
     if platform.startswith("macos"):
         systems = list(mac_platforms((14, 0), machine))
     else:
         systems = [f"manylinux_2_{minor}_{machine}" for minor in range(5, 37)]
         systems += [f"manylinux{year}_{machine}" for year in (1, 2010, 2014)]
-    tags = {*cpython_tags((3, 11), platforms=systems), *compatible_tags((3, 11), "cp311", systems)}
-    packages = needed(PLATFORMS[platform])
+    python = (3, minor)
+    tags = {*cpython_tags(python, platforms=systems), *compatible_tags(python, f"cp3{minor}", systems)}
+    packages = needed(PLATFORMS[platform], minor)
     assert {"torch", "torchaudio", "audiocraft", "nnsight", "ray"} <= set(packages)
     without = set()
     for name, package in packages.items():
@@ -218,16 +223,33 @@ def test_every_target_first_installs_what_it_needs(target, tmp_path):
     assert -1 not in steps[:3] and steps[:3] == sorted(steps[:3]), plan
 
 
-def test_a_machine_without_venv_is_told_what_to_install(tmp_path):
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    broken = tmp_path / "bin"
-    broken.mkdir()
+def make_uv(folder: Path, **pythons: str) -> subprocess.CompletedProcess:
+    """`make .uv/bin/uv` where the Pythons on PATH are these shell scripts."""
+    shutil.copy(ROOT / "Makefile", folder)
+    (folder / "bin").mkdir()
     for name in ("python3.11", "python3", "python"):
-        (broken / name).write_text("#!/bin/sh\nexit 1\n")
-        (broken / name).chmod(0o755)
-    path = f"{broken}{os.pathsep}{os.environ['PATH']}"
-    done = make("UV=.uv/bin/uv", ".uv/bin/uv", folder=tmp_path, PATH=path)
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{pythons.get(name, 'exit 1')}\n")
+        (folder / "bin" / name).chmod(0o755)
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return make("UV=.uv/bin/uv", ".uv/bin/uv", folder=folder, PATH=path)
+
+
+def test_a_machine_without_venv_is_told_what_to_install(tmp_path):
+    done = make_uv(tmp_path, python3='[ "$1" = -c ]')
     assert done.returncode != 0 and "apt install python3-venv" in done.stderr
+
+
+def test_uv_comes_by_whichever_python_works(tmp_path):
+    """A python3.11 that only says that it isn't there, as pyenv's does, is passed over."""
+    venv = 'mkdir -p .uv/bin && printf "#!/bin/sh\\ntouch .uv/bin/uv" > .uv/bin/pip && chmod +x .uv/bin/pip'
+    done = make_uv(tmp_path, python3=f'[ "$1" = -c ] || {{ {venv}; }}')
+    assert done.returncode == 0 and (tmp_path / ".uv/bin/uv").exists(), done.stderr
+
+
+def test_another_python_can_be_asked_for_when_all_is_installed():
+    ready = ("-n", "-o", "uv.lock", "-o", "pyproject.toml", "test")
+    assert "sync --frozen --all-extras --python 3.13\n" in make(*ready, "PYTHON=3.13").stdout
+    assert "--python" not in make(*ready).stdout
 
 
 def test_colab_gets_what_it_lacks_and_keeps_what_its_page_and_gpu_need():
@@ -269,4 +291,5 @@ def test_nothing_happens_outside_colab(monkeypatch, capsys):
     assert colab.main() == 0
     assert "nothing was done" in capsys.readouterr().out
     cell = ("%cd /content/mechsteer", "!python -m workshop.suite.colab", "%cd notebooks")
-    assert all(line in (ROOT / "README.md").read_text(encoding="utf-8") for line in cell)
+    guide = (ROOT / "workshop/site/guide/installing.md").read_text(encoding="utf-8")
+    assert all(line in guide for line in cell)

@@ -180,7 +180,7 @@ def hardware() -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
 
 
-TABLE = (  # what README shows of the card: (row, measure, attribute, judge)
+TABLE = (  # what the guide shows of the card: (row, measure, attribute, judge)
     ("codec: lead heard", "reconstruction", "lead", "cnn"),
     ("codec: style heard", "reconstruction", "style", "cnn"),
     ("codec: drums heard", "reconstruction", "drums", "cnn"),
@@ -199,7 +199,7 @@ TABLE = (  # what README shows of the card: (row, measure, attribute, judge)
 )
 
 
-def readme_table(card: dict) -> str:
+def guide_table(card: dict) -> str:
     """The card's main measures as a Markdown table; the second judge's figure stands beside the first's."""
 
     def find(measure, attribute, judge):
@@ -216,11 +216,11 @@ def readme_table(card: dict) -> str:
     return "\n".join(lines)
 
 
-def write_readme(card: dict, path: Path):
-    """Put the table between README's two `card` marks."""
+def write_guide(card: dict, path: Path):
+    """Put the table between the two `card` marks of a page."""
     before, rest = path.read_text().split("<!-- card -->\n")
     after = rest.split("<!-- /card -->")[1]
-    paths.replace(path, f"{before}<!-- card -->\n{readme_table(card)}\n<!-- /card -->{after}")
+    paths.replace(path, f"{before}<!-- card -->\n{guide_table(card)}\n<!-- /card -->{after}")
 
 
 def rounded(rows: list[dict]) -> list[dict]:
@@ -233,10 +233,10 @@ def rounded(rows: list[dict]) -> list[dict]:
 
 
 def write(card: dict):
-    """card.json, and its table in README."""
+    """card.json, and its table in the guide."""
     paths.replace(folder() / "card.json", json.dumps(card, indent=1) + "\n")
     print(pd.DataFrame(card["measures"]).to_string())
-    write_readme(card, paths.project() / "README.md")
+    write_guide(card, paths.project() / "workshop/site/guide/embedded_model.md")
 
 
 def main():
