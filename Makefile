@@ -1,4 +1,4 @@
-# Each target works as the first command in a fresh clone: Python 3.11, git and make are enough. `make` alone lists them.
+# Each target works as the first command in a fresh clone: Python 3.11 to 3.13, git and make are enough. `make` alone lists them.
 # Plain sh, GNU make 3.81 or newer (macOS ships 3.81).
 
 UV_VERSION = 0.13.9
@@ -11,7 +11,7 @@ ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | \
 	awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  Options: MODEL=facebook/musicgen-small or a folder of Meta's format (notebooks), ONLY=\"01 03\" (notebooks, figures), ARGS=... (test)"
+	@echo "  Options: MODEL=facebook/musicgen-small or a folder of Meta's format (notebooks), ONLY=\"01 03\" (notebooks, figures), ARGS=... (test), PYTHON=3.13"
 
 notebooks: .venv/ready  ## run the numbered notebooks, in order, and write their outputs and figures
 	$(PY) -m workshop.suite.notebooks $(if $(MODEL),--model "$(MODEL)") $(ONLY)
@@ -51,17 +51,18 @@ study: .venv/ready  ## run the full steering study again (hours on a CPU; resume
 clean:  ## remove what make installed here (.venv, .uv) and caches; your data and figures stay
 	rm -rf .venv .uv build .pytest_cache .ruff_cache
 
-# The locked environment, installed again whenever the lock changes.
-.venv/ready: pyproject.toml uv.lock | $(UV)
-	UV_PROJECT_ENVIRONMENT= $(UV) sync --frozen --all-extras
+# The locked environment, installed again whenever the lock changes, or where a Python is named (PYTHON=3.13).
+.PHONY: named
+.venv/ready: pyproject.toml uv.lock $(if $(PYTHON),named) | $(UV)
+	UV_PROJECT_ENVIRONMENT= $(UV) sync --frozen --all-extras $(if $(PYTHON),--python $(PYTHON))
 	@touch $@
 
 # uv itself, from the Python registry into this folder, where none is on PATH.
 .uv/bin/uv:
 	@for python in python3.11 python3 python; do \
-	  command -v $$python >/dev/null 2>&1 || continue; \
+	  $$python -c '' >/dev/null 2>&1 || continue; \
 	  if $$python -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); then exit 0; fi; \
 	  rm -rf .uv; break; \
 	done; \
-	echo "Could not install uv here. Install Python 3.11 with its venv module (Debian: apt install python3-venv)," \
+	echo "Could not install uv here. Install Python 3.11 to 3.13 with its venv module (Debian: apt install python3-venv)," \
 	  "check the network, and try again; or install uv yourself (https://docs.astral.sh/uv)." >&2; exit 1

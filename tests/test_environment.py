@@ -73,7 +73,7 @@ def test_conda_brings_the_same_python_and_a_uv_that_reads_the_lock():
     brought = [minor for minor in range(30) if python.contains(f"3.{minor}.9")]
     assert brought and set(brought) <= set(MINORS)
     assert SpecifierSet(conda_pins()["uv"]) == SpecifierSet(PROJECT["tool"]["uv"]["required-version"])
-    assert LOCK["requires-python"] == PROJECT["project"]["requires-python"]
+    assert SpecifierSet(LOCK["requires-python"]) == SpecifierSet(PROJECT["project"]["requires-python"])
 
 
 def test_conda_leaves_every_python_package_to_the_lock():
