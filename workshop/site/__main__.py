@@ -1,0 +1,36 @@
+"""Build the site: `python -m workshop.site`, or into another folder with `--out`. Runs no notebook."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from mechsteer import paths
+
+from . import stage
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Lay the sources out, let Sphinx build them, and copy what the pages link to; 0 if all went well."""
+    parser = argparse.ArgumentParser(prog="python -m workshop.site", description=__doc__)
+    parser.add_argument("--out", type=Path, default=stage.ROOT / "build" / "site")
+    parser.add_argument("--lenient", action="store_true", help="warnings don't stop the build")
+    chosen = parser.parse_args(arguments)
+    from sphinx.cmd.build import main as sphinx
+
+    begin, out = time.monotonic(), chosen.out.absolute()
+    work = out.with_name(out.name + "-work")
+    stage.lay_out(work / "source", work / "extra", os.environ.get("SITE_REPOSITORY", ""))
+    options = ["-b", "html", "-j", "2", "-q", "-d", str(work / "doctrees"), "-c", str(stage.HERE)]
+    options += ["-D", f"html_extra_path={work / 'extra'}", *([] if chosen.lenient else ["-W", "--keep-going"])]
+    if code := sphinx([*options, str(work / "source"), str(out)]):
+        return code
+    stage.copy_figures(out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
+    print(f"{out / 'index.html'}: {size:.1f} MB in {time.monotonic() - begin:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
