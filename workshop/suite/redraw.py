@@ -4,7 +4,7 @@ A figure is stored as its numbers (csv), as Plotly's JSON, as a page (html) and 
 picture are written anew from the JSON. Said of each: whether its numbers are those of the last commit, if it
 was drawn from these very numbers, if they belong to the present weights, and which of its files are missing
 or can't be read, of every figure that is there, or was in the last commit. Where one doesn't hold, the line
-names the command that computes it anew.
+names the command that computes it anew. The pictures that explain (`diagrams`) are drawn from code alone.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 from mechsteer import paths
 from mechsteer.show import plots, saving
 
-from . import changes
+from . import changes, diagrams
 
 __all__ = [
     "committed",
@@ -163,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     every = names_in(folder)
     names = [n for n in every if not given.names or any(n == g or n.startswith(f"{g}_") for g in given.names)]
-    if not names:
+    explain = "diagrams" in given.names or not given.names and (folder / "diagrams").is_dir()
+    if explain:
+        diagrams.main(folder)
+    if not names and not explain:
         parser.exit(2, f"No such figure; {folder} has {', '.join(every) or 'none'}.\n")
     right = True
     for name in names:
