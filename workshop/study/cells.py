@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from mechsteer.measures.describe import success
 from mechsteer.measures.dose import UNSTEERED, dose_table
@@ -13,6 +13,7 @@ from mechsteer.measures.judges.hear import JUDGES
 
 from .settings import Setting
 
+Z = ndtri(TAIL)
 KINDS = {
     **dict.fromkeys(("logistic", "mse", "diff_of_means"), "read"),
     **dict.fromkeys(("caption contrast", "optimised vector"), "write"),
@@ -43,18 +44,38 @@ def two_level(values: np.ndarray) -> Interval:
     return Interval(float(mean), float(mean - half), float(mean + half))
 
 
-def share_of(values: np.ndarray) -> Interval:
-    """The same of hits: Wilson's interval, of as many trials as a share would need to vary like this one."""
+def share_of(values: np.ndarray, settings: int = 1) -> Interval:
+    """The same of hits, or of means of hits over so many settings, with an interval that stays in [0, 1].
+
+    Wilson's, of as many trials as a share would need to vary like this one, and at most as there were.
+    """
     mean, lo, hi = two_level(values)
-    reach, n = (hi - lo) / 2, np.asarray(values).size
-    trials = min(n, mean * (1 - mean) * (1.96 / reach) ** 2) if reach > 0 else n
+    reach, n = (hi - lo) / 2, np.asarray(values).size * settings
+    trials = min(n, mean * (1 - mean) * (Z / reach) ** 2) if reach > 0 else n
     return Interval(mean, *map(float, wilson(mean * trials, trials)))
+
+
+def apart(a: Interval, b: Interval) -> Interval:
+    """The difference of two independent estimates, from their own intervals.
+
+    Source: Newcombe 1998, *Interval estimation for the difference ...*, Statistics in Medicine 17, method 10.
+    """
+    d = a.value - b.value
+    return Interval(
+        d, d - np.hypot(a.value - a.lo, b.hi - b.value), d + np.hypot(a.hi - a.value, b.value - b.lo)
+    )
 
 
 def grid(cell: pd.DataFrame, column: str) -> np.ndarray:
     """A column of one cell as [refit, clip]; clips of different refits in turn are one row."""
     wide = cell.pivot_table(index="refit", columns="clip", values=column, dropna=False)
     return cell[[column]].to_numpy(float).T if wide.isna().any(axis=None) else wide.to_numpy(float)
+
+
+def lost(frame: pd.DataFrame) -> pd.Series:
+    """How much farther from real clips each clip is than its unsteered twin, in nats; of one part."""
+    twins = frame[frame["name"] == UNSTEERED].set_index("clip")["far"]
+    return frame["far"] - frame["clip"].map(twins)
 
 
 def concept_of(setting: Setting) -> dict:
@@ -66,19 +87,20 @@ def table_of(setting: Setting, frame: pd.DataFrame, real: np.ndarray | None = No
     """One row per name and strength of one part of a setting; the columns of data/study/doses.parquet."""
     kept = tuple(setting.stays) or ("style" if setting.label == "lead" else "lead",)
     concept = concept_of(setting)
-    ears = [*JUDGES, *(["musicnn"] if "musicnn_lead" in frame else [])]
+    outside = "musicnn_lead" in frame and frame["musicnn_lead"].notna().any()
+    ears = [*JUDGES, *(["musicnn"] if outside else [])]
     table = dose_table(frame, concept, kept, real, ears).rename(columns={"n": "n_clips"})
     table = table.rename(columns={f"kept_{kept[0]}{end}": f"kept{end}" for end in ("", "_lo", "_hi")})
     frame = frame.assign(hit=success(frame, concept, "both").astype(float))
-    if "musicnn_lead" in frame:
+    if outside:
         frame["musicnn"] = success(frame, concept, "musicnn").astype(float)
-    plain, rows = frame.loc[frame["name"] == UNSTEERED, "far"].mean(), []
+    frame["lost"], rows = lost(frame), []
     for (name, strength), cell in frame.groupby(["name", "strength"], sort=False):
         row = {"name": name, "strength": strength, "n_refits": cell["refit"].nunique()}
         found = {"both_success": share_of(grid(cell, "hit"))}
         if "musicnn" in cell:
             found["musicnn_success"] = share_of(grid(cell, "musicnn"))
-        found["lost"] = Interval(*(x - plain for x in two_level(grid(cell, "far"))))
+        found["lost"] = two_level(grid(cell, "lost"))
         for column, interval in found.items():
             row |= dict(zip((column, f"{column}_lo", f"{column}_hi"), interval, strict=True))
         rows.append(row | {c: cell[c].iloc[0] for c in ("penalty", "held_out", "cosine") if c in cell})

@@ -45,11 +45,11 @@ from mechsteer.measures.ears.musicnn import LEADS
 from mechsteer.measures.judges.hear import JUDGES
 from mechsteer.model.model import load
 
-from . import COMMAND
+from . import COMMAND, verdicts
 from .baselines import between
 from .cells import table_of
 from .files import add, direction_file, earlier, kept_columns
-from .finders import Finder
+from .finders import SECONDS, SOME, STEPS, Finder
 from .listeners import is_real, librosa, real_texture
 from .settings import SIGNED, STRENGTHS, Setting, chosen
 
@@ -63,22 +63,20 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
 BEGINNING = 3.0  # s
 NEAREST = 5  # real clips, for `lost`
 SHIPPED = ("guitar", "rock", "drums", "piano to guitar")
-READERS, WRITERS = ("logistic", "mse", "diff_of_means"), ("caption contrast", "optimised vector")
+READERS = ("logistic", "mse", "diff_of_means")
 CONTROLS = ("random", "shuffled labels")
 HERE = {"out": None, "engine": "local"}  # for a model that is changed in this process only
 
 
 class Study:
-    """One model's study: what all settings share.
+    """One model's study: what all settings share; a method for every `Setting.question`.
 
-    Attributes
-    ----------
-    sweep : `dose_response` with the study's model, folder and way of running
-    real : textures of real clips by (label, value, what stays), and of any real clips
+    `spread` goes to `dose_response`: out, engine, workers.
     """
 
     def __init__(self, model: Model, refits: int = REFITS, n: int = CLIPS, scores: int = 160, **spread):
         self.model, self.refits, self.n, self.finder = model, refits, n, Finder(model, scores)
+        self.made = f"{scores} scores of {model.hash}"
         self.sweep = functools.partial(dose_response, model, batch_size=72, progress=False, **spread)
 
     @functools.cached_property
@@ -95,12 +93,9 @@ class Study:
         return found
 
     def _optimised(self, setting, k):
-        file = (
-            paths.runs()
-            / "study"
-            / f"{setting.name} {k} of {self.refits} {self.model.hash}.npy".replace(" ", "_")
-        )
-        if not file.exists():
+        """Dear, and so kept: under a name that says what it was made from."""
+        name = f"{setting.name}, refit {k} by {STEPS} x {SOME} clips of {SECONDS:g} s, {self.made}.npy"
+        if not (file := paths.runs() / "study" / name.replace(" ", "_")).exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, self.finder.optimised(setting, k).values)
         return np.load(file)
@@ -109,8 +104,7 @@ class Study:
         """Name -> a steering a refit, of every method and control; strengths are in class gaps."""
         found: dict[str, list] = {}
         for k in range(self.refits):
-            made = self.directions(setting, k)
-            made |= self.finder.controls(setting, k)
+            made = self.directions(setting, k) | self.finder.controls(setting, k)
             for name, direction in made.items():
                 found.setdefault(name, []).append(self.finder.steering(setting, direction))
         return found
@@ -120,69 +114,75 @@ class Study:
         steered = self.steerings(setting)
         swept = self.sweep_of(setting, steered)
         best = self.best(setting, swept)
-        again, ears = {}, [*JUDGES, *(["musicnn"] if setting.value in LEADS else [])]
+        again, equal, ears = {}, {}, [*JUDGES, *(["musicnn"] if setting.value in LEADS else [])]
         for name, several in steered.items():
-            strength = best[name if name not in CONTROLS else "diff_of_means"]
-            if name in CONTROLS:  # other draws for other clips, and one name for all
-                again |= {(name, k, strength): several[k:] + several[:k] for k in (0, len(several) // 2)}
-            else:
-                again |= {(name, k, strength): [s] for k, s in enumerate(several)}
-        refits = self.refitted(setting, again, ears)
-        equal = {(name, k, EQUAL): [s] for name in READERS for k, s in enumerate(steered[name])}
-        equal |= {
-            ("random", k, EQUAL): steered["random"][k:] + steered["random"][:k] for k in (0, self.refits // 2)
-        }
-        equal = self.refitted(setting, equal, ears, "equal")
+            again |= self.each(name, several, best[name])
+        for name in (*READERS, "random"):
+            equal |= self.each(name, steered[name], EQUAL)
+        refits, equal = (self.refitted(setting, *of, ears) for of in (("refits", again), ("equal", equal)))
         return pd.concat([swept, refits, equal, self.words(setting, ears)], ignore_index=True)
+
+    def each(self, name: str, several: list, strength: float) -> dict[tuple, list]:
+        """(name, refit, strength) -> steerings for the clips in turn; of controls, two sets of all draws."""
+        if name in CONTROLS:
+            return {(name, k, strength): several[k:] + several[:k] for k in (0, len(several) // 2)}
+        return {(name, k, strength): [s] for k, s in enumerate(several)}
 
     def sweep_of(self, setting: Setting, steered) -> pd.DataFrame:
         """Every strength on validation seeds; of the controls random directions only."""
         tried = {name: several for name, several in steered.items() if name != "shuffled labels"}
         return self.heard(setting, "sweep", tried, STRENGTHS, VALIDATION)
 
-    def refitted(self, setting, again: Mapping[tuple, list], ears, part="refits", **late) -> pd.DataFrame:
-        named = {
-            f"{name} {k}": [strength * s for s in several] for (name, k, strength), several in again.items()
-        }
-        frame = self.sweep(named, setting.source, [1.0], self.n, OTHERS, ears=ears, **late)
+    def refitted(self, setting, part: str, again: Mapping[tuple, list], ears) -> pd.DataFrame:
+        """All refits on the same seeds; of controls `refit` is the number of the draw."""
+        named = {f"{name} {k}": [x * s for s in several] for (name, k, x), several in again.items()}
         told = {f"{name} {k}": (name, k, strength) for name, k, strength in again}
+        frame = self.sweep(named, setting.source, [1.0], self.n, OTHERS, ears=ears)
         each = [told.get(name, (name, 0, 0.0)) for name in frame["name"]]
         frame[["name", "refit", "strength"]] = pd.DataFrame(each, index=frame.index)
         draw = (frame["refit"] + frame["clip"]) % self.refits
         frame["refit"] = frame["refit"].where(~frame["name"].isin(CONTROLS), draw)
-        return self.noted(setting, part, frame, late.get("start", 0.0))
+        return self.noted(setting, part, frame)
 
     def heard(self, setting, part, steered, strengths, seed, n=None, ears=JUDGES, **late) -> pd.DataFrame:
         """A sweep in which clip i has refit i, in turn."""
         n = n or self.n
         frame = self.sweep(steered, setting.source, strengths, n, seed, ears=list(ears), **late)
         turns = frame["name"].map({name: len(several) for name, several in steered.items()}).fillna(1)
-        return self.noted(setting, part, frame.assign(refit=frame["clip"] % turns), late.get("start", 0.0))
+        return self.noted(setting, part, frame.assign(refit=frame["clip"] % turns))
 
-    def noted(self, setting, part, frame, start=0.0) -> pd.DataFrame:
+    def noted(self, setting, part, frame) -> pd.DataFrame:
         """Which setting and part the rows are of, and how far each clip is from real ones."""
         near = np.sort(cdist(np.stack(frame["texture"]), self.any_real), axis=1)[:, :NEAREST].mean(1)
         return frame.assign(setting=setting.name, part=part, far=near)
 
     def best(self, setting, swept) -> dict[str, float]:
+        """Each method's strength by the knee; of controls that of the difference of means."""
         table = table_of(setting, swept)
-        table = table.assign(success=table["both_success"])
-        found = knee(table).set_index("name")["strength"]
-        return found.where(found != 0, STRENGTHS[0]).to_dict()
+        found = knee(table.assign(success=table["both_success"])).set_index("name")["strength"]
+        found = found.where(found != 0, STRENGTHS[0]).to_dict()
+        return found | dict.fromkeys(CONTROLS, found["diff_of_means"])
 
     def words(self, setting: Setting, ears) -> pd.DataFrame:
         """The prompt that asks for it, and text embeddings on the way there."""
         if setting.source is None or setting.site != "resid":
             return pd.DataFrame()
-        alone = self.sweep({}, setting.asked, [1.0], 2 * self.n, OTHERS, ears=ears)
-        frames = [alone.assign(name="prompt alone")]
-        for share in (0.25, 0.5, 0.75):
-            with between(self.model, setting.source, setting.asked, share):
-                made = self.sweep({}, setting.source, [1.0], 2 * self.n, OTHERS, ears=ears, **HERE)
-            frames.append(made.assign(name=f"text {share}"))
-        frames = [made.assign(**{c: np.nan for c in made if c.startswith("twin_")}) for made in frames]
         plain = self.sweep({}, setting.source, [1.0], 2 * self.n, OTHERS, ears=ears)
+        frames = [self.asked(setting, setting.asked, "prompt alone", ears)]
+        for share in (0.25, 0.5, 0.75):
+            frames.append(self.asked(setting, share, f"text {share}", ears))
         return self.noted(setting, "words", pd.concat([plain, *frames]).assign(refit=0))
+
+    def asked(self, setting: Setting, text: str | float, name: str, ears, **late) -> pd.DataFrame:
+        """Clips of another prompt, or of a text embedding so far on the way there; they have no twins."""
+        ask = functools.partial(self.sweep, {}, strengths=[1.0], n=2 * self.n, seed=OTHERS, ears=ears, **late)
+        if isinstance(text, str):
+            made = ask(prompts=text)
+        else:
+            with between(self.model, setting.source, setting.asked, text):
+                made = ask(prompts=setting.source, **HERE)
+        twins = [column for column in made if column.startswith("twin_")]
+        return made.assign(name=name, **dict.fromkeys(twins, np.nan))
 
     def penalty(self, setting: Setting) -> pd.DataFrame:
         """Logistic and MSE probes at every penalty, activations scaled by one number, so that an endless
@@ -226,25 +226,16 @@ class Study:
         found, steered = self.steerings(against), {}
         best = self.best(against, self.sweep_of(against, found))
         for name, several in found.items():
-            strength = best[name if name not in CONTROLS else "diff_of_means"]
-            steered[name] = [strength * dataclasses.replace(s, start=BEGINNING) for s in several]
-        n, seeds = 2 * self.n, [OTHERS + i for i in range(2 * self.n)]
-        first = self.model.generate(setting.source, BEGINNING, seeds, progress=False)
+            steered[name] = [best[name] * dataclasses.replace(s, start=BEGINNING) for s in several]
+        n, ears = 2 * self.n, [*JUDGES, "musicnn"]
+        first = self.model.generate(setting.source, BEGINNING, [OTHERS + i for i in range(n)], progress=False)
         late = {"audio_prompt": first.codes, "duration": BEGINNING + 4.0, "start": BEGINNING}
-        frame = self.heard(setting, "refits", steered, (1.0,), OTHERS, n, [*JUDGES, "musicnn"], **late)
-        frame["strength"] = [
-            best.get(name if name not in CONTROLS else "diff_of_means", 0.0) for name in frame["name"]
-        ]
-        switched = self.sweep({}, setting.asked, [1.0], n, OTHERS, ears=[*JUDGES, "musicnn"], **late)
-        half = self._half(setting, n, late)
-        words = pd.concat([switched.assign(name="prompt switched"), half.assign(name="text 0.5")])
-        return pd.concat([frame, self.noted(setting, "refits", words.assign(refit=0))], ignore_index=True)
-
-    def _half(self, setting, n, late):
-        with between(self.model, setting.source, setting.asked, 0.5):
-            return self.sweep(
-                {}, setting.source, [1.0], n, OTHERS, ears=[*JUDGES, "musicnn"], **late, out=None
-            )
+        frame = self.heard(setting, "refits", steered, (1.0,), OTHERS, n, ears, **late)
+        frame["strength"] = frame["name"].map(best).fillna(0.0)
+        words = [self.asked(setting, setting.asked, "prompt switched", ears, **late)]
+        words.append(self.asked(setting, 0.5, "text 0.5", ears, **late))
+        words = self.noted(setting, "refits", pd.concat(words).assign(refit=0))
+        return pd.concat([frame, words], ignore_index=True)
 
     def tempo(self, setting: Setting) -> pd.DataFrame:
         """Up and down in tempo, heard by both judges and by a beat tracker that nobody here trained."""
@@ -294,17 +285,13 @@ def main():
         add(kept_columns(frame).assign(model_hash=model.hash), args.out / "clips.parquet")
         told = ["setting", "part", "name", "strength", "n_clips", "both_success", "lost"]
         print(table[told].round(2).to_string(), flush=True)
+    verdicts.write(args.out)
 
 
-def is_chosen(table: pd.DataFrame) -> list[bool]:
+def is_chosen(table: pd.DataFrame) -> pd.Series:
     """Which rows of the sweep have the strength that the refits have, and so the knee chose."""
-    refits = table[table["part"] == "refits"]
-    best = set(zip(refits["name"], refits["strength"], strict=True))
-    swept = (table["part"] == "sweep").to_list()
-    return [
-        s and cell in best
-        for s, cell in zip(swept, zip(table["name"], table["strength"], strict=True), strict=True)
-    ]
+    cells = pd.MultiIndex.from_frame(table[["name", "strength"]])
+    return table["part"].eq("sweep") & cells.isin(cells[table["part"] == "refits"])
 
 
 def ship(study: Study, setting: Setting, folder: Path) -> None:
