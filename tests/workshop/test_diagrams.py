@@ -39,7 +39,7 @@ def test_a_picture_is_told_to_ears_and_large_enough_to_read(name):
 def test_the_delay_pattern_is_the_models(model):
     """Codes that name their own frame, through the model's own pattern, stand where the picture has them."""
     books, frames = model.n_codebooks, diagrams.FRAMES
-    codes = torch.arange(frames).expand(1, books, -1)
+    codes = torch.arange(frames).repeat(1, books, 1)
     pattern = model.lm.pattern_provider.get_pattern(frames)
     sequence = pattern.build_pattern_sequence(codes, model.lm.special_token_id)[0][0]
     root = ET.fromstring(diagrams.delay_pattern())
