@@ -6,7 +6,7 @@ UV  = $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 PY  = .venv/bin/python
 ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help notebooks figures test lab lint format bench orchestra tiny study clean
+.PHONY: help notebooks figures test lab site lint format bench orchestra tiny study clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | \
@@ -24,6 +24,9 @@ test: .venv/ready  ## run every test, the notebooks' too, on two cores (ARGS="-n
 
 lab: .venv/ready  ## open JupyterLab on this machine only, behind a token
 	.venv/bin/jupyter lab --ip=127.0.0.1 $(ROOT)
+
+site: .venv/ready  ## build the site into build/site/ from what is stored (SITE_REPOSITORY="owner/name" for badges)
+	$(PY) -m workshop.site
 
 lint: .venv/ready  ## check code and notebooks with ruff
 	$(PY) -m ruff check .

@@ -23,7 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     work = out.with_name(out.name + "-work")
     stage.lay_out(work / "source", work / "extra", os.environ.get("SITE_REPOSITORY", ""))
     options = ["-b", "html", "-j", "2", "-q", "-d", str(work / "doctrees"), "-c", str(stage.HERE)]
-    options += ["-D", f"html_extra_path={work / 'extra'}", *([] if chosen.lenient else ["-W", "--keep-going"])]
+    options += [
+        "-D",
+        f"html_extra_path={work / 'extra'}",
+        *([] if chosen.lenient else ["-W", "--keep-going"]),
+    ]
     if code := sphinx([*options, str(work / "source"), str(out)]):
         return code
     stage.copy_figures(out)

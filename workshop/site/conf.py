@@ -13,8 +13,8 @@ REPOSITORY = os.environ.get("SITE_REPOSITORY", "")
 
 project, author, release = "mechsteer", "the authors of mechsteer", mechsteer.__version__
 html_title = "mechsteer"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
-extensions += ["workshop.site.nodes"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design"]
+extensions += ["workshop.site.nodes", "workshop.site.docstrings"]
 exclude_patterns = ["figures"]
 root_doc = "index"
 
@@ -26,10 +26,8 @@ myst_heading_anchors = 4
 html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say them, with dims and units
 add_module_names = False
-napoleon_google_docstring = False
-napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
 default_role = "code"
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "config.cache"]
 
@@ -43,6 +41,7 @@ html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 6,
     "navbar_end": ["theme-switcher"],
+    "article_header_start": [],
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
     "footer_start": ["copyright"],

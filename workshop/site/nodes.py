@@ -69,22 +69,6 @@ def _formula(self, node: nodes.Node, block: bool = False) -> None:
     raise nodes.SkipNode
 
 
-def readable(app, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Make reST of a docstring: outside backticks its signs are only signs, and after a colon stands code."""
-    for k, line in enumerate(lines):
-        pieces = line.split("`")
-        pieces[::2] = [re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", piece) for piece in pieces[::2]]
-        lines[k] = "`".join(pieces)
-        following = next((after for after in lines[k + 1 :] if after.strip()), "")
-        opens = k + 1 < len(lines) and not lines[k + 1].strip() and following.startswith(" " * (_indent(line) + 4))
-        if line.rstrip().endswith(":") and opens:
-            lines[k] = lines[k].rstrip() + ":"
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
-
 def setup(app) -> dict:
     app.add_transform(Figures)
     app.add_transform(Files)
@@ -93,5 +77,4 @@ def setup(app) -> dict:
         inline_renderers=(_formula, None),
         block_renderers=(lambda self, node: _formula(self, node, block=True), None),
     )
-    app.connect("autodoc-process-docstring", readable, priority=100)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -24,7 +24,8 @@ def as_page(book: dict, name: str, repository: str = "") -> tuple[dict, dict[str
         if cell["cell_type"] == "code":
             cell = {**cell, "metadata": _folded(cell["metadata"], tags)}
             cell["outputs"] = [
-                _output(output, f"{name}-{number}-{k}.png", pictures) for k, output in enumerate(cell["outputs"])
+                _output(output, f"{name}-{number}-{k}.png", pictures)
+                for k, output in enumerate(cell["outputs"])
             ]
         cells.append(cell)
     if repository:
@@ -80,7 +81,11 @@ def live_figure(figure: dict, picture: str, png: bytes = b"", title: str = "") -
         high = round(wide * down / across)
     kept = {"data": figure["data"], "layout": {**layout, "width": wide, "height": high}}
     content = json.dumps(kept, separators=(",", ":")).replace("</", "<\\/")
-    image = f'<img src="{html.escape(picture)}" alt="{html.escape(title or own)}" loading="lazy">' if picture else ""
+    image = (
+        f'<img src="{html.escape(picture)}" alt="{html.escape(title or own)}" loading="lazy">'
+        if picture
+        else ""
+    )
     return (
         f'<figure class="live-figure" style="--wide:{wide}px;aspect-ratio:{wide}/{high}">{image}'
         f'<div class="live-plot"></div><script type="application/json">{content}</script></figure>'

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGES = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md"}
 FOLDERS = mechsteer._FOLDERS
-_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 
 
 def lay_out(source: Path, extra: Path, repository: str = "") -> None:
@@ -47,7 +47,9 @@ def lay_out(source: Path, extra: Path, repository: str = "") -> None:
     if not (source / "figures").exists():
         (source / "figures").symlink_to(ROOT / "figures")
     for folder in (source, extra):
-        for path in [p for p in folder.rglob("*") if p.is_file() and not p.is_relative_to(source / "figures")]:
+        for path in [
+            p for p in folder.rglob("*") if p.is_file() and not p.is_relative_to(source / "figures")
+        ]:
             if path not in written:
                 path.unlink()
 
@@ -72,15 +74,17 @@ def placed(origin: str) -> str | None:
 def follow(text: str, origin: str, repository: str = "") -> str:
     """Markdown with its links as they are on the site, for a page that stands at `origin` in the repository.
 
-    A link to a file that is no page leads to the repository where there is one, and else is text only.
+    Anchors are written small, as Sphinx has them and Jupyter hasn't. A link to a file that is no page leads to
+    the repository where there is one, and else is text only.
     """
     home, here = PurePosixPath(origin).parent, PurePosixPath(placed(origin)).parent
 
     def replace(match: re.Match) -> str:
-        mark, name, target, anchor = match.group(1), match.group(2), match.group(3), match.group(4) or ""
-        name = _LINK.sub(replace, name)
-        path = os.path.normpath(home / unquote(target))
-        if ":" in target or not (ROOT / path).exists():
+        mark, name, target, anchor = match[1], _LINK.sub(replace, match[2]), match[3], match[4] or ""
+        if ":" in target:
+            return f"{mark}[{name}]({target}{anchor})"
+        path, anchor = os.path.normpath(home / unquote(target)), anchor.lower()
+        if not target or not (ROOT / path).exists():
             return f"{mark}[{name}]({target}{anchor})"
         if (place := placed(path)) is not None:
             return f"{mark}[{name}]({os.path.relpath(place, here)}{anchor})"
@@ -116,7 +120,15 @@ def modules(folder: str) -> list[str]:
 def _modules(folder: str) -> str:
     parts = []
     for name in modules(folder):
-        parts += [f"## {name}", "", "```{eval-rst}", f".. automodule:: mechsteer.{name}", "   :members:", "```", ""]
+        parts += [
+            f"## {name}",
+            "",
+            "```{eval-rst}",
+            f".. automodule:: mechsteer.{name}",
+            "   :members:",
+            "```",
+            "",
+        ]
     return "\n".join(parts)
 
 
@@ -134,7 +146,9 @@ def copy_figures(out: Path) -> None:
     used = {"figures/plotly.min.js"}
     for page in out.rglob("*.html"):
         if not page.is_relative_to(out / "figures"):
-            found = re.findall(r'(?:src|href|data-full)="(?:\.\./)*(figures/[^"#?]+)"', page.read_text("utf-8"))
+            found = re.findall(
+                r'(?:src|href|data-full)="(?:\.\./)*(figures/[^"#?]+)"', page.read_text("utf-8")
+            )
             used |= set(map(unquote, found))
     for name in sorted(used):
         if not (out / name).is_file() or not filecmp.cmp(ROOT / name, out / name, shallow=False):
