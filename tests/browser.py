@@ -46,8 +46,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _server(arguments: list[str], folder: Path, port: int, probe: str) -> Iterator[None]:
-    """Run a Jupyter server with its own settings until the block ends; shows its log if it doesn't start."""
+def _server(
+    arguments: list[str], folder: Path, port: int, probe: str, stop: int = signal.SIGTERM
+) -> Iterator[Path]:
+    """Run a Jupyter server with its own settings until the block ends; yields its log, shown if it fails."""
     home = folder / ".jupyter-test"
     env = {
         **os.environ,
@@ -74,11 +76,11 @@ def _server(arguments: list[str], folder: Path, port: int, probe: str) -> Iterat
                         f"no server:\n{(home / 'server.log').read_text(errors='replace')[-3000:]}"
                     )
                 time.sleep(0.2)
-            yield
+            yield home / "server.log"
         finally:
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(stop)
             try:
-                server.wait(15)
+                server.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
@@ -119,11 +121,16 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def listening_page(folder: Path, theme: str = "light", *options: str) -> Iterator[str]:
-    """A listening test as `python -m mechsteer.listening.page` shows it; yields the page's address."""
+    """A listening test as `python -m mechsteer.listening.page` shows it; yields the address to send.
+
+    When the block ends it is stopped by Ctrl-C; what it says then is in `folder/.jupyter-test/server.log`.
+    """
     port = free_port()
     arguments = ["mechsteer.listening.page", str(folder), f"--port={port}", f"--theme={theme}", *options]
-    with _server(arguments, folder, port, "/voila/static/voila.js"):
-        yield f"http://127.0.0.1:{port}/"
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # and so it is in what we start
+    stop = signal.SIGTERM if ignored else signal.SIGINT
+    with _server(arguments, folder, port, "/voila/static/voila.js", stop) as log:
+        yield next(line for line in log.read_text().splitlines() if line.startswith("http://127.0.0.1:"))
 
 
 @contextlib.contextmanager

@@ -37,8 +37,12 @@ LARGEST = 2**18  # bytes of a message or body; a page's longest are some hundred
 UNREAD = 2**27  # bytes that a client may leave unread
 RATE = (100, 10)  # messages, in so many seconds
 ALONE, IDLE = 600, 7200  # s in which nothing happens, without and with a page, until a kernel ends
-FULL = """<!doctype html><title>Listening test</title><body style="font: 1.2em sans-serif; margin: 4em">
-<h1>The test is full at the moment</h1><p>Please come back later: reload this page in a few minutes.</p>"""
+PAGE = """<!doctype html><title>Listening test</title><body style="font: 1.2em sans-serif; margin: 4em">
+<h1>{}</h1><p>{}</p>"""
+TOLD = {
+    403: ("This address isn't whole", "Please open it as it was sent to you, with the code at its end."),
+    503: ("The test is full at the moment", "Please come back later: reload this page in a few minutes."),
+}
 
 visitor: contextvars.ContextVar[str] = contextvars.ContextVar("visitor")
 
@@ -98,7 +102,10 @@ class Kernels(AsyncMappingKernelManager):
 
 
 class Visit(TornadoVoilaHandler):
-    """The page itself: gives a visitor a cookie and a kernel, or says that the test is full."""
+    """The page itself: gives a visitor a cookie and a kernel, or says what is missing: a code, a place."""
+
+    def get_login_url(self) -> str:
+        raise web.HTTPError(403)  # voila would ask for the code on a page of its own
 
     async def get(self, path: str | None = None) -> None:
         visitor.set(self.get_cookie(COOKIE) or secrets.token_urlsafe())
@@ -108,10 +115,9 @@ class Visit(TornadoVoilaHandler):
         await super().get(path)
 
     def write_error(self, status_code: int, **facts) -> None:
-        if status_code != 503:
+        if status_code not in TOLD:
             return super().write_error(status_code, **facts)
-        self.set_header("Retry-After", "300")
-        self.finish(FULL)
+        self.finish(PAGE.format(*TOLD[status_code]))
 
 
 class Channels(VoilaKernelWebsocketHandler):
@@ -149,7 +155,7 @@ class Door(Router):
             HTTPServer(self, **options).listen(port, address)
         except OSError as error:
             raise SystemExit(f"{address}:{port} isn't free ({error}): choose another --port") from None
-        print(f"The test is at http://{self.shown}:{port}/ (stop with Ctrl-C)", flush=True)
+        print(f"Send this to your listeners, and stop with Ctrl-C:\n{self.shown}", flush=True)
 
     def find_handler(self, request: httputil.HTTPServerRequest, **_) -> httputil.HTTPMessageDelegate:
         status, reason = self.check(request)
@@ -182,7 +188,7 @@ class Page(Voila):
     """voila with our handlers, behind the door."""
 
     hosts: Set[str]  # the names that it answers to
-    shown: str  # the one to tell
+    shown: str  # the address to tell
 
     def init_handlers(self) -> list:
         ours = {TornadoVoilaHandler: Visit, VoilaKernelWebsocketHandler: Channels}

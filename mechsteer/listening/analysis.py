@@ -103,8 +103,7 @@ def screen(answers: pd.DataFrame, design: Design) -> pd.DataFrame:
         }
         why = [text for text, is_so in broken.items() if is_so]
         row = {"listener": listener, "answered": len(once) / asked, "headphones_wrong": wrong}
-        row |= {"one_side": side, "repeats_agree": agree}
-        rows.append(row | {"kept": not why, "why": ", ".join(why)})
+        rows.append(row | {"one_side": side, "repeats_agree": agree, "kept": not why, "why": ", ".join(why)})
     return pd.DataFrame(rows)
 
 

@@ -77,8 +77,8 @@ class AnswerStore:
 
     def answers(self, listener: int | None = None) -> list[dict]:
         """The answers, of all or of one listener's number, in the order given."""
-        found = [line for line in self.lines() if line["kind"] == "answer"]
-        return [line for line in found if listener in (None, line["listener"])]
+        mine = lambda line: line["kind"] == "answer" and listener in (None, line["listener"])
+        return list(filter(mine, self.lines()))
 
     def register(self, name: str) -> int:
         """The number of a listener; a new name gets the next one that no line, lost or not, can have dealt.
@@ -146,8 +146,5 @@ class AnswerStore:
 
 def _number_by_name(lines: Iterable[dict]) -> dict[str, int]:
     """Name -> number of the listeners among records; the first, should a name have several."""
-    found: dict[str, int] = {}
-    for line in lines:
-        if line["kind"] == "listener":
-            found.setdefault(line["name"], line["listener"])
-    return found
+    known = [(line["name"], line["listener"]) for line in lines if line["kind"] == "listener"]
+    return dict([*known, *reversed(known)])

@@ -6,10 +6,13 @@ Each says in its title what was found, and under it how many listeners count and
 from __future__ import annotations
 
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 
 from ..show import plots
 from .design import Design
+
+DARKER = ("#999999", "#777777", "#444444", "#000000")  # no colour: those of the suite mean methods
 
 
 def results(table: pd.DataFrame, design: Design, who: str) -> go.Figure:
@@ -47,23 +50,19 @@ def power_curves(table: pd.DataFrame, title: str = "") -> go.Figure:
     `table` is what `listening.power.power` returns, for several preferences put together with a column
     `preference`.
     """
-    fig, dashes = go.Figure(), ("solid", "dash", "dot", "dashdot")
-    for k, (preference, part) in enumerate(table.groupby("preference", sort=True)):
-        bars = {"array": list(1.96 * part["error"]), "thickness": 1, "width": 3}
-        line = {"color": plots.COLOURS[k % len(plots.COLOURS)], "width": 2, "dash": dashes[k % 4]}
-        x, y = list(part["listeners"]), list(part["power"])
-        fig.add_scatter(x=x, y=y, error_y=bars, name=f"{preference:.0%}", line=line)
+    shown = table.assign(preference=table["preference"].map("{:.0%}".format), error=1.96 * table["error"])
+    look = {"color": "preference", "line_dash": "preference", "color_discrete_sequence": DARKER}
+    look |= {"line_dash_sequence": ["dot", "dashdot", "dash", "solid"], "title": title, "markers": True}
+    fig = px.line(shown, "listeners", "power", error_y="error", template="mechsteer", **look)
     fig.add_hline(y=0.8, line={"color": plots.GREY, "dash": "dash"}, annotation_text="80%")
-    look = {"template": "mechsteer", "width": 760, "height": 440, "legend_title_text": "preference"}
-    fig.update_layout(title_text=title, **look)
-    fig.update_xaxes(title_text="listeners (simulated)", rangemode="tozero")
-    return fig.update_yaxes(title_text="share of tests that see it", range=[0, 1.02], tickformat=".0%")
+    fig.update_layout(width=760, height=440).update_xaxes(title="listeners (simulated)", rangemode="tozero")
+    return fig.update_yaxes(title="share of tests that see it", range=[0, 1.02], tickformat=".0%")
 
 
 def _dots(names, table, value: str, title: str, who: str, axis: str, span=None, null=None) -> go.Figure:
     """A dot at `value` and a line from `lo` to `hi` per row, the first row on top; `null` is dashed."""
     middle, lo, hi = (table[column].astype(float).to_numpy() for column in (value, "lo", "hi"))
-    fig, tint = go.Figure(), plots.COLOURS[0]
+    fig, tint = go.Figure(), DARKER[2]
     bars = {"array": hi - middle, "arrayminus": middle - lo, "thickness": 2, "width": 6, "color": tint}
     look = {"marker": {"size": 11, "color": tint}, "hovertemplate": "%{y}: %{x:.3f}<extra></extra>"}
     fig.add_scatter(x=middle, y=list(names), mode="markers", error_x=bars, **look)
@@ -71,7 +70,7 @@ def _dots(names, table, value: str, title: str, who: str, axis: str, span=None, 
         fig.add_vline(x=null, line={"color": plots.GREY, "dash": "dash"})
     said = f"{who}; 95 % intervals by listener and item"
     title += f"<br><span style='font-size:13px;color:{plots.GREY}'>{said}</span>"
-    fig.update_layout(template="mechsteer", title_text=title, showlegend=False)
-    fig.update_layout(width=760, height=200 + 46 * len(middle))
+    size = {"width": 760, "height": 200 + 46 * len(middle)}
+    fig.update_layout(template="mechsteer", title_text=title, showlegend=False, **size)
     fig.update_xaxes(title_text=axis, range=span, tickformat=".0%" if span == (0, 1) else None)
     return fig.update_yaxes(autorange="reversed", automargin=True, ticks="", showline=False)

@@ -89,8 +89,7 @@ class Design:
     stimuli: Mapping[str, Mapping[str, str]]  # condition -> item number as text -> file name without suffix
 
 
-# Woods et al. 2017: the quiet one is right; loudspeakers cancel the one in antiphase.
-HEADPHONES = ("full", "antiphase", "quiet")
+HEADPHONES = ("full", "antiphase", "quiet")  # the sounds of the check; see `session.headphone_tone`
 
 
 def trials(design: Design, listener: int) -> list[Trial]:

@@ -50,6 +50,5 @@ def export(test: Path, folder: Path, analysis: Analysis) -> None:
         answers = answers.assign(name=answers["listener"])
     paths.replace(folder / "answers.csv", answers.to_csv(index=False))
     paths.replace(folder / "analyse.py", SCRIPT)
-    facts = {"name": design.name, "question": design.question, "loudness": design.loudness}
-    paths.replace(folder / "README.md", TEXT.format(who=analysis.who, whose=whose, **facts))
+    paths.replace(folder / "README.md", TEXT.format(who=analysis.who, whose=whose, **vars(design)))
     analysis.save(folder / "analysis")

@@ -1,20 +1,24 @@
 """Show a test as a page of its own, by voila: `python -m mechsteer.listening.page data/listening/guitar`.
 
-On this machine only unless told otherwise; up to `--most` listeners at once, each in a kernel of their own.
-The page asks nothing of other servers, answers to its own names only, and serves no file of the test.
+It prints the address to send to listeners, with a code that lets them in; and when it is stopped (Ctrl-C),
+the results so far, with their figures in the test's folder. The page asks nothing of other servers, answers
+to its own names only, and serves no file of the test.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from .design import load_design
-from .test import write_page
+from .test import ListeningTest, write_page
 
 SHARE = Path(__file__).with_name("jupyter")  # holds our voila template
 ANY = ("0.0.0.0", "::", "")
@@ -31,6 +35,16 @@ def own_names(ip: str, more: Iterable[str] = ()) -> set[str]:
     return {name.lower().strip("[]") for name in found - set(ANY)}
 
 
+def told_name(ip: str) -> str:
+    """The name to tell others; for 0.0.0.0 the address by which the network knows this machine."""
+    if ip not in ANY:
+        return f"[{ip}]" if ":" in ip else ip
+    with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # chooses the way there; nothing is sent
+        return probe.getsockname()[0]
+    return socket.gethostname()
+
+
 def serve(given: argparse.Namespace) -> None:
     """Show the test until stopped; kernels run a notebook of ours, never one from its folder."""
     from traitlets.config import Config
@@ -42,39 +56,47 @@ def serve(given: argparse.Namespace) -> None:
     chosen |= {"allow_template_override": "NO", "allow_theme_override": "NO"}
     with tempfile.TemporaryDirectory() as place:
         write_page(Path(place), Path(given.folder).resolve())
-        ip, options = given.ip, {"port": given.port, "port_retries": 0, "config_file_paths": []}
+        code = given.code or secrets.token_urlsafe(9)
+        options = {"port": given.port, "port_retries": 0, "config_file_paths": [], "token": code}
         options |= {"notebook_path": str(Path(place) / "take.ipynb"), "open_browser": False}
-        app = Page(ip=ip, log_level=30, **options)
-        app.hosts, app.shown = own_names(ip, given.host), f"[{ip}]" if ":" in ip else ip
-        if ip in ANY:
-            app.shown = socket.gethostname()
-        app.update_config(Config(VoilaConfiguration=chosen, Kernels={"most": given.most}))
+        options["config"] = Config(VoilaConfiguration=chosen, Kernels={"most": given.most})
+        app = Page(ip=given.ip, log_level=30, **options)
+        app.hosts, name = own_names(given.ip, given.host), (given.host or [told_name(given.ip)])[0]
+        app.shown = f"http://{name}:{given.port}/?token={quote(code)}"
         app.initialize([])
         app.start()
 
 
+def tell(test: ListeningTest) -> None:
+    """Print the results so far, and write them with their figures to `analysis/` in the test's folder."""
+    try:
+        found = test.analyse()
+    except ValueError as error:  # nobody has answered, or nobody counts
+        return print(f"No results: {error}")
+    found.save(test.folder / "analysis")
+    print(found, f"Their figures are in {test.folder / 'analysis'}", sep="\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    import importlib.util
-
-    about, open_to = __doc__.splitlines()[0], "0.0.0.0 lets other machines in: there is no password"
+    about, named = __doc__.splitlines()[0], "another name that listeners reach the page by (repeatable)"
     parser = argparse.ArgumentParser(prog="python -m mechsteer.listening.page", description=about)
     parser.add_argument("folder", help="the test's folder, such as data/listening/guitar")
     parser.add_argument("--port", type=int, default=8866)
-    parser.add_argument("--ip", default="127.0.0.1", help=open_to)
+    parser.add_argument("--ip", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--code", help="what lets listeners in; by default another one each time")
     parser.add_argument("--theme", default="light", choices=["light", "dark"])
-    named = "another name that listeners reach the page by, such as test.example.org (repeatable)"
     parser.add_argument("--host", action="append", default=[], metavar="NAME", help=named)
-    several = "listeners at once, each with a kernel of their own; the next is asked to come back later"
-    parser.add_argument("--most", type=int, default=20, help=several)
+    parser.add_argument("--most", type=int, default=20, help="listeners at once; others are asked to wait")
     given = parser.parse_args(arguments)
     if importlib.util.find_spec("voila") is None:
         parser.exit(2, "The page needs voila: uv sync --extra listening, or pip install voila\n")
     try:
-        load_design(given.folder)  # may be a stranger's
+        test = ListeningTest.open(given.folder)  # may be a stranger's
     except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     serve(given)
+    tell(test)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def power(
             mean = chosen.mean((1, 2))
             deviation = chosen - mean[:, None, None]
             sums, squares = (deviation.sum(2), deviation.sum(1)), np.square(deviation).sum((1, 2))
-            seen += (crossed_p(sums, squares, mean - 0.5, n * items)[1] < alpha).sum()
+            seen += (crossed_p(sums, squares, mean - 0.5, n * items) < alpha).sum()
         share = seen / runs
         rows.append((n, n * items, share, np.sqrt(share * (1 - share) / runs)))
     return pd.DataFrame(rows, columns=["listeners", "answers", "power", "error"])

@@ -38,35 +38,28 @@ def bootstrap(
             n = code.max() + 1
             weights *= rng.multinomial(n, np.full(n, 1 / n))[code]
         drawn.append(statistic(weights))
-    lo, hi = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-    return lo, hi
+    return tuple(np.nanpercentile(drawn, [2.5, 97.5], axis=0))
 
 
-def crossed_test(table: pd.DataFrame, value: str, null: float = 0.5) -> dict[str, float]:
-    """Is the mean of `value` other than `null`, allowing for listeners and items that differ?
+def crossed_test(table: pd.DataFrame, value: str, null: float = 0.5) -> float:
+    """The p of a mean of `value` other than `null`, allowing for listeners and items that differ.
 
     The mean is that of all rows; its variance is the listeners' plus the items' minus the part counted twice
     (not less than the larger of the two), with t's degrees of freedom from the smaller number of units. With
     one item only listeners count, so the answer is about that item alone, and likewise for one listener.
     Where listeners don't differ at all, nor items (everyone chose the same, say), p is the sign test's with
-    one vote per unit of the scarcer kind.
+    one vote per unit of the scarcer kind. NaN with one listener and one item: no variance to go by.
 
-    Returns a dict of mean, se, df, p. With one listener and one item there is no variance to go by: se and p
-    are NaN.
     Source: Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering".
     """
     x = table[value].to_numpy(float)
     codes = [pd.factorize(table[unit])[0] for unit in UNITS]
     sums = [np.bincount(code, weights=x - x.mean()) for code in codes]
-    se, p = crossed_p(sums, np.square(x - x.mean()).sum(), x.mean() - null, len(x))
-    df = max(0, min((len(s) for s in sums if len(s) > 1), default=1) - 1)
-    return {"mean": float(x.mean()), "se": float(se), "df": df, "p": float(p)}
+    return float(crossed_p(sums, np.square(x - x.mean()).sum(), x.mean() - null, len(x)))
 
 
-def crossed_p(
-    sums: Sequence[np.ndarray], squares: np.ndarray, gap: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Standard error and p of `crossed_test` for any number of tests (...) at once, each of n answers.
+def crossed_p(sums: Sequence[np.ndarray], squares: np.ndarray, gap: np.ndarray, n: int) -> np.ndarray:
+    """The p of `crossed_test` for any number of tests (...) at once, each of n answers.
 
     `sums` are deviations from the mean, summed by listener (..., listener) and by item (..., item); `squares`
     (...) is the sum of their squares, and `gap` (...) how far the mean is from the null.
@@ -75,14 +68,14 @@ def crossed_p(
 
     sums = [s for s in sums if s.shape[-1] > 1]
     if not sums:
-        return np.full_like(gap, np.nan), np.full_like(gap, np.nan)
+        return np.full_like(gap, np.nan)
     parts = [np.square(s).sum(-1) * s.shape[-1] / (s.shape[-1] - 1) for s in sums]
     variance = np.maximum.reduce([sum(parts) - (squares if len(parts) == 2 else 0), *parts])
     se, fewest = np.sqrt(variance) / n, min(s.shape[-1] for s in sums)
     varies = se > 1e-9
     p = 2 * student.sf(np.abs(gap) / np.where(varies, se, 1), fewest - 1)
     alike = np.where(gap == 0, 1.0, min(1.0, 2 * 0.5**fewest))
-    return se, np.where(varies, p, alike)
+    return np.where(varies, p, alike)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -96,8 +89,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
 def _ends_of_mean(table: pd.DataFrame, value: str, boots: int, seed: int) -> tuple[float, float]:
     """`bootstrap` of the mean of a column."""
     x = table[value].to_numpy(float)
-    lo, hi = bootstrap(table, lambda w: w @ x / w.sum() if w.any() else np.nan, boots, seed)
-    return float(lo), float(hi)
+    return bootstrap(table, lambda w: w @ x / w.sum() if w.any() else np.nan, boots, seed)
 
 
 def _shares_by_pair(answers: pd.DataFrame, other: str, boots: int, seed: int) -> pd.DataFrame:
@@ -106,8 +98,6 @@ def _shares_by_pair(answers: pd.DataFrame, other: str, boots: int, seed: int) ->
     If all answers are the same, no draw differs; then the interval is Wilson's with one vote per listener or
     item, whichever are fewer.
     """
-    from scipy.stats import binomtest
-
     rows, names = [], np.sort(answers[["left", "right"]].to_numpy(str), axis=1)
     for (a, b), part in answers.groupby([names[:, 0], names[:, 1]], sort=True):
         hit, n, units = part["hit"].to_numpy(float), len(part), part[UNITS].nunique()
@@ -116,10 +106,8 @@ def _shares_by_pair(answers: pd.DataFrame, other: str, boots: int, seed: int) ->
             votes = min((count for count in units if count > 1), default=1)
             lo, hi = wilson(hit[0] * votes, votes)
         row = {"condition": a, other: b, "share": hit.mean(), "lo": lo, "hi": hi}
-        row |= {"p": crossed_test(part, "hit")["p"], "answers": n}
-        row |= {"listeners": units["listener"], "items": units["item"]}
-        row["wilson_lo"], row["wilson_hi"] = wilson(hit.sum(), n)
-        rows.append(row | {"p_binomial": binomtest(int(hit.sum()), n).pvalue})
+        row |= {"p": crossed_test(part, "hit"), "answers": n, **units.add_suffix("s")}
+        rows.append(row | dict(zip(("wilson_lo", "wilson_hi"), wilson(hit.sum(), n), strict=True)))
     table = pd.DataFrame(rows)
     table.insert(6, "p_holm", holm(table["p"]))
     return table
@@ -131,8 +119,8 @@ def preferences(answers: pd.DataFrame, boots: int = 1000, seed: int = 0) -> pd.D
     `answers` has the columns listener, item, left, right (conditions heard as A and B) and chosen (one of the
     two). Returns a pd.DataFrame, one row per pair: condition, over, share (of answers for `condition`), lo,
     hi (drawn by listener and item), p (`crossed_test`), p_holm (over the pairs), answers, listeners, items,
-    and, as if every answer were independent, wilson_lo, wilson_hi, p_binomial. The pair's first name is the
-    one that comes first in the alphabet.
+    and, as if every answer were independent, wilson_lo, wilson_hi. The pair's first name is the one that
+    comes first in the alphabet.
     """
     first = answers[["left", "right"]].min(axis=1)
     return _shares_by_pair(answers.assign(hit=answers["chosen"] == first), "over", boots, seed)
@@ -212,7 +200,7 @@ def ratings(answers: pd.DataFrame, reference: str, boots: int = 1000, seed: int 
         apart = (grid[name] - grid[reference]).rename("difference").dropna().reset_index()
         difference = (np.nan,) * 4
         if name != reference:
-            p = crossed_test(apart, "difference", 0.0)["p"]
+            p = crossed_test(apart, "difference", 0.0)
             difference = apart["difference"].mean(), *_ends_of_mean(apart, "difference", boots, seed), p
         rows.append((name, own["rating"].mean(), lo, hi, *difference, np.nan, len(own)))
     moved = ["difference", "difference_lo", "difference_hi", "p", "p_holm"]
@@ -229,15 +217,12 @@ def agreement(values: pd.DataFrame, kind: str = "nominal", within: Sequence | No
     ----------
     values : listeners down, what was judged across; NaN where a listener didn't answer.
     kind : "nominal" (choices) or "interval" (ratings).
-    within : one label per column. Chance then deals answers out anew among columns with the same label only.
-        Needed where columns offer different answers, as trials on different pairs of conditions do: nobody
-        can choose what isn't offered, so chance over all columns together would disagree too much, and alpha
-        among coin-flippers would be above 0. Default: any answer could have been given in any column.
+    within : one label per column, here the pair of conditions: chance deals answers out anew among columns
+        with the same label only, as nobody can choose what isn't offered. Default: one label for all.
 
-    Chance keeps the shares (per label): listeners who choose one condition in 3 of 4 trials, each in other
-    trials, have alpha 0. So alpha says whether listeners agree on *which* trials are which, and the shares
-    say the rest. Where nearly all choices are the same, there is hardly anything left to agree on, and alpha
-    is near 0. NaN if there are no two answers to compare, or all (per label) are the same.
+    Chance keeps the shares (per label), so alpha says whether listeners agree on *which* trials are which:
+    those who choose one condition in 3 of 4 trials, each in other trials, have alpha 0. NaN if there are no
+    two answers to compare, or all (per label) are the same.
 
     Source: Krippendorff 2004, "Content Analysis", ch. 11; disagreement is summed over the labels before the
     ratio is taken.

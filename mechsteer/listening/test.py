@@ -46,8 +46,7 @@ class ListeningTest:
     pairs : (name, name) each; what is compared in forced choice. Default every pair.
     reference, anchor : for `rating`: the hidden reference, from which differences are taken (default the
         first condition), and a condition that should come out lowest or highest, by which one sees whether
-        the scale was used. It is *like* MUSHRA (ITU-R BS.1534) only: that asks for impairment against an open
-        reference of known best quality, and for "sounds like guitar" no clip is known to be best.
+        the scale was used. Like MUSHRA (ITU-R BS.1534), but with no open reference known to be best.
     seed : of every listener's order, sides and repeats.
     loudness : LUFS (BS.1770) of all clips; lower for all if one would clip (`loudness.match_loudness`).
     listen : seconds that each sound must be heard before an answer counts; at most 0.8 of the longest clip.
@@ -117,16 +116,11 @@ class ListeningTest:
         test.folder, test.design = Path(folder), load_design(Path(folder))
         return test
 
-    @property
-    def _store(self) -> AnswerStore:
-        return AnswerStore(self.folder / "answers.jsonl")
-
     def __repr__(self) -> str:
-        d, answers, listeners = self.design, self._store.answers(), self._store.listeners()
-        return (
-            f"<ListeningTest {d.name}: {d.kind}, {len(d.conditions)} conditions x {len(d.items)} items, "
-            f"{len(answers)} answers of {len(listeners)} listeners>"
-        )
+        d, store = self.design, AnswerStore(self.folder / "answers.jsonl")
+        given = f"{len(store.answers())} answers of {len(store.listeners())} listeners"
+        size = f"{len(d.conditions)} conditions x {len(d.items)} items"
+        return f"<ListeningTest {d.name}: {d.kind}, {size}, {given}>"
 
     def take(self):
         """The page for one listener at a time, as a widget; show it as a cell's last line."""
@@ -138,7 +132,7 @@ class ListeningTest:
         """The answers so far as a tidy DataFrame; see `listening.analysis.tidy`."""
         from .analysis import tidy  # pandas: a listener's page does without
 
-        return tidy(self._store.lines(), self.design)
+        return tidy(AnswerStore(self.folder / "answers.jsonl").lines(), self.design)
 
     def simulate(self, listeners: int = 20, **options):
         """Made-up answers to try an analysis on, never written to the test; see `listening.simulation`."""

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from browser import (
     CHROME,
@@ -27,6 +28,8 @@ from conftest import require
 from listening_clips import make
 
 from mechsteer.listening.answers import AnswerStore
+from mechsteer.show.saving import chrome as drawer
+from mechsteer.show.saving import stored_figure
 
 PICTURES = os.environ.get("MECHSTEER_PICTURES")
 QUICK = {"listen": 0.3, "headphones": 1, "practice": 1}
@@ -151,11 +154,29 @@ def give_nothing_away(tab, design) -> None:
     assert not tab.seen.errors
 
 
+def figures_of(folder: Path, main: list[dict]) -> None:
+    """Stopped by Ctrl-C, the server has drawn a figure of these very answers, without their names."""
+    told = (folder / ".jupyter-test/server.log").read_text().splitlines()
+    assert told[-1] == f"Their figures are in {folder / 'analysis'}"
+    assert any(line.startswith("2 of 2 listeners") for line in told)
+    share = sum(line["chosen"] == "steered" for line in main) / len(main)
+    table = pd.read_csv(folder / "analysis/listening_results.csv", comment="#")
+    assert table["share"].tolist() == pytest.approx([share], abs=1e-5)
+    dots = stored_figure("listening_results", folder / "analysis").data[0].x
+    assert list(dots) == pytest.approx([max(share, 1 - share)])
+    written = {path.name: path.read_bytes() for path in (folder / "analysis").iterdir()}
+    assert not drawer() or len(written["listening_results.png"]) > 5000
+    assert not [name for name, content in written.items() if b"Ann <img" in content or b"../Bo" in content]
+
+
 def test_voila_by_mouse_and_by_keyboard_with_a_reload_a_killed_kernel_and_two_listeners_at_once(
     chrome, tmp_path
 ):
     test = make(tmp_path, items=3, **QUICK)
     with listening_page(tmp_path) as address, page(chrome) as ann, page(chrome, color_scheme="dark") as bo:
+        ann.goto(address[:-1], wait_until="commit")
+        ann.get_by_text("open it as it was sent to you, with the code at its end").wait_for()
+        assert not kernel_processes() and not ann.locator("script").count()
         ann.goto(address, wait_until="commit")
         enter(ann, "Ann <img src=x onerror=alert(1)>")
         anns = kernel_processes()
@@ -197,6 +218,7 @@ def test_voila_by_mouse_and_by_keyboard_with_a_reload_a_killed_kernel_and_two_li
     main = [line for line in answers(tmp_path) if line["stage"] == "main"]
     assert {line["listener"]: line["choice"] for line in main} == {1: "A", 2: "B"}
     assert all(min(line["heard"]) >= 0.3 for line in answers(tmp_path))
+    figures_of(tmp_path, main)
 
 
 def test_jupyterlab_by_mouse_and_by_keyboard_with_a_reload_and_a_killed_kernel(chrome, tmp_path):

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -42,7 +43,7 @@ class Client:
     """A visitor without a browser, who may lie about the host, the origin and who they are."""
 
     def __init__(self, address: str):
-        self.port = int(address.rstrip("/").rpartition(":")[2])
+        self.port, self.home = urlsplit(address).port, f"/?{urlsplit(address).query}"
         self.cookies: dict[str, str] = {}
         self.kernel = ""
 
@@ -50,11 +51,11 @@ class Client:
     def cookie(self) -> str:
         return "; ".join(f"{name}={value}" for name, value in self.cookies.items())
 
-    def ask(self, path: str = "/", method: str = "GET", body: bytes | None = None, **headers):
-        """Status and text of an answer."""
+    def ask(self, path: str = "", method: str = "GET", body: bytes | None = None, **headers):
+        """Status and text of an answer; without a path, to the whole address that listeners are sent."""
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(line):
-            line.request(method, path, body, {"Cookie": self.cookie, **headers})
+            line.request(method, path or self.home, body, {"Cookie": self.cookie, **headers})
             reply = line.getresponse()
             for cookie in reply.headers.get_all("Set-Cookie") or []:
                 name, _, value = cookie.partition(";")[0].partition("=")
@@ -62,8 +63,8 @@ class Client:
                 assert name != _door.COOKIE or "HttpOnly" in cookie and "SameSite=Lax" in cookie
             return reply.status, reply.read().decode(errors="replace")
 
-    def visit(self) -> int:
-        status, text = self.ask()
+    def visit(self, path: str = "") -> int:
+        status, text = self.ask(path)
         found = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text)
         self.kernel = found[0] if found else ""
         return status
@@ -147,6 +148,23 @@ def test_only_its_own_names_and_its_own_pages_are_answered(address):
     ):
         assert client.ask(path, Host=f"localhost:{client.port}", Origin=origin)[0] == 403, origin
     assert client.ask("/", Host="evil.example")[0] == 403 and not client.cookie
+
+
+def test_without_the_code_there_is_no_page_no_kernel_and_no_socket(address, ann):
+    before = kernels(ann)
+    other = "A" if ann.home.endswith("B") else "B"
+    wrong = ["/", "/?token=", "/?token=guess", ann.home[:-1], ann.home[:-1] + other, f"{ann.home}A"]
+    for path in wrong:
+        stranger = Client(address)
+        status, text = stranger.ask(path)
+        assert status == 403 and "as it was sent to you" in text, path
+        assert "steered" not in text and not stranger.cookies.keys() & ann.cookies.keys(), path
+    thief = Client(address)
+    thief.kernel, thief.cookies = ann.kernel, {_door.COOKIE: ann.cookies[_door.COOKIE]}
+    assert thief.ask(f"/api/kernels/{ann.kernel}")[0] == 403 and thief.refused() == 403
+    assert kernels(ann) == before
+    assert ann.visit("/") == 200, "who has been let in needs no code to load the page anew"
+    assert ann.visit("/?token=guess") == 200 and len(kernels(ann)) == len(before)
 
 
 PRIVATE = [
@@ -319,7 +337,7 @@ def test_a_listener_goes_on_while_others_mean_no_good(chrome, tmp_path):  # noqa
     with listening_page(tmp_path, "light", f"--most={PLACES}") as address, page(chrome) as tab:
         tab.goto(address, wait_until="commit")
         enter(tab, "Ann")
-        stop, failed = threading.Event(), []
+        stop, full, failed = threading.Event(), threading.Event(), []
 
         def attack():
             mallory = Client(address)
@@ -329,14 +347,19 @@ def test_a_listener_goes_on_while_others_mean_no_good(chrome, tmp_path):  # noqa
                     assert mallory.refused(protocol=None) == 400
                     assert mallory.refused(origin="http://evil.example") == 403
                     assert mallory.ask(Host="evil.example")[0] == 403
+                    assert Client(address).ask("/?token=guess")[0] == 403
                     for message in (*GARBAGE, b"x" * 2**20):
                         with contextlib.closing(mallory.socket()) as link:
                             with contextlib.suppress(OSError):
                                 link.send_binary(message)
                             assert closed_with(link) in (0, 1008, 1009)
-                    assert Client(address).visit() in (200, 503)
+                    status = Client(address).visit()
+                    assert status in (200, 503)
+                    if status == 503:
+                        full.set()
             except BaseException as error:
                 failed.append(error)
+                full.set()
 
         mallory = threading.Thread(target=attack)
         mallory.start()
@@ -346,6 +369,7 @@ def test_a_listener_goes_on_while_others_mean_no_good(chrome, tmp_path):  # noqa
             for act in (by_mouse, by_keyboard, by_mouse):
                 act(tab, 0)
             give_nothing_away(tab, test.design)
+            assert full.wait(120)
             finish(tab, 0)
         finally:
             stop.set()
