@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mechsteer import paths
+import mechsteer as ms
+from mechsteer import errors, paths
 from workshop.suite import notebooks
 from workshop.suite.notebook_text import answer, contents, cost, navigation, normalise, title
 
@@ -128,17 +129,16 @@ def test_an_error_that_says_all_is_told_in_its_one_sentence(tmp_path):
     assert not (tmp_path / "build").exists()
 
 
-@pytest.mark.parametrize("fault", ["cut", "another zip", "no configuration", "other weights"])
-def test_a_damaged_model_is_one_sentence_that_names_it(fault, meta_folder, tmp_path, monkeypatch, capsys):
+def damage(folder: Path, fault: str) -> Path:
+    """Spoil a checkpoint of Meta's format."""
     import torch
 
-    folder = shutil.copytree(meta_folder, tmp_path / "broken")
     file = folder / "state_dict.bin"
     if fault == "cut":
         file.write_bytes(file.read_bytes()[:5000])
     elif fault == "another zip":
         file.unlink()
-        shutil.make_archive(str(file), "zip", tmp_path, "broken")
+        shutil.make_archive(str(file), "zip", folder.parent, folder.name)
         file.with_name("state_dict.bin.zip").rename(file)
     else:
         package = torch.load(file, weights_only=True)
@@ -147,6 +147,20 @@ def test_a_damaged_model_is_one_sentence_that_names_it(fault, meta_folder, tmp_p
             "other weights": {"best_state": {"a": torch.ones(1)}},
         }
         torch.save(package | part[fault], file)
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["cut", "another zip", "no configuration", "other weights"])
+def test_a_damaged_model_is_one_sentence_that_names_it(fault, meta_folder, tmp_path):
+    folder = damage(shutil.copytree(meta_folder, tmp_path / "broken"), fault)
+    with pytest.raises(errors.Told) as told:  # which a notebook shows without a traceback
+        ms.load(folder)
+    said = str(told.value)
+    assert str(folder) in said and "\n" not in said and len(said) < 500, said
+
+
+def test_a_damaged_model_stops_the_notebooks_in_one_sentence(meta_folder, tmp_path, monkeypatch, capsys):
+    folder = damage(shutil.copytree(meta_folder, tmp_path / "broken"), "cut")
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     write(tmp_path / "notebooks/01_load.ipynb", "import mechsteer as ms\nms.load(MODEL)")
     assert notebooks.main(["--model", str(folder)]) == 1
