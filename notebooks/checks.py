@@ -1,71 +1,134 @@
 """Checks of the notebooks' exercises, which say what is wrong and why.
 
-Each takes the reader's answer: a function, which is tried on a small case with a known result, or a number,
-which is compared with what the notebook at hand gives. It prints one sentence and returns whether the answer
-is right. Nothing is raised for a wrong answer, so a notebook with unsolved exercises runs to its end; an
-exception inside the reader's own function is the reader's to see.
+Each takes the reader's answer: a function, which is tried on a small case with a known result, or something
+to do to the running model, where many answers are right and the check says what came out. It prints one line
+and returns whether the answer is right. A wrong one raises nothing, so an unsolved notebook runs to its end;
+an exception inside the reader's own function is the reader's to see.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 __all__ = [
-    *("safe_start", "push", "follows"),  # 00
-    *("mean_over_clip", "step_of", "within_groups"),  # 01
-    *("costliest", "erased", "patched"),  # 02
-    *("predict", "grouped_split", "honest_score"),  # 03
-    *("band_width", "pattern", "without"),  # 04
-    "strength_to_use",  # 05
-    *("with_itself", "hinge"),  # 06
-    *("one_half", "coin_control"),  # 07
-    *("guessed_place", "patched_head", "control_rows"),  # 08
-    *("surprise", "draw_listeners", "chance_of"),  # 09
-    *("song_of", "paired_error", "half_as_wide"),  # 10
+    *("push", "turned"),  # 00
+    *("step_of", "kept_sorted", "within_groups"),  # 01
+    *("patched", "grafted", "erased"),  # 02
+    *("grouped_split", "blinded", "honest_score"),  # 03
+    *("pattern", "other_way", "without"),  # 04
+    *("strength_to_use", "thrifty", "rescaled"),  # 05
+    *("with_itself", "contender", "hinge"),  # 06
+    *("one_half", "overruled", "coin_control"),  # 07
+    *("control_rows", "several"),  # 08
+    *("surprise", "condition", "draw_listeners"),  # 09
+    *("paired_error", "as_good"),  # 10
 ]
 
 EMPTY = "nothing came back. Replace the ... by your code, and return the result"
-NO_NUMBER = "no number is chosen. Replace the ... by one"
 
 
-def exercise(right: str) -> Callable:
-    """Make a generator of problems a check: print the first, or `right`; return whether there was none."""
+def exercise(right: str = "") -> Callable:
+    """Make a generator of problems a check: print the first, or what it returns, or `right`; return which."""
 
     def decorate(problems: Callable[..., Iterator[str]]) -> Callable[..., bool]:
         @functools.wraps(problems)
         def check(answer, *given) -> bool:
-            problem = next(problems(answer, *given), None)
-            said = f"Right: {right}" if problem is None else f"Not yet: {problem}"
-            print(said if said.endswith("?") else f"{said}.")
-            return problem is None
+            try:
+                chosen = answer is not None and answer is not ...
+                problem = next(problems(answer, *given)) if chosen else "nothing is chosen. Replace the ..."
+                said, solved = f"Not yet: {problem}", False
+            except StopIteration as end:  # there is no problem
+                said, solved = f"Right: {end.value or right}", True
+            print(said if said[-1] in "?." else f"{said}.")
+            return solved
 
         return check
 
     return decorate
 
 
-@exercise("the finest codebook is written last, so a push reaches back by the delay")
-def safe_start(answer: float, start: float, n_codebooks: int, frame_rate: float) -> Iterator[str]:
-    """00: the earliest second for a push to begin so that all before `start` (s) stays, in every codebook."""
-    if answer is ...:
-        yield NO_NUMBER
-    frames = (answer - start) * frame_rate
-    if frames < -1e-6:
-        yield f"a push from {answer:g} s on changes what comes before {start:g} s, in every codebook"
-    if frames < n_codebooks - 1 - 1e-6:
-        last = n_codebooks - 1
-        yield (
-            f"codebook {last} of the last {last - int(frames + 1e-6)} frames before {start:g} s is written "
-            "after "
-            f"{answer:g} s. Codebook k of a frame is written k frames later than codebook 0"
-        )
-    if frames > n_codebooks - 1 + 0.5:
-        yield f"that is safe, but {frames - n_codebooks + 1:.1f} frames later than it must be"
+def _misfit(got, shape: tuple, said: str) -> Iterator[str]:
+    """The problem, if any, with the shape of an array."""
+    if got is None:
+        yield EMPTY
+    if np.shape(got) != tuple(shape):
+        yield f"the result should have {said}, {tuple(shape)}, not {tuple(np.shape(got))}"
+
+
+def _unfit(new, h) -> Iterator[str]:
+    """The problem, if any, with `new` in the place of an activation `h`."""
+    yield from _misfit(new, h.shape, "the shape of h")
+    if not new.isfinite().all():
+        yield "some of its numbers aren't finite. Did you divide by a length of 0?"
+    if (new == h).all():
+        yield "nothing was changed"
+
+
+def _tokens(got, truth, wrong: dict, rule: str) -> Iterator[str]:
+    """The problem, if any, with codes; `wrong` has what is said of usual mistakes, and their codes."""
+    if got is None:
+        yield EMPTY
+    if got.shape != truth.shape:
+        yield f"the codes of 1 s have shape {tuple(truth.shape)}, not {tuple(got.shape)}: return run.result"
+    yield from (said for said, codes in wrong.items() if (got == codes).all())
+    if (differ := (got != truth).float().mean()) > 0:
+        yield f"{differ:.0%} of the tokens differ from those under {rule}, at every step"
+
+
+def _run(model, codes, read=(), write=None):
+    """The model's logits on codes, and what stands at the (site, layer) of `read`; `write` replaces some."""
+    import torch
+
+    from mechsteer.model.sites import hook
+
+    kept = {}
+    acts = [(*place, lambda h, place=place: kept.update({place: h.clone()})) for place in read]
+    acts += [(*place, lambda h, new=new: new) for place, new in (write or {}).items()]
+    handles = [hook(model.lm, *act) for act in acts]
+    try:
+        with torch.no_grad(), model.alone("check"):
+            logits = model.lm(model.sequence(codes), [], model.conditions(None, len(codes))).float()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, [kept[place] for place in read]
+
+
+def _likely(model, logits, codes) -> float:
+    """Mean log-likelihood of `codes` under teacher-forced logits, nats a token."""
+    goal = model.sequence(codes)[..., 1:]
+    real = goal < model.lm.card
+    found = logits[..., :-1, :].log_softmax(-1).gather(-1, (goal * real)[..., None])[..., 0]
+    return float((found * real).sum() / real.sum())
+
+
+def _played(model, steerings, prompt=None, seconds=4.0, n=6):
+    """n clips under each steering, the same seeds; and how much less likely each made them, nats a token."""
+    seeds, rows = [*range(n)] * len(steerings), [s for s in steerings for _ in range(n)]
+    music = model.generate(prompt, seconds, seeds, steering=rows, progress=False)
+    nll = model.nll(music.codes, music.prompts).reshape(-1, n).mean(1)
+    return music, nll - nll[0]
+
+
+def _at_random(steering):
+    """Pushes as long, at the same places and times, in directions that mean nothing."""
+    draw, copy = np.random.default_rng(0).standard_normal, dataclasses.replace
+    parts = (copy(p, direction=p.direction.copy(data=draw(p.direction.shape))) for p in steering.parts)
+    return functools.reduce(operator.or_, parts)
+
+
+def _guitar(audio, sample_rate, n):
+    """The two judges' mean chance of a guitar, for every n clips."""
+    import mechsteer as ms
+
+    chances = ms.hear(audio, sample_rate).groupby("clip")["p_lead_guitar"].mean()
+    return chances.to_numpy().reshape(-1, n).mean(1)
 
 
 @exercise("the push is as long as you say, whatever the length of the direction")
@@ -73,11 +136,7 @@ def push(answer: Callable) -> Iterator[str]:
     """00: `answer(h, direction, norm, strength)` is h [d] moved strength x norm along the unit direction."""
     h, d = np.random.default_rng(0).standard_normal((2, 8)) * 3
     got, unit = answer(h, d, 5.0, 0.5), d / np.linalg.norm(d)
-    if got is None:
-        yield EMPTY
-    got = np.asarray(got, float)
-    if got.shape != h.shape:
-        yield f"the result should have the shape of h, {h.shape}, not {got.shape}"
+    yield from _misfit(got, h.shape, "the shape of h")
     if np.allclose(got, h + 0.5 * 5 * d) or np.allclose(got, h + 0.5 * d):
         yield "did you forget to normalise? Divide the direction by its length first"
     if np.allclose(got, h + 0.5 * unit):
@@ -88,50 +147,24 @@ def push(answer: Callable) -> Iterator[str]:
         yield f"h moved by {np.linalg.norm(got - h):.2f}; 0.5 at norm 5 is a step of 2.50 along the direction"
 
 
-@exercise("a correlation compares shapes, whatever their means and units")
-def follows(answer: Callable) -> Iterator[str]:
-    """00: `answer(moved, onsets)` correlates each row of moved [layer, frame] with onsets [frame]."""
-    rng = np.random.default_rng(0)
-    onsets = rng.random(50) + 1
-    moved = rng.random((3, 50)) + [[0.0], [0.5], [-0.5]] * onsets
-    got, truth = answer(moved, onsets), [np.corrcoef(row, onsets)[0, 1] for row in moved]
-    if got is None:
-        yield EMPTY
-    got = np.asarray(got, float)
-    if got.shape != (3,):
-        yield f"for 3 layers the result should have shape (3,), one number each, not {got.shape}"
-    if np.allclose(got, moved @ onsets) or np.allclose(got, (moved * onsets).mean(1)):
-        yield "this grows with the size of both; subtract the means and divide by both spreads"
-    if np.allclose(got, [np.cov(row, onsets)[0, 1] for row in moved]):
-        yield "this is the covariance; divide it by both spreads"
-    if not np.allclose(got, truth):
-        yield (
-            f"expected {np.round(truth, 2)}, not {np.round(got, 2)}: np.corrcoef of row and onsets, off the "
-            "diagonal"
-        )
-
-
-@exercise("only steps that have heard the clip, and nothing but the clip, count")
-def mean_over_clip(answer: Callable) -> Iterator[str]:
-    """01: `answer(h, n_frames)` is the mean of h [step, d] over steps 1 to n_frames; the rest is padding."""
-    h = np.random.default_rng(0).standard_normal((12, 4)) + np.arange(12)[:, None]
-    got, truth = answer(h, 8), h[1:9].mean(0)
-    if got is None:
-        yield EMPTY
-    got = np.asarray(got)
-    if got.shape != truth.shape:
-        yield f"the result should have shape {truth.shape}, one number per dimension, not {got.shape}"
-    if np.allclose(got, h.mean(0)):
-        yield (
-            "this averages over the padding too: a short clip in a batch would be mixed with what stands "
-            "behind it"
-        )
-    if np.allclose(got, h[:9].mean(0)):
-        yield "step 0 holds the special token, before anything was heard: leave it out"
-    if np.allclose(got, h[:8].mean(0)) or np.allclose(got, h[1:8].mean(0)):
-        yield "one step is missing at the end: frame t has just been heard at step t + 1"
-    if not np.allclose(got, truth):
-        yield "expected the mean over steps 1 to n_frames"
+@exercise()
+def turned(answer, model, found, prompt: str, taken: str) -> Iterator[str]:
+    """00: a Steering to a concept of `found` other than `taken`, which the model then reads in its music."""
+    name, layer = answer.parts[0].direction.attrs.get("concept"), model.n_layers // 2
+    if name == taken or name not in found["concept"]:
+        others = ", ".join(c for c in found["concept"].values if c != taken)
+        yield f"this pushes towards {name}; take found[0].sel(concept=...) with one of {others}"
+    music, price = _played(model, [None, answer], prompt)
+    if (music.codes[:6] == music.codes[6:]).all():
+        yield "not one token changed: a strength of 0 is off, and a push may begin too late for a clip of 4 s"
+    probe, (_, (h,)) = found.sel(concept=name, layer=layer), _run(model, music.codes, [("resid", layer)])
+    read = probe["slope"].item() * h[:, 1:].mean(1).cpu().numpy() @ probe.values
+    told = f"the model reads {read[6:].mean() - read[:6].mean():+.2f} more {name} than in the twins"
+    if (rise := read[6:].mean() - read[:6].mean()) < 0.3:
+        yield f"{told}, and +0.30 is wanted: {'was the sign turned?' if rise < 0 else 'push harder'}"
+    if price[1] > 1.5:
+        yield f"{told}, but for {price[1]:.2f} nats a token the music breaks: push less"
+    return f"{told}, at a price of {price[1]:.2f} nats a token"
 
 
 @exercise("the codes of a frame are spread over as many steps as there are codebooks")
@@ -140,12 +173,33 @@ def step_of(answer: Callable) -> Iterator[str]:
     got = [answer(t, k) for t, k in ((0, 0), (0, 3), (10, 0), (10, 3))]
     if None in got:
         yield EMPTY
-    if got == [0, 0, 10, 10]:
+    if got == [0, 0, 10, 10] or got == [1, 1, 11, 11]:
         yield "did you forget the delay? Codebook k stands k steps later than codebook 0"
     if got == [0, 3, 10, 13]:
         yield "step 0 holds the special token, so everything is one step later"
+    if got == [1, -2, 11, 8]:
+        yield "a delay comes later, so it is added"
     if got != [1, 4, 11, 14]:
         yield f"frame 10 of codebook 3 stands at step 14, not {got[3]}"
+
+
+@exercise()
+def kept_sorted(answer: Callable, model, codes, leads, centres, layer: int) -> Iterator[str]:
+    """01: `answer(h)` moves layer 0's stream [clip, step, d] by half its length, and keeps clips sorted."""
+    _, (h,) = _run(model, codes, [("resid", 0)])
+    new = answer(h.clone())
+    yield from _unfit(new, h)
+    told = f"the stream moved by {(new - h).norm() / h.norm():.2f} of its length"
+    if (new - h).norm() < 0.5 * h.norm():
+        yield f"{told}; be bolder, by 0.50 at least"
+    _, (late,) = _run(model, codes, [("resid", layer)], {("resid", 0): new})
+    means = late[:, model.valid_steps(codes.shape[-1])].mean(1).cpu().numpy()
+    apart = np.linalg.norm(means[:, None] - centres.values, axis=-1)
+    own = (centres["lead"].values[apart.argmin(1)] == leads).mean()
+    told += f", and {own:.0%} of the clips lie nearest to their own lead's mean"
+    if own < 0.75:
+        yield f"{told}: what was lost that told them apart?"
+    return f"{told}. What does such a mean not hold?"
 
 
 @exercise("what belongs to the group is gone, and what differs inside it is left")
@@ -154,85 +208,20 @@ def within_groups(answer: Callable) -> Iterator[str]:
     rng = np.random.default_rng(0)
     groups, x = np.array(["b", "a", "c", "a", "b", "b", "c"]), rng.standard_normal((7, 3)) + 2
     got, truth = answer(x, groups), x - np.array([x[groups == g].mean(0) for g in groups])
-    if got is None:
-        yield EMPTY
-    got = np.asarray(got)
-    if got.shape != x.shape:
-        yield f"the result should have the shape of x, {x.shape}: one row per clip, not {got.shape}"
+    yield from _misfit(got, x.shape, "the shape of x, one row per clip")
     if np.allclose(got, x - x.mean(0)):
         yield "this takes off the mean of all clips. Each group has a mean of its own"
     if np.allclose(got, x - truth):
         yield "these are the means themselves; take them off x"
     if not np.allclose(got, truth):
-        yield (
-            "the first group's rows should now add up to 0, and add up to "
-            f"{np.round(got[groups == 'b'].sum(0), 2)}"
-        )
-
-
-@exercise("what is lost there, no other layer makes up for")
-def costliest(answer: int, cost: pd.Series) -> Iterator[str]:
-    """02: the layer that has the largest `cost`."""
-    if answer is ...:
-        yield NO_NUMBER
-    if answer not in cost:
-        yield f"layers are numbered from {cost.index.min()} to {cost.index.max()}"
-    if answer != cost.idxmax():
-        yield (
-            f"layer {answer} costs {cost[answer]:.2f} nats a token, another costs more: which layer's loss "
-            "can the layers after it make up for least?"
-        )
-
-
-@exercise("what your loop did at every step is what mode remove does")
-def erased(answer: Callable, model, direction, layer: int) -> Iterator[str]:
-    """02: `answer(direction, layer)` are codes of 1 s, no prompt, seed 0, without it in `resid[layer]`."""
-    import torch
-
-    from mechsteer import Steering
-
-    unit = np.asarray(direction, float) / np.linalg.norm(direction)
-    long = torch.as_tensor(3 * unit, dtype=model.dtype, device=model.device)  # of any length, as promised
-    got = answer(long, layer)
-    if got is None:
-        yield EMPTY
-    written = lambda s: (
-        model.generate(
-            duration=1, steering=s and Steering(unit, layers=layer, mode="remove", strength=s), progress=False
-        ).codes
-    )
-    truth = written(1.0)
-    if got.shape != truth.shape:
-        yield f"the codes of 1 s have shape {tuple(truth.shape)}, not {tuple(got.shape)}: return run.result"
-    if (got == written(None)).all():
-        yield "these are the tokens of the model left alone: assign to model.resid[layer], at every step"
-    if (got == written(9.0)).all():
-        yield "did you forget to normalise? Divide the direction by its length first"
-    if (got == written(-1.0)).all():
-        yield "this doubles the part along the direction: take it away from h"
-    if (got != truth).any():
-        wrong = (got != truth).float().mean()
-        yield f"{wrong:.0%} of the tokens differ from those under h - (h . d) d, d of length 1, at every step"
+        yield f"a group's rows should add up to 0, not {np.round(np.asarray(got)[groups == 'b'].sum(0), 2)}"
 
 
 @exercise("put into itself, a clip stays what it is, and another's attention does change it")
 def patched(answer: Callable, model, one, other, layer: int) -> Iterator[str]:
     """02: `answer(source, target, layer)` are target's logits with the `attn` of source's run at `layer`."""
-    import torch
-
-    from mechsteer.model.sites import hook
-
-    def logits(codes, act):
-        handle = hook(model.lm, "attn", layer, act)
-        try:
-            with torch.no_grad(), model.alone("check"):
-                return model.lm(model.sequence(codes), [], model.conditions(None, len(codes)))
-        finally:
-            handle.remove()
-
-    seen = []
-    alone, theirs = (logits(codes, lambda h: seen.append(h.clone())) for codes in (one, other))
-    same = lambda a, b: a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3)
+    (alone, taken), (theirs, _) = (_run(model, codes, [("attn", layer)]) for codes in (one, other))
+    same = lambda a, b: a.shape == b.shape and bool((abs(a.float() - b) < 1e-3 * (1 + abs(b))).all())
     itself = answer(one, one, layer)
     if itself is None:
         yield EMPTY
@@ -243,35 +232,47 @@ def patched(answer: Callable, model, one, other, layer: int) -> Iterator[str]:
         yield "nothing was put in: the other clip's logits are those of its own run"
     if same(got, alone):
         yield "these are the source's own logits: run the target, with the source's attention in it"
-    if not same(got, logits(other, lambda h: seen[0])):
+    if not same(got, _run(model, other, write={("attn", layer): taken[0]})[0]):
         yield f"that isn't the target's run with the source's attention at layer {layer} and no other change"
 
 
-@exercise("a probe is a dot product, a slope and a threshold, nothing else")
-def predict(answer: Callable) -> Iterator[str]:
-    """03: `answer(direction, x)` says which rows of x [n, d] a probe takes for its concept: bool [n]."""
-    rng = np.random.default_rng(0)
-    x, values = rng.standard_normal((200, 8)) + 1, np.eye(8)[3]
-    direction = xr.DataArray(values, dims="d_model", coords={"slope": 2.0, "bias": -3.0})
-    got, truth = answer(direction, x), 2 * x[:, 3] - 3 > 0
-    if got is None:
-        yield EMPTY
-    got = np.asarray(got)
-    if got.shape != truth.shape:
-        yield (
-            f"for 200 rows the result should have shape (200,), not {got.shape}: one dot product per row of x"
-        )
-    if got.dtype != bool:
-        yield (
-            f"the result should be true or false, not {got.dtype}: the probe says yes where its score is "
-            "above 0"
-        )
-    if (got == (x[:, 3] > 0)).all() or (got == (x[:, 3] - 3 > 0)).all() or (got == (2 * x[:, 3] > 0)).all():
-        yield "did you leave out the slope or the bias? score = slope * (x . direction) + bias"
-    if (got == ~truth).all():
-        yield "every answer is the wrong way round: a direction points towards its concept, so yes is above 0"
-    if (got != truth).any():
-        yield f"{int((got != truth).sum())} of 200 rows differ from slope * (x . direction) + bias > 0"
+@exercise()
+def grafted(answer: Callable, model, guitar, piano, layer: int) -> Iterator[str]:
+    """02: `answer(h, source)` puts half of the guitar's heads [1, step, head, d] at most into the piano's."""
+    place = ("heads", layer)
+    (there, (source,)), (here, (h,)) = (_run(model, codes, [place]) for codes in (guitar, piano))
+    new = answer(h.clone(), source.clone())
+    yield from _unfit(new, h)
+    if (share := float((new != h).float().mean())) > 0.5:
+        yield f"{share:.0%} of the numbers were replaced; choose heads, or steps: half of them at most"
+    put, _ = _run(model, piano, write={place: new})
+    put, here, there = (_likely(model, logits, guitar) for logits in (put, here, there))
+    told = f"{share:.0%} of layer {layer}'s numbers go {(put - here) / (there - here):.2f} of the way"
+    if put < here:
+        yield f"{told}: that is backwards. Did you take the source's own values, at the same steps and heads?"
+    if put - here < 0.3 * (there - here):
+        yield f"{told} to the guitar's run, and 0.30 is wanted: at which layer does the sound come in?"
+    return f"{told} to the guitar's run"
+
+
+@exercise("what your loop did at every step is what mode remove does")
+def erased(answer: Callable, model, direction, layer: int) -> Iterator[str]:
+    """02: `answer(direction, layer)` are codes of 1 s, no prompt, seed 0, without it in `resid[layer]`."""
+    import torch
+
+    from mechsteer import Steering
+
+    unit = np.asarray(direction, float) / np.linalg.norm(direction)
+    remove = lambda s: s and Steering(unit, layers=layer, mode="remove", strength=s)
+    written = lambda s: model.generate(None, 1, steering=remove(s), progress=False).codes
+    wrong = {
+        "these are the tokens of the model left alone: assign to model.resid[layer], at every step": None,
+        "did you forget to normalise? Divide the direction by its length first": 9.0,
+        "this doubles the part along the direction: take it away from h": -1.0,
+    }
+    long = torch.as_tensor(3 * unit, dtype=model.dtype, device=model.device)  # of any length, as promised
+    wrong = {said: written(s) for said, s in wrong.items()}
+    yield from _tokens(answer(long, layer), written(1.0), wrong, "h - (h . d) d, d of length 1")
 
 
 @exercise("no score is on both sides, and another seed draws another split")
@@ -279,32 +280,42 @@ def grouped_split(answer: Callable) -> Iterator[str]:
     """03: `answer(groups, share, seed)` says which clips test: bool [n], whole groups, about that share."""
     groups = np.repeat([f"{i:05d}" for i in range(40)], 6)
     got = answer(groups, 0.25, 0)
-    if got is None:
-        yield EMPTY
+    yield from _misfit(got, groups.shape, "one answer per clip")
     got = np.asarray(got)
-    if got.shape != groups.shape or got.dtype != bool:
-        yield (
-            f"for 240 clips the result should be 240 times true or false, not {got.dtype} of shape "
-            f"{got.shape}"
-        )
+    if got.dtype != bool:
+        yield f"for 240 clips the result should be 240 times true or false, not {got.dtype}"
     torn = [g for g in np.unique(groups) if len(set(got[groups == g])) > 1]
     if torn:
-        yield (
-            f"{len(torn)} of 40 scores are on both sides ({torn[0]} is one): a probe could know the tune by "
-            "heart. "
-            "Draw scores, then take all their clips"
-        )
+        yield f"{len(torn)} of 40 scores are on both sides, known by heart: draw scores, then all their clips"
     if not 0.15 <= got.mean() <= 0.35:
-        yield (
-            f"{got.mean():.0%} of the clips are for testing, and 25 % were asked for: is true training or "
-            "testing?"
-        )
+        yield f"{got.mean():.0%} of the clips are for testing, not 25 %: is true training or testing?"
     if (got == np.asarray(answer(groups, 0.25, 1))).all():
         yield "seeds 0 and 1 give the same split: make a generator from the seed"
     if (got != np.asarray(answer(groups, 0.25, 0))).any():
-        yield (
-            "the same seed gives another split each time: make a generator from the seed, inside the function"
-        )
+        yield "the same seed gives another split each time: make the generator inside the function"
+
+
+@exercise()
+def blinded(answer: Callable, model, codes, is_it, probe, layer: int) -> Iterator[str]:
+    """03: `answer(h)` changes the stream [clip, step, d] below `layer`; its `probe` [d] should then guess."""
+    from mechsteer.directions.scores import auc
+
+    below, here = ("resid", layer - 1), ("resid", layer)
+    free, (h, seen) = _run(model, codes, [below, here])
+    new = answer(h.clone())
+    yield from _unfit(new, h)
+    bound, (left,) = _run(model, codes, [here], {below: new})
+    before, after = (auc(x[:, 1:].mean(1).cpu().numpy() @ probe[:, None], is_it).item() for x in (seen, left))
+    price = _likely(model, free, codes) - _likely(model, bound, codes)
+    told = f"the probe's AUC was {before:.2f} and is {after:.2f}"
+    if after > 0.8:
+        yield f"{told}: layer {layer} reads it from what you left. In what else do guitar clips differ?"
+    if after < 0.2:
+        yield f"{told}: a probe that is always wrong knows all. Make it guess, at 0.5"
+    told += f", and the music's own tokens are {price:.2f} nats less likely"
+    if price > 0.5:
+        yield f"{told}: take less away"
+    return told
 
 
 @exercise("the layer was chosen without looking at the fold that is reported")
@@ -312,46 +323,16 @@ def honest_score(answer: Callable) -> Iterator[str]:
     """03: `answer(table)` is the mean over folds of `score` at the layer that is best on the other folds."""
     rng = np.random.default_rng(0)
     grid = pd.DataFrame(rng.normal(0.5, 0.1, (5, 12))).rename_axis(index="fold", columns="layer")
-    table = grid.stack().rename("score").reset_index()
-    got = answer(table)
+    got = answer(grid.stack().rename("score").reset_index())
     if got is None:
         yield EMPTY
     truth = np.mean([grid.loc[f, grid.drop(f).mean().idxmax()] for f in grid.index])
     if np.isclose(got, grid.mean().max()):
-        yield (
-            "this is the best layer's mean. The layers of this table differ by luck only, and the best of 12 "
-            "looks "
-            f"like {got:.2f} where the truth is 0.50: choose the layer on the other folds"
-        )
+        yield f"the best of 12 layers looks like {got:.2f}, the truth is 0.50: choose it on the other folds"
     if np.isclose(got, grid.max(axis=1).mean()):
         yield f"this takes the best layer of each fold on that very fold ({got:.2f}, where the truth is 0.50)"
     if not np.isclose(got, truth):
-        yield (
-            f"expected {truth:.4f}, not {float(got):.4f}: for each fold, the layer with the best mean on the "
-            "others"
-        )
-
-
-@exercise("the more dimensions, the less two random directions share")
-def band_width(answer: float, width: float) -> Iterator[str]:
-    """04: the number of dimensions in which 95 % of random pairs have a cosine within +-`width`, to 10 %."""
-    from mechsteer.directions.geometry import null_cosine
-
-    if answer is ...:
-        yield NO_NUMBER
-    if answer != int(answer) or answer < 2:
-        yield f"a number of dimensions is a whole number of 2 or more, not {answer:g}"
-    band = null_cosine(int(answer))[1]
-    if np.isclose(answer, 1.96 / width, rtol=0.1):
-        yield (
-            f"there the band is still +-{band:.2f}: it narrows with the square root of the number of "
-            "dimensions"
-        )
-    if not np.isclose(band, width, rtol=0.05):
-        yield (
-            f"in {answer:g} dimensions the band is +-{band:.3f}, so {'more' if band > width else 'fewer'} "
-            "are wanted"
-        )
+        yield f"expected {truth:.4f}, not {got:.4f}: for each fold, the layer that is best on the others"
 
 
 @exercise("what a read-out reacts to is not what it is made of")
@@ -361,11 +342,7 @@ def pattern(answer: Callable) -> Iterator[str]:
     x = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + 5
     w = rng.standard_normal(6)
     got = answer(w, x)
-    if got is None:
-        yield EMPTY
-    got = np.asarray(got, float)
-    if got.shape != w.shape:
-        yield f"the result should have the shape of w, {w.shape}, not {got.shape}"
+    yield from _misfit(got, w.shape, "the shape of w")
     of = lambda matrix: (matrix @ w) / np.linalg.norm(matrix @ w)
     truth, close = of(np.cov(x.T)), lambda a, b: np.allclose(a, b, atol=1e-3)
     if close(got, of(x.T @ x)):
@@ -378,17 +355,32 @@ def pattern(answer: Callable) -> Iterator[str]:
         yield f"its cosine with covariance(x) w is {got @ truth / np.linalg.norm(got):.3f}, not 1"
 
 
+@exercise()
+def other_way(answer, model, codes, gap, end, layer: int) -> Iterator[str]:
+    """04: a direction [d] with a cosine of .7 or less with `gap` that moves the last layer alike."""
+    way, last = np.asarray(answer, float), ("resid", model.n_layers - 1)
+    if way.shape != gap.shape or not 0 < np.linalg.norm(way) < np.inf:
+        yield f"a direction has {gap.size} numbers, finite and not all 0; yours has shape {way.shape}"
+    way *= np.linalg.norm(gap) / np.linalg.norm(way)
+    if (cosine := way @ gap / (gap @ gap)) > 0.7:
+        yield f"its cosine with the difference of means is {cosine:.2f}: turn it away, to 0.70 or less"
+    _, (h,) = _run(model, codes, [("resid", layer)])
+    pushed = [h + h.new_tensor(v) for v in (0 * gap, gap, way)]
+    seen = [_run(model, codes, [last], {("resid", layer): x})[1][0][:, 1:].mean((0, 1)) for x in pushed]
+    none, means, mine = (x.cpu().numpy() @ end for x in seen)
+    told = f"at a cosine of {cosine:.2f} it moves the end {(mine - none) / (means - none):.2f} times as far"
+    if mine - none < 0.3 * (means - none):
+        yield f"{told} towards guitar as the means do, and 0.30 is wanted: what should it share with them?"
+    return f"{told} towards guitar as the difference of means does"
+
+
 @exercise("what is left is a unit vector that shares nothing with the second")
 def without(answer: Callable) -> Iterator[str]:
     """04: `answer(a, b)` is a without its part along b, as a unit vector; a and b are unit vectors."""
     a, b = np.random.default_rng(0).standard_normal((2, 16)) + 1
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     got = answer(a, b)
-    if got is None:
-        yield EMPTY
-    got = np.asarray(got, float)
-    if got.shape != a.shape:
-        yield f"the result should have the shape of a, {a.shape}, not {got.shape}"
+    yield from _misfit(got, a.shape, "the shape of a")
     if np.allclose(got / np.linalg.norm(got), (a - b) / np.linalg.norm(a - b)):
         yield "this subtracts all of b; take off only as much of b as a holds: (a . b) b"
     if abs(got @ b) > 1e-6 * np.linalg.norm(got):
@@ -404,9 +396,8 @@ def without(answer: Callable) -> Iterator[str]:
 @exercise("the first strength that costs too much ends the search, however cheap a later one looks")
 def strength_to_use(answer: Callable) -> Iterator[str]:
     """05: `answer(table, limit)` is the strength of most success before `price` first exceeds the limit."""
-    table = pd.DataFrame(
-        {"strength": [0.5, 1.0, 2.0, 4.0], "success": [0.2, 0.7, 0.9, 1.0], "price": [0.1, 0.2, 1.5, 0.0]}
-    )
+    columns = {"strength": [0.5, 1.0, 2.0, 4.0], "success": [0.2, 0.7, 0.9, 1.0]}
+    table = pd.DataFrame(columns | {"price": [0.1, 0.2, 1.5, 0.0]})
     got = answer(table, 0.5)
     if got is None:
         yield EMPTY
@@ -422,23 +413,77 @@ def strength_to_use(answer: Callable) -> Iterator[str]:
         yield "where none costs too much, all strengths are usable: the answer there is 4"
 
 
+@exercise()
+def thrifty(answer, model, gap: float) -> Iterator[str]:
+    """05: a Steering to guitar that adds a quarter of a class gap a step, and is heard from 2 s on."""
+    frames = model.seconds_to_frames(5)
+    gains = [p.schedule(frames, model.frame_rate).mean() for p in answer.parts]
+    spent = sum(g * np.linalg.norm(p.vectors()) / gap for g, p in zip(gains, answer.parts, strict=True))
+    if spent > 0.26:
+        yield f"this adds {spent:.2f} class gaps a step, over 5 s; 0.25 are allowed: at fewer steps, or less"
+    music, price = _played(model, [None, answer], seconds=5.0)
+    before, after = _guitar(music.audio[..., 2 * music.sample_rate :], music.sample_rate, 6)
+    told = f"for {spent:.2f} gaps a step, a guitar's chance goes from {before:.2f} to {after:.2f}"
+    if after < before + 0.15:
+        yield f"{told}, and 0.15 more is wanted: is it better to push early, or seldom, or all the time?"
+    return f"{told}, at a price of {price[1]:.2f} nats a token"
+
+
+@exercise("the stream is turned towards the push, and as long as it was")
+def rescaled(answer: Callable) -> Iterator[str]:
+    """05: `answer(h, v)` is h + v, brought back to the length that each row of h [row, step, d] had."""
+    import torch
+
+    h, v = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)) * 3, torch.ones(8)
+    got, long = answer(h.clone(), v), lambda x: x.norm(dim=-1, keepdim=True)
+    yield from _unfit(got, h)
+    if torch.allclose(got, h + v):
+        yield "this is the plain sum; scale it to the length that h had"
+    if torch.allclose(long(got), torch.ones(1)):
+        yield "its length is 1: multiply by the length that h had"
+    if torch.allclose(got / got.norm(), (h + v) / (h + v).norm(), atol=1e-5):
+        yield "one length for all: each step has a length of its own, norm(dim=-1, keepdim=True)"
+    if not torch.allclose(got, (h + v) / long(h + v) * long(h), atol=1e-4):
+        yield "each row should point where h + v does, and be as long as it was in h"
+
+
 @exercise("one method against itself must come out near 0, or the yardstick is bent")
 def with_itself(answer: Callable) -> Iterator[str]:
     """06: `answer(hits)` [refit, clip] is the difference of the first and the second half of the refits."""
     hits = (np.random.default_rng(0).random((6, 5)) < 0.5).astype(float)
     got = answer(hits)
-    if got is None:
-        yield EMPTY
-    got = np.asarray(got, float)
-    if got.shape == (6, 2) or got.shape == (6,):
+    if np.shape(got) in ((6, 2), (6,)):
         yield "the clips were halved: halve the refits, which are the rows"
-    if got.shape != (3, 5):
-        yield f"of 6 refits on 5 clips the halves' difference has shape (3, 5), not {got.shape}"
+    yield from _misfit(got, (3, 5), "the halves of 6 refits on 5 clips")
     if (got == 0).all():
         yield "a half minus itself is 0 by arithmetic: take refits that were learnt apart"
     halves = hits[:3] - hits[3:], hits[::2] - hits[1::2]
     if not any(np.allclose(abs(got), abs(half)) for half in halves):
         yield "each row should be one refit's hits minus another's, on the same clips"
+
+
+@exercise()
+def contender(answer, model, layer: int, length: float, rivals: dict, hits) -> Iterator[str]:
+    """06: a direction [d] of one's own, pushed as far as the rivals; `hits` [clip] are logistic's shares."""
+    import mechsteer as ms
+    from mechsteer.measures.intervals import mean_interval
+
+    way = np.asarray(answer, float)
+    if way.shape != (model.d_model,) or not 0 < np.linalg.norm(way) < np.inf:
+        yield f"a direction has {model.d_model} numbers, finite and not all 0; yours has shape {way.shape}"
+    alike = {name: way @ w / np.linalg.norm(way) / np.linalg.norm(w) for name, w in rivals.items()}
+    closest = max(alike, key=alike.get)
+    if alike[closest] > 0.98:
+        yield f"this is {closest} again, with a cosine of {alike[closest]:.2f}: what would you do otherwise?"
+    if alike[closest] < 0:
+        yield "it points away from all the others: a direction points towards its concept"
+    steer = ms.Steering(way, layers=[layer], norm=length)
+    music = model.generate(None, 4.0, [*range(len(hits))], steering=steer, progress=False)
+    mine = ms.success(ms.describe(music), {"lead": "guitar"}, "both").to_numpy(float)
+    value, lo, hi = mean_interval(mine - hits)
+    verdict = "more than logistic" if lo > 0 else "fewer than logistic" if hi < 0 else "open"
+    told = f"it turns {mine.mean():.2f} of the clips, {value:+.2f} [{lo:.2f}, {hi:.2f}] against logistic"
+    return f"{told}: {verdict}. How many clips would settle it?"
 
 
 @exercise("past the margin it pays nothing, like neither of the two")
@@ -452,188 +497,12 @@ def hinge(answer: Callable) -> Iterator[str]:
         yield EMPTY
     if got.ndim:
         yield "a loss is one number: take the mean over the clips"
-    if not torch.isclose(answer(score[:1], y[:1]), torch.tensor(0.0)):
+    if answer(score[:1], y[:1]) != 0:
         yield "a clip with score 3 that should be above 1 costs nothing"
-    if not torch.isclose(answer(score[3:], y[3:]), torch.tensor(0.0)):
+    if answer(score[3:], y[3:]) != 0:
         yield "for y = -1 a score of -3 is right by far. Did you multiply the score by y?"
     if not torch.isclose(got, torch.tensor(0.625)):
         yield f"scores 3, .5, -1, -3 with y = 1, 1, 1, -1 cost 0, .5, 2, 0: .625 in the mean, not {got:.3f}"
-
-
-@exercise("so 15 of 20 is rare for a coin, and 12 of 20 isn't")
-def surprise(answer: Callable) -> Iterator[str]:
-    """09: `answer(k, n)` is the two-sided p value of k choices out of n under a fair coin."""
-    from scipy.stats import binomtest
-
-    cases = [(15, 20), (5, 20), (12, 20), (10, 20)]
-    got = [answer(*case) for case in cases]
-    if None in got:
-        yield EMPTY
-    truth = [binomtest(k, n).pvalue for k, n in cases]
-    if np.allclose(got[0], truth[0] / 2):
-        yield "this is one-sided. Before the test nobody knew which way it would go, so both tails count"
-    if not np.isclose(got[0], got[1]):
-        yield "15 of 20 and 5 of 20 are equally surprising: the coin doesn't know which side we hope for"
-    if got[3] > 1 + 1e-9:
-        yield f"a p value of {got[3]:.2f}: the middle was counted twice, so take 1 at most"
-    if not np.allclose(got, truth):
-        yield (
-            f"15 of 20 should give {truth[0]:.4f}, not {got[0]:.4f}: add up the chances of all counts as "
-            "rare as this"
-        )
-
-
-@exercise("whole listeners were drawn, so answers that hang together stay together")
-def draw_listeners(answer: Callable) -> Iterator[str]:
-    """09: `answer(table, rng)` draws listeners with replacement; one drawn twice brings its rows twice."""
-    table = pd.DataFrame({"listener": np.repeat(["a", "b", "c", "d", "e", "f"], 4), "chosen": np.arange(24)})
-    got = [answer(table, np.random.default_rng(seed)) for seed in range(20)]
-    if any(g is None for g in got):
-        yield EMPTY
-    if any(len(g) != len(table) for g in got):
-        yield f"as many listeners as there were should be drawn, so {len(table)} rows, not {len(got[0])}"
-    times = [
-        g["chosen"].value_counts().reindex(range(24), fill_value=0).to_numpy().reshape(6, 4) for g in got
-    ]
-    if any((t != t[:, :1]).any() for t in times):
-        yield "single answers were drawn. Draw listeners, then take all the answers of each"
-    if all((t == 1).all() for t in times):
-        yield "every listener came exactly once: draw with replacement"
-    if all((t == times[0]).all() for t in times):
-        yield "every draw is the same: use the generator that is passed in"
-
-
-@exercise("strengths turn into choices by their difference alone")
-def chance_of(answer: Callable) -> Iterator[str]:
-    """09: `answer(strength_a, strength_b)` is the chance that a is chosen over b (Bradley and Terry)."""
-    cases = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (3.0, 1.0)]
-    got = [answer(*case) for case in cases]
-    if None in got:
-        yield EMPTY
-    truth = [1 / (1 + np.exp(b - a)) for a, b in cases]
-    if not np.isclose(got[0], 0.5):
-        yield f"two equal strengths should give one half, not {got[0]:.2f}"
-    if np.isclose(got[1], 1 - truth[1]):
-        yield "this is the chance that b is chosen: the sign of the difference is turned round"
-    if not np.isclose(got[1] + got[2], 1):
-        yield "one of the two is always chosen: the chances of a over b and of b over a should add up to 1"
-    if not np.allclose(got, truth):
-        yield (
-            f"a difference of 1 should give {truth[1]:.3f}, not {got[1]:.3f}: log odds of 1 are odds of e to "
-            "1"
-        )
-
-
-@exercise("what was cut from one song stays together")
-def song_of(answer: Callable) -> Iterator[str]:
-    """10: `answer(path)` names the song of a file called `artist - title (take 2).wav`, in any folder."""
-    takes = ("rock/Ada - Rain (take 1).wav", "live/rock/Ada - Rain (take 12).flac")
-    one, two = (answer(path) for path in takes)
-    if one is None:
-        yield EMPTY
-    if one != two:
-        yield f"two takes of Ada's Rain are called {one!r} and {two!r}: leave out folder, take and suffix"
-    if one == answer("rock/Ada - Snow (take 1).wav"):
-        yield f"Ada's Rain and Ada's Snow are both called {one!r}: they are two songs"
-    if one == answer("rock/Bo - Rain (take 1).wav"):
-        yield f"Ada's Rain and Bo's Rain are both called {one!r}: a title alone isn't a song"
-
-
-@exercise("pairs share their random numbers, and what they share drops out")
-def paired_error(answer: Callable) -> Iterator[str]:
-    """10: `answer(steered, twin)` is the standard error of the mean difference; rows i have one seed."""
-    rng = np.random.default_rng(0)
-    shared = rng.normal(0, 3, 12)
-    a, b = shared + rng.normal(1, 0.3, 12), shared + rng.normal(0, 0.3, 12)
-    got = answer(a, b)
-    if got is None:
-        yield EMPTY
-    apart = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 12)
-    difference = (a - b).std(ddof=1)
-    if np.isclose(got, apart, rtol=0.06):
-        yield (
-            f"this forgets that the rows are pairs: {apart:.2f}, where the differences alone give a tenth of "
-            "it"
-        )
-    if np.isclose(got, difference, rtol=0.06):
-        yield "this is the spread of one difference; the mean of n is known better by the square root of n"
-    if np.isclose(got, (a - b).mean()):
-        yield "this is the mean difference itself; how far may it be off?"
-    if not np.isclose(got, difference / np.sqrt(12), rtol=0.06):
-        yield (
-            f"expected {difference / np.sqrt(12):.3f}, not {float(got):.3f}: spread of the differences over "
-            "sqrt(n)"
-        )
-
-
-@exercise("half the width costs four times the clips")
-def half_as_wide(answer: float, clips: int) -> Iterator[str]:
-    """10: how many clips give an interval half as wide as `clips` do."""
-    if answer is ...:
-        yield NO_NUMBER
-    if answer == 2 * clips:
-        yield f"twice the clips make it narrower by the square root of 2, to {2**-0.5:.0%} of the width"
-    if answer != 4 * clips:
-        yield (
-            f"{answer:g} clips instead of {clips} give {(clips / max(answer, 1e-9)) ** 0.5:.0%} of the "
-            "width, roughly"
-        )
-
-
-@exercise("that is where the instrument goes on, whoever's notes it plays")
-def guessed_place(answer: tuple[str, int], parts: pd.Series) -> Iterator[str]:
-    """08: the (site, layer) beyond layer 0 at which a stranger's clip brings back most; `parts` has all."""
-    if answer is ...:
-        yield NO_NUMBER.replace("number", "place").replace("by one", "by a site and a layer")
-    rest = parts.drop(0, level="layer")
-    if not (isinstance(answer, tuple) and len(answer) == 2 and answer in rest.index):
-        sites, layers = (", ".join(map(str, rest.index.unique(k))) for k in (0, 1))
-        yield f"{answer!r} is no place: write a site ({sites}) and a layer ({layers}), as in ('mlp', 4)"
-    if (place := rest.idxmax()) != answer:
-        yield (
-            f"{answer[0]} of layer {answer[1]} brings back {rest[answer]:.2f}; another place "
-            f"{rest[place]:.2f}. What does a model that knows its instruments by name do with a sound?"
-        )
-
-
-@exercise("one head, put into the other run by hand, does what the map says")
-def patched_head(answer: Callable, truth: np.ndarray, all_heads: np.ndarray) -> Iterator[str]:
-    """08: `answer(layer, head)` is the share recovered by one head; `truth` [layer, head] is right, and
-    `all_heads` [layer] is what the layer's attention recovers."""
-    layer, head = np.unravel_index(truth.argmax(), truth.shape)
-    got = answer(int(layer), int(head))
-    if got is None:
-        yield EMPTY
-    got, right = float(got), truth[layer, head]
-    if abs(got) < 1e-6:
-        yield "nothing changed. Did you assign the changed values back: model.heads[layer] = h?"
-    if abs(got - all_heads[layer]) < 5e-3 and abs(right - all_heads[layer]) > 1e-2:
-        yield "all heads of the layer were replaced: index the third dim, h[:, :, head]"
-    if abs(got + right) < 5e-3:
-        yield "the sign is wrong: subtract the changed run's score from both"
-    if abs(got - right) > 5e-3:
-        yield f"head {head} of layer {layer} recovers {right:.3f}, not {got:.3f}"
-
-
-@exercise("they share everything with the patched clips but the score, and lack what is looked for")
-def control_rows(answer: Callable) -> Iterator[str]:
-    """08: `answer(clean, changed)` are the rows of `changed`, each in another row's place."""
-    import torch
-
-    clean, changed = torch.arange(8).reshape(4, 2, 1), torch.arange(8, 16).reshape(4, 2, 1)
-    got = answer(clean, changed)
-    if got is None:
-        yield EMPTY
-    got = torch.as_tensor(got)
-    if got.shape != changed.shape:
-        yield f"one clip for each pair: the shape should stay {tuple(changed.shape)}, not {tuple(got.shape)}"
-    rows = [tuple(row.flatten().tolist()) for row in got]
-    if set(rows) & {tuple(row.flatten().tolist()) for row in clean}:
-        yield "those have the concept. A control should lack it, and otherwise be as strange"
-    if any((a == b).all() for a, b in zip(got, changed, strict=True)):
-        yield "some clip is patched into itself, which changes nothing by construction: take another score's"
-    if set(rows) != {tuple(row.flatten().tolist()) for row in changed}:
-        yield "take every clip of `changed` once, in another order: so only the order differs"
 
 
 @exercise("that is branch='cond', token for token: only the answer to the prompt was touched")
@@ -646,24 +515,30 @@ def one_half(answer: Callable, model, vector, layer: int) -> Iterator[str]:
     prompt, norm = "jazz piano", float(np.linalg.norm(vector))
     steering = lambda branch: Steering(np.asarray(vector, float), layers=layer, norm=norm, branch=branch)
     added = torch.from_numpy(steering("cond").vectors().values[0]).to(model.device, model.dtype)
-    got = answer(prompt, added, layer)
-    if got is None:
-        yield EMPTY
     written = lambda prompt, by: model.generate(prompt, 1, steering=by, progress=False).codes
+    alone = "these are the tokens of the model left alone: assign to model.resid[layer], at every step"
+    untold = "nobody told the model the prompt: give it to tracing_generation"
+    wrong = {alone: written(prompt, None), untold: written(None, steering("both"))}
+    both = "both halves were pushed: of the two rows, only the first answers the prompt"
+    back = "the wrong half was pushed, and so the music backwards: the prompt's row is the first"
+    wrong |= {said: written(prompt, steering(of)) for said, of in ((both, "both"), (back, "uncond"))}
     truth = written(prompt, steering("cond"))
-    if got.shape != truth.shape:
-        yield f"the codes of 1 s have shape {tuple(truth.shape)}, not {tuple(got.shape)}: return run.result"
-    if (got == written(prompt, None)).all():
-        yield "these are the tokens of the model left alone: assign to model.resid[layer], at every step"
-    if (got == written(None, steering("both"))).all():
-        yield "nobody told the model the prompt: give it to tracing_generation"
-    if (got == written(prompt, steering("both"))).all():
-        yield "both halves were pushed: of the two rows, only the first answers the prompt"
-    if (got == written(prompt, steering("uncond"))).all():
-        yield "the wrong half was pushed, and so the music backwards: the prompt's row is the first"
-    if (got != truth).any():
-        wrong = (got != truth).float().mean()
-        yield f"{wrong:.0%} of the tokens differ from those under h[:1] + vector, at every step"
+    yield from _tokens(answer(prompt, added, layer), truth, wrong, "h[:1] + vector")
+
+
+@exercise()
+def overruled(answer, model, prompt: str) -> Iterator[str]:
+    """07: a Steering under which a prompt for a piano gives guitars, more than a random push as long does."""
+    music, price = _played(model, [None, answer, _at_random(answer)], prompt)
+    if (music.codes[:6] == music.codes[6:12]).all():
+        yield "not one token changed: is its strength 0?"
+    plain, mine, chance = _guitar(music.audio, music.sample_rate, 6)
+    told = f"the judges' chance of a guitar is {mine:.2f}, {plain:.2f} without, {chance:.2f} at random"
+    if mine < plain + 0.15:
+        yield f"{told}: push harder, or where guidance makes a push count for more (section 3)"
+    if mine < chance + 0.1:
+        yield f"{told}: any push as long does that, so it isn't the direction's doing"
+    return f"{told}; the price is {price[1]:.2f} nats a token, at random {price[2]:.2f}"
 
 
 @exercise("it was made as the direction was, from the same clips, and knows nothing of the guitar")
@@ -671,21 +546,145 @@ def coin_control(answer: Callable) -> Iterator[str]:
     """07: `answer(a, b, rng)` is the mean of +-(a - b), a coin for each row, as long as that of a - b."""
     a, b = np.random.default_rng(0).standard_normal((2, 8, 6)) + np.eye(6)[0]
     got = [answer(a + np.eye(6)[1], b, np.random.default_rng(seed)) for seed in range(20)]
-    if any(g is None for g in got):
-        yield EMPTY
-    got, apart = np.asarray(got, float), a + np.eye(6)[1] - b
+    apart = a + np.eye(6)[1] - b
     true = apart.mean(0)
-    if got.shape != (20, 6):
-        yield f"the control should have the direction's shape, (6,), not {got.shape[1:]}"
+    yield from _misfit(got[0], (6,), "the direction's shape")
+    got = np.asarray(got, float)
     if np.isclose(abs(got @ true), np.linalg.norm(got, axis=1) * np.linalg.norm(true)).all():
         yield "this is the direction itself: in another order rows have the same mean. Turn some pairs round"
     if (got == got[0]).all():
         yield "every draw is the same: use the generator that is passed in"
-    coins = 1 - 2 * (np.arange(256)[:, None] >> np.arange(8) & 1)  # all there are
-    possible = coins @ apart / 8
+    possible = (1 - 2 * (np.arange(256)[:, None] >> np.arange(8) & 1)) @ apart / 8  # all coins there are
     cosines = got @ possible.T / np.linalg.norm(got, axis=1)[:, None] / np.linalg.norm(possible, axis=1)
     if not np.isclose(cosines.max(1), 1).all():
         yield "made otherwise than the direction: take the same differences a - b, each with a sign by coin"
-    length, wanted = np.linalg.norm(got, axis=1).mean(), np.linalg.norm(true)
-    if not np.allclose(np.linalg.norm(got, axis=1), wanted):
-        yield f"a fair control is as long as the direction, {wanted:.2f}, and not {length:.2f}: scale it"
+    length, wanted = np.linalg.norm(got, axis=1), np.linalg.norm(true)
+    if not np.allclose(length, wanted):
+        yield f"a fair control is as long as the direction, {wanted:.2f}, not {length.mean():.2f}: scale it"
+
+
+@exercise("they share everything with the patched clips but the score, and lack what is looked for")
+def control_rows(answer: Callable) -> Iterator[str]:
+    """08: `answer(clean, changed)` are the rows of `changed`, each in another row's place."""
+    import torch
+
+    clean, changed = torch.arange(8).reshape(4, 2, 1), torch.arange(8, 16).reshape(4, 2, 1)
+    got = answer(clean, changed)
+    yield from _misfit(got, changed.shape, "one clip for each pair")
+    got = torch.as_tensor(got)
+    rows = [tuple(row.flatten().tolist()) for row in got]
+    if set(rows) & {tuple(row.flatten().tolist()) for row in clean}:
+        yield "those have the concept. A control should lack it, and otherwise be as strange"
+    if any((a == b).all() for a, b in zip(got, changed, strict=True)):
+        yield "some clip is patched into itself, which changes nothing by construction: take another score's"
+    if set(rows) != {tuple(row.flatten().tolist()) for row in changed}:
+        yield "take every clip of `changed` once, in another order: so only the order differs"
+
+
+@exercise()
+def several(answer, model, source, target, worth) -> Iterator[str]:
+    """08: one to three (site, layer) above layer 0 that bring .45 of a concept back, from another score."""
+    places = [*dict.fromkeys(map(tuple, answer))]
+    if any(s not in ("attn", "cross", "mlp") or i not in range(1, model.n_layers) for s, i in places):
+        yield f"take attn, cross or mlp, layers 1 to {model.n_layers - 1}: the stream, or layer 0, brings all"
+    if not 0 < len(places) < 4:
+        yield f"{len(places)} places; one to three, so that it says where"
+    theirs, kept = _run(model, source, places)
+    mixed, _ = _run(model, target, write=dict(zip(places, kept, strict=True)))
+    runs = (_run(model, target)[0], mixed, theirs)
+    of = lambda logits: float((logits[..., :-1, :].softmax(-1) * worth[:, None]).sum(-1).mean())
+    nothing, mine, everything = map(of, runs)
+    share = (mine - nothing) / (everything - nothing)
+    told = f"{' and '.join(f'{s} {i}' for s, i in places)} bring back {share:.2f}"
+    if share < 0.45:
+        yield f"{told}, and 0.45 is wanted: begin where the map says, and look at what feeds that place"
+    return f"{told}. Is that more than the sum of each alone?"
+
+
+@exercise("so 15 of 20 is rare for a coin, and 12 of 20 isn't")
+def surprise(answer: Callable) -> Iterator[str]:
+    """09: `answer(k, n)` is the two-sided p value of k choices out of n under a fair coin."""
+    from scipy.stats import binomtest
+
+    cases = [(15, 20), (5, 20), (12, 20), (10, 20)]
+    got, truth = [answer(*case) for case in cases], [binomtest(*case).pvalue for case in cases]
+    if None in got:
+        yield EMPTY
+    if np.allclose(got[0], truth[0] / 2):
+        yield "this is one-sided. Before the test nobody knew which way it would go, so both tails count"
+    if not np.isclose(got[0], got[1]):
+        yield "15 of 20 and 5 of 20 are equally surprising: the coin doesn't know which side we hope for"
+    if got[3] > 1 + 1e-9:
+        yield f"a p value of {got[3]:.2f}: the middle was counted twice, so take 1 at most"
+    if not np.allclose(got, truth):
+        yield f"15 of 20 give {truth[0]:.4f}, not {got[0]:.4f}: add up the chances of all counts as rare"
+
+
+@exercise()
+def condition(answer, made: dict) -> Iterator[str]:
+    """09: clips of a condition of one's own: seeds and length as the others, and for judges more guitar."""
+    plain, n = made["unsteered"], len(made["unsteered"])
+    if answer.codes.shape != plain.codes.shape:
+        yield f"the others are {n} clips of {plain.settings['duration']:g} s: make as many, and as long"
+    if answer.seeds != plain.seeds:
+        yield "the seeds differ: then clips differ in more than the condition. Give seed=seeds"
+    for name, other in made.items():
+        if (other.codes == answer.codes).all():
+            yield f"these are the clips of {name!r} once more"
+    before, after = (_guitar(g.audio, g.sample_rate, n).item() for g in (plain, answer))
+    told = f"the judges' chance of a guitar is {after:.2f} in your clips, {before:.2f} in unsteered ones"
+    if after < before + 0.1:
+        yield f"{told}: too little to hear, so it isn't worth a listener's time yet"
+    return f"{told}. Which of the others would you play it against?"
+
+
+@exercise("whole listeners were drawn, so answers that hang together stay together")
+def draw_listeners(answer: Callable) -> Iterator[str]:
+    """09: `answer(table, rng)` draws listeners with replacement; one drawn twice brings its rows twice."""
+    table = pd.DataFrame({"listener": np.repeat([*"abcdef"], 4), "chosen": np.arange(24)})
+    got = [answer(table, np.random.default_rng(seed)) for seed in range(20)]
+    if any(g is None for g in got):
+        yield EMPTY
+    if any(len(g) != len(table) for g in got):
+        yield f"as many listeners as there were should be drawn, so {len(table)} rows, not {len(got[0])}"
+    times = [np.bincount(g["chosen"], minlength=24).reshape(6, 4) for g in got]
+    if any((t != t[:, :1]).any() for t in times):
+        yield "single answers were drawn. Draw listeners, then take all the answers of each"
+    if all((t == 1).all() for t in times):
+        yield "every listener came exactly once: draw with replacement"
+    if all((t == times[0]).all() for t in times):
+        yield "every draw is the same: use the generator that is passed in"
+
+
+@exercise("pairs share their random numbers, and what they share drops out")
+def paired_error(answer: Callable) -> Iterator[str]:
+    """10: `answer(steered, twin)` is the standard error of the mean difference; rows i have one seed."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 3, 12)
+    a, b = shared + rng.normal(1, 0.3, 12), shared + rng.normal(0, 0.3, 12)
+    got = answer(a, b)
+    if got is None:
+        yield EMPTY
+    apart, spread = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 12), (a - b).std(ddof=1)
+    if np.isclose(got, apart, rtol=0.06):
+        yield f"this forgets that rows are pairs: {apart:.2f}, where the differences give a tenth of it"
+    if np.isclose(got, spread, rtol=0.06):
+        yield "this is the spread of one difference; the mean of n is known better by the square root of n"
+    if np.isclose(got, (a - b).mean()):
+        yield "this is the mean difference itself; how far may it be off?"
+    if not np.isclose(got, spread / 12**0.5, rtol=0.06):
+        yield f"expected {spread / 12**0.5:.3f}, not {float(got):.3f}: spread of the differences over sqrt(n)"
+
+
+@exercise()
+def as_good(answer, chosen, play: Callable) -> Iterator[str]:
+    """10: another Steering than `chosen` that turns as many; `play` gives the `dose_table` of several."""
+    if repr(answer) == repr(chosen):
+        yield "this is the push that was chosen. Change its place, its time or its strength"
+    table = play({"yours": answer, "chosen": chosen}).set_index("name")
+    yours, best, n = *table.loc[["yours", "chosen"], "success"], table["n"].iloc[-1]
+    told = f"yours turns {yours:.2f} of {n} clips, the chosen one {best:.2f}"
+    if yours < best - 1 / n - 1e-9:
+        yield f"{told}: another layer, more layers, or a little more?"
+    cost = table["nll_unprompted"] - table.loc["unsteered", "nll_unprompted"]
+    return f"{told}; surprise {cost['yours']:+.2f} nats a token against {cost['chosen']:+.2f}"
