@@ -1,5 +1,5 @@
 """The site: executed notebooks, README, guide and docstrings as pages that ask no other host for anything.
 
-`stage` lays out what Sphinx reads, `notebook` turns a stored notebook into a page, `nodes` what Markdown links to;
-`python -m workshop.site` (`make site`) builds it.
+`stage` lays out what Sphinx reads, `notebook` makes a page of a stored notebook, `nodes` shows what Markdown
+links to, `docstrings` reads docstrings; `python -m workshop.site` (`make site`) builds it.
 """

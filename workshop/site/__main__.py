@@ -2,11 +2,10 @@
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
-
-from mechsteer import paths
 
 from . import stage
 
@@ -17,17 +16,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=stage.ROOT / "build" / "site")
     parser.add_argument("--lenient", action="store_true", help="warnings don't stop the build")
     chosen = parser.parse_args(arguments)
-    from sphinx.cmd.build import main as sphinx
-
     begin, out = time.monotonic(), chosen.out.absolute()
     work = out.with_name(out.name + "-work")
+    for folder, mark in ((out, "searchindex.js"), (work, "source")):
+        if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
+            parser.error(f"{folder} holds something else than a site; choose an empty folder")
+        shutil.rmtree(folder, ignore_errors=True)
+    from sphinx.cmd.build import main as sphinx
+
     stage.lay_out(work / "source", work / "extra", os.environ.get("SITE_REPOSITORY", ""))
     options = ["-b", "html", "-j", "2", "-q", "-d", str(work / "doctrees"), "-c", str(stage.HERE)]
-    options += [
-        "-D",
-        f"html_extra_path={work / 'extra'}",
-        *([] if chosen.lenient else ["-W", "--keep-going"]),
-    ]
+    options += ["-D", f"html_extra_path={work / 'extra'}"]
+    options += [] if chosen.lenient else ["-W", "--keep-going"]
     if code := sphinx([*options, str(work / "source"), str(out)]):
         return code
     stage.copy_figures(out)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import mechsteer
 
-# The one setting that an address depends on: "owner/name" on GitHub. Without it there are no badges and no links.
+# The one setting that addresses depend on: "owner/name" on GitHub. Without it there are no badges.
 REPOSITORY = os.environ.get("SITE_REPOSITORY", "")
 
 project, author, release = "mechsteer", "the authors of mechsteer", mechsteer.__version__

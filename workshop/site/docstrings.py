@@ -1,16 +1,14 @@
 """Docstrings as the reference shows them: their sections as lists, their code as code. A Sphinx extension.
 
-Our parameters are often prose ("layers : int or sequence of int, 0-based; default ..."), which napoleon would take for
-types; here an entry is a name and what follows it.
+Our parameters are often prose ("layers : int or sequence of int, 0-based; default ..."), which napoleon would
+take for types; here an entry is a name and what follows it.
 """
 
 import re
 
 _SECTIONS = ("Parameters", "Attributes", "Returns", "Raises", "Notes")
 _ENTRY = {
-    "Parameters": re.compile(
-        r"(\*{0,2}\w[\w*, ]*?)(?: ?: (.*))?"
-    ),  # without a colon, what follows is indented
+    "Parameters": re.compile(r"(\*{0,2}\w[\w*, ]*?)(?: ?: (.*))?"),  # "name : what", or names alone
     "Returns": re.compile(r"(\w+(?:, \w+)*) : (.*)"),
     "Raises": re.compile(r"([A-Z]\w+(?:, [A-Z]\w+)*)  (.*)"),
 }

@@ -1,4 +1,4 @@
-"""What Markdown links to, as the site shows it: figures that move, sounds that play where they are named, formulas.
+"""What Markdown links to, as the site shows it: figures that move, sounds that play where they are named.
 
 A Sphinx extension; formulas become MathML, which browsers draw by themselves.
 """
@@ -18,7 +18,7 @@ from .notebook import live_figure
 
 
 class Figures(SphinxTransform):
-    """A paragraph that is one picture of figures/ becomes the live figure; a light screenshot gets its dark twin."""
+    """A paragraph that is one picture of figures/ becomes the live figure; light ones get their dark twin."""
 
     default_priority = 500
 
@@ -41,7 +41,7 @@ class Figures(SphinxTransform):
 
 
 class Files(SphinxTransform):
-    """A link to a file of figures/ leads to it under its own name; one to a sound is marked, to be played in place."""
+    """A link to a file of figures/ leads to it under its own name; one to a sound is marked, to be played."""
 
     default_priority = 501
 

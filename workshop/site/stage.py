@@ -1,10 +1,8 @@
-"""What Sphinx reads, laid out in one folder: pages, README, notebooks, their pictures; links follow them there."""
+"""What Sphinx reads, laid out in one folder: pages, README, notebooks, their pictures; links follow them."""
 
-import filecmp
 import json
 import os
 import re
-import shutil
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -20,45 +18,29 @@ _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]*)(#[^)\s]*)?\)"
 
 
 def lay_out(source: Path, extra: Path, repository: str = "") -> None:
-    """Write the sources into `source` and files for the pages into `extra`; what hasn't changed is left alone.
+    """Write what Sphinx reads into `source`, and files that pages name into `extra`.
 
     `repository` is "owner/name" on GitHub: with it notebooks get badges, and files that are no pages links.
     """
-    written = set()
-
-    def write(place: str, text: str) -> None:
-        written.add(source / place)
-        _write(source / place, text)
-
     for page in sorted([*HERE.rglob("*.md"), *map(ROOT.joinpath, PAGES)]):
         origin = page.relative_to(ROOT).as_posix()
         text = follow(page.read_text(encoding="utf-8"), origin, repository)
-        write(placed(origin), _filled(text))
+        _write(source / placed(origin), _filled(text).encode())
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         origin = path.relative_to(ROOT).as_posix()
         page, pictures = notebook.as_page(json.loads(path.read_text(encoding="utf-8")), path.stem, repository)
         for cell in page["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = follow("".join(cell["source"]), origin, repository)
-        write(origin, json.dumps(page))
+        _write(source / origin, json.dumps(page).encode())
         for name, png in pictures.items():
-            written.add(extra / "plots" / name)
             _write(extra / "plots" / name, png)
-    if not (source / "figures").exists():
-        (source / "figures").symlink_to(ROOT / "figures")
-    for folder in (source, extra):
-        for path in [
-            p for p in folder.rglob("*") if p.is_file() and not p.is_relative_to(source / "figures")
-        ]:
-            if path not in written:
-                path.unlink()
+    (source / "figures").symlink_to(ROOT / "figures")
 
 
-def _write(path: Path, content: str | bytes) -> None:
-    content = content.encode() if isinstance(content, str) else content
-    if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def placed(origin: str) -> str | None:
@@ -72,10 +54,10 @@ def placed(origin: str) -> str | None:
 
 
 def follow(text: str, origin: str, repository: str = "") -> str:
-    """Markdown with its links as they are on the site, for a page that stands at `origin` in the repository.
+    """Markdown with its links as they are on the site, for a page at `origin` in the repository.
 
-    Anchors are written small, as Sphinx has them and Jupyter hasn't. A link to a file that is no page leads to
-    the repository where there is one, and else is text only.
+    Anchors are written small, as Sphinx has them and Jupyter hasn't. A link to a file that is no page leads
+    to the repository where there is one, and else is text only.
     """
     home, here = PurePosixPath(origin).parent, PurePosixPath(placed(origin)).parent
 
@@ -142,15 +124,9 @@ def _names() -> str:
 
 
 def copy_figures(out: Path) -> None:
-    """Copy the files of figures/ that the built pages link to, and no others; their pages bring Plotly along."""
-    used = {"figures/plotly.min.js"}
+    """Copy the files of figures/ that built pages link to, and no others; their pages bring Plotly along."""
+    used, link = {"figures/plotly.min.js"}, re.compile(r'(?:src|href)="(?:\.\./)*(figures/[^"#?]+)"')
     for page in out.rglob("*.html"):
-        if not page.is_relative_to(out / "figures"):
-            found = re.findall(
-                r'(?:src|href|data-full)="(?:\.\./)*(figures/[^"#?]+)"', page.read_text("utf-8")
-            )
-            used |= set(map(unquote, found))
+        used |= set(map(unquote, link.findall(page.read_text(encoding="utf-8"))))
     for name in sorted(used):
-        if not (out / name).is_file() or not filecmp.cmp(ROOT / name, out / name, shallow=False):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, out / name)
+        _write(out / name, (ROOT / name).read_bytes())
