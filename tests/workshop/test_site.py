@@ -68,7 +68,8 @@ def tab(chrome):
 
 
 def pages(built: Path) -> list[str]:
-    return sorted(path.relative_to(built).as_posix() for path in built.rglob("*.html"))
+    found = (path.relative_to(built).as_posix() for path in built.rglob("*.html"))
+    return sorted(page for page in found if not page.startswith("_static/"))  # the theme's own templates
 
 
 def with_element(built: Path, mark: str) -> str:

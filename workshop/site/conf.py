@@ -34,6 +34,7 @@ suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "config.cache"]
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
 html_css_files, html_js_files = ["site.css"], ["site.js"]
+html_context = {"default_mode": "auto"}
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
 html_theme_options = {
@@ -47,7 +48,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_dark_style": "github-dark",
     "icon_links": [
         {"name": "GitHub", "url": f"https://github.com/{REPOSITORY}", "icon": "fa-brands fa-github"}
     ]

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import mechsteer
 
+from ..suite.notebook_text import contents_table
 from . import notebook
 
 HERE = Path(__file__).parent
@@ -84,9 +85,9 @@ def _filled(text: str) -> str:
 
 
 def _notebooks() -> str:
-    names = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
-    lines = [f"{notebook.short_title(name)} <{name}>" for name in names]
-    return "\n".join(["```{toctree}", ":maxdepth: 1", "", *lines, "```"])
+    shelf = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    lines = [f"{notebook.short_title(path.stem)} <{path.stem}>" for path in shelf]
+    return "\n".join([contents_table(shelf), "", "```{toctree}", ":hidden:", "", *lines, "```"])
 
 
 def modules(folder: str) -> list[str]:
@@ -100,18 +101,12 @@ def modules(folder: str) -> list[str]:
 
 
 def _modules(folder: str) -> str:
-    parts = []
-    for name in modules(folder):
-        parts += [
-            f"## {name}",
-            "",
-            "```{eval-rst}",
-            f".. automodule:: mechsteer.{name}",
-            "   :members:",
-            "```",
-            "",
-        ]
-    return "\n".join(parts)
+    """Each module under a heading; then what `ms` names of modules that one needn't read."""
+    parts = [(name, f".. automodule:: mechsteer.{name}\n   :members:") for name in modules(folder)]
+    for name, module in mechsteer._OWNERS.items():
+        if module.startswith(f"{folder}._"):
+            parts.append((f"ms.{name}", f".. autofunction:: mechsteer.{module}.{name}"))
+    return "\n\n".join(f"## {heading}\n\n```{{eval-rst}}\n{rest}\n```" for heading, rest in parts)
 
 
 def _names() -> str:

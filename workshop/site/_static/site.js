@@ -1,6 +1,9 @@
 // Figures come to life when one scrolls to them, links to sounds play in place, and players of one cell can be switched.
 "use strict";
 
+// From the disk a page may not read others, so that search names pages without quoting them.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
 const ROOT = document.documentElement;
 const address = (path) => new URL(path, new URL(ROOT.dataset.content_root, location.href)).href;
 const CONFIG = { showSendToCloud: false, plotlyServerURL: "", displaylogo: false };
@@ -160,5 +163,4 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll("a.sound").forEach(playsInPlace);
   document.querySelectorAll(".cell_output .output").forEach(switches);
   document.addEventListener("play", (event) => stopOthers(event.target), true);
-  if (location.protocol === "file:" && window.DOCUMENTATION_OPTIONS) DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 });
