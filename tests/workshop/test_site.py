@@ -91,6 +91,17 @@ def test_it_is_small_and_every_link_within_it_leads_somewhere(built):
     assert not dead
 
 
+def test_every_stored_figure_lives(built):
+    plotly = "application/vnd.plotly.v1+json"
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        stored = sum(plotly in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+        page = (built / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert page.count('class="live-figure"') >= stored, path.name
+    for picture in (built / "_images").iterdir():  # what stays a picture has nothing that could live
+        assert not (ROOT / "figures" / f"{picture.stem}.json").exists()
+
+
 def test_every_page_asks_this_host_only_and_fits_a_phone(built, address, tab):
     tab.set_viewport_size(PHONE)
     wide = []
@@ -102,12 +113,23 @@ def test_every_page_asks_this_host_only_and_fits_a_phone(built, address, tab):
     assert not wide
 
 
-def test_code_of_110_characters_fits_beside_the_navigation(built, address, tab):
-    for page in [page for page in pages(built) if "notebooks/0" in page or "notebooks/1" in page]:
+_SCROLLING = """[...document.querySelectorAll('.cell_input pre')].filter(
+    box => box.offsetParent && box.scrollWidth > box.clientWidth).map(box => box.textContent)"""
+_SECONDS = """Promise.all([...document.querySelectorAll('audio')].map(player => new Promise(done => {
+    player.onloadedmetadata = () => done(player.duration);
+    player.onerror = () => done(0);
+    player.preload = 'auto';
+    player.load();
+})))"""
+
+
+def test_code_fits_beside_the_navigation_and_every_player_has_a_sound(built, address, tab):
+    heard = []
+    for page in [page for page in pages(built) if re.match(r"notebooks/\d", page)]:
         tab.goto(f"{address}/{page}")
-        scrolls = """[...document.querySelectorAll('.cell_input pre')].filter(
-            box => box.offsetParent && box.scrollWidth > box.clientWidth).map(box => box.textContent)"""
-        assert tab.evaluate(scrolls) == [], page
+        assert tab.evaluate(_SCROLLING) == [], page
+        heard += tab.evaluate(_SECONDS)
+    assert heard and min(heard) > 0.5
 
 
 def test_a_picture_becomes_a_figure_that_reacts_in_light_and_dark(built, address, tab):
