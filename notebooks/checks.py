@@ -313,7 +313,7 @@ def blinded(answer: Callable, model, codes, is_it, probe, layer: int) -> Iterato
     if after < 0.2:
         yield f"{told}: a probe that is always wrong knows all. Make it guess, at 0.5"
     told += f", and the music's own tokens are {price:.2f} nats less likely"
-    if price > 0.5:
+    if price > 0.6:
         yield f"{told}: take less away"
     return told
 
@@ -368,7 +368,9 @@ def other_way(answer, model, codes, gap, end, layer: int) -> Iterator[str]:
     pushed = [h + h.new_tensor(v) for v in (0 * gap, gap, way)]
     seen = [_run(model, codes, [last], {("resid", layer): x})[1][0][:, 1:].mean((0, 1)) for x in pushed]
     none, means, mine = (x.cpu().numpy() @ end for x in seen)
-    told = f"at a cosine of {cosine:.2f} it moves the end {(mine - none) / (means - none):.2f} times as far"
+    told = (
+        f"with cosine {cosine:.2f} it moves the last layer {(mine - none) / (means - none):.2f} times as far"
+    )
     if mine - none < 0.3 * (means - none):
         yield f"{told} towards guitar as the means do, and 0.30 is wanted: what should it share with them?"
     return f"{told} towards guitar as the difference of means does"
