@@ -3,9 +3,11 @@
 import itertools
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from scipy.stats import binomtest
 
 from mechsteer.listening import charts, power, stats
@@ -225,3 +227,14 @@ def test_a_figures_title_says_what_was_found():
     assert title(told) == "Told apart best: a / c, X told rightly 60%"
     rated = table.rename(columns={"share": "mean"}).assign(mean=[30, 60])
     assert title(charts.results(rated, design("rating"), "")) == "Which? Most: b, 60 of 100"
+
+
+def test_the_demonstration_has_the_items_and_listeners_that_its_own_table_asks_for():
+    cells = nbformat.read(ROOT / "notebooks/09_blind_listening_test.ipynb", 4).cells
+    given: dict = {}
+    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), given)
+    asked = dict(items=given["ITEMS"], runs=given["RUNS"], seed=given["SEED"])
+    careless = 2
+    assert any(f"careless={careless}," in cell.source for cell in cells)
+    needed = power.listeners_needed(0.65, 0.8, most=200, alpha=0.05 / 3, **asked)
+    assert needed == given["LISTENERS"] - careless

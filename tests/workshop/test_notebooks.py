@@ -1,5 +1,6 @@
 """The runner of the notebooks, on small notebooks written here; and the stored notebooks themselves."""
 
+import ast
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ SMALL: dict[str, dict] = {
     "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SCORES": 12, "REAL": 20},
     "06_logistic_or_mse": {"SCORES": 24, "REFITS": 2, "N": 3},
     "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 4, "N": 2},
-    "08_where_is_it_used": {"PAIRS": 3, "SECONDS": 3.6, "WINDOWS": 4, "N": 2, "CONTROLS": 1, "TUNING": 6},
+    "08_where_is_it_used": {"PAIRS": 3, "SECONDS": 3.6, "WINDOWS": 4, "N": 2, "CONTROLS": 1},
     "09_blind_listening_test": {"SCORES": 4, "ITEMS": 3, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 50},
     "10_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2} | TRIED,
 }
@@ -40,6 +41,8 @@ SMALLEST: dict[str, dict] = {
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "10_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0} | TRIED,
 }
+
+RAN: dict[str, Path] = {}  # the figures of each run by hand, which test_twice compares with a second run
 
 NOISY = """
 import sys, time
@@ -366,6 +369,13 @@ def test_a_solution_is_folded(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("path", [p for p in STORED if p.stem[:2] != "07"], ids=lambda path: path.stem)
+def test_every_parameter_of_a_notebook_can_be_given_from_outside(path):
+    (cell,) = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    named = [node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
+    assert sorted(named) == sorted(notebooks.parameters_of(path)), "one name a line, for papermill"
+
+
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_every_notebook_has_exercises_with_a_check_and_a_solution_that_runs(path):
     """An exercise's cell ends with `_ = checks.name(answer)`; the next is its solution and asserts it."""
@@ -416,6 +426,7 @@ if STORED:
         drawn = checkout / "data/runs/figures"
         assert list(drawn.glob(f"{path.stem[:2]}_*.csv"))
         assert not path.stem.startswith("00") or (drawn / "audio/00_pushed.mp3").is_file()
+        RAN[path.stem] = drawn
 
     @pytest.mark.timeout(600)
     @pytest.mark.parametrize(
