@@ -37,7 +37,7 @@ def as_page(book: dict, name: str, repository: str = "") -> tuple[dict, dict[str
 def short_title(name: str) -> str:
     """What navigation calls a notebook: `05_steer_and_listen` is "05 Steer and listen"."""
     number, _, words = name.partition("_")
-    return f"{number} {words.replace('_', ' ').capitalize()}"
+    return f"{number} {words.replace('_', ' ').capitalize().replace(' mse', ' MSE')}"
 
 
 def _folded(metadata: dict, tags: list[str]) -> dict:
