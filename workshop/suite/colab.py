@@ -1,8 +1,8 @@
 """Let Google Colab use this checkout, on its own Python and torch: `python -m workshop.suite.colab`.
 
-Colab's page talks to Colab's Python and to what is installed there, so an environment of our own can't be used.
-What the session lacks is installed beside what it has, in versions of the day; its torch, which fits its GPU,
-stays. Nothing happens outside Colab.
+Colab's page talks to Colab's Python and what is installed there, so the locked environment can't be used.
+What the session lacks is installed beside what it has, in versions of the day; its torch, which fits its
+GPU, stays. Nothing happens outside Colab.
 """
 
 import importlib.util
