@@ -36,6 +36,7 @@ TARGETS = {
     "orchestra",
     "tiny",
     "study",
+    "site",
     "clean",
 }
 
