@@ -77,9 +77,9 @@ def steering_panel(
 
 @functools.cache
 def _mel(rate: int) -> np.ndarray:
-    import librosa
+    from torchaudio.functional import melscale_fbanks
 
-    return librosa.filters.mel(sr=rate, n_fft=N_FFT, n_mels=BANDS, norm=None)
+    return melscale_fbanks(N_FFT // 2 + 1, 0, rate / 2, BANDS, rate, None, "slaney").numpy().T
 
 
 class SteeringPanel(anywidget.AnyWidget):
