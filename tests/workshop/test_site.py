@@ -155,6 +155,8 @@ def test_a_picture_becomes_a_figure_that_reacts_in_light_and_dark(built, address
     tab.evaluate("document.querySelector('.live-figure').scrollIntoView()")
     tab.wait_for_selector(".live-figure.is-live .js-plotly-plot .main-svg")
     assert tab.evaluate(f"{plot}._fullLayout.font.color") != light
+    sheet = "getComputedStyle(document.querySelector('.cell_output .live-figure').closest('.output'))"
+    assert tab.evaluate(f"{sheet}.backgroundColor") == "rgba(0, 0, 0, 0)"
     tab.click(".theme-switch-button >> visible=true")  # and back, while it is shown
 
 
