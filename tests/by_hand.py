@@ -19,7 +19,7 @@ def pick(logits: torch.Tensor, generators) -> torch.Tensor:
     guided = uncond + (cond - uncond) * GUIDANCE
     smallest = guided.sort(dim=-1).values[..., -TOP_K, None]
     guided = guided.masked_fill(guided < smallest, -torch.inf)
-    token = (guided + noise(generators, *guided.shape[1:])).argmax(-1)
+    token = (guided + noise(generators, *guided.shape[1:]).to(guided.device)).argmax(-1)
     return torch.nn.functional.one_hot(token, guided.shape[-1]).float().repeat(2, 1, 1)[:, :, None]
 
 
@@ -33,7 +33,7 @@ def gain(step: int, frame_rate: float, start=0.0, stop=None, every=1, ramp=0.0, 
 
 def edit(h, step: int, frame_rate: float, rows: list[dict], mode: str, strength: float, norm, d):
     """Activations (2 x clip, 1, ..., width), each row by its own options; `d` (..., width) is unit."""
-    out = h.clone()
+    out, d = h.clone(), d.to(h.device)
     for half, name in enumerate(("cond", "uncond")):
         for index, options in enumerate(rows):
             if options.get("branch", "both") not in ("both", name):
@@ -79,9 +79,8 @@ def with_hooks(model, prompts, seeds, n_frames: int, site: str, layers, change) 
         for layer in layers:
             hooks.callback(hook_on(layer).remove)
         hooks.callback(lm.register_forward_hook(sample).remove)
-        return lm.generate(
-            None, attributes(prompts), max_gen_len=n_frames, use_sampling=False, cfg_coef=GUIDANCE
-        )
+        options = dict(max_gen_len=n_frames, use_sampling=False, cfg_coef=GUIDANCE)
+        return lm.generate(None, attributes(prompts), **options).cpu()
 
 
 def with_nnsight(model, prompts, seeds, n_frames: int, site: str, layers, change) -> torch.Tensor:
@@ -107,7 +106,7 @@ def with_nnsight(model, prompts, seeds, n_frames: int, site: str, layers, change
             nn.output = pick(nn.output, generators)
             count += 1
         codes = tracer.result.save()
-    return codes
+    return codes.cpu()
 
 
 def attributes(prompts):

@@ -128,9 +128,8 @@ def _codec(source, package: dict) -> CompressionModel:
         try:
             return CompressionModel.get_pretrained(name)
         except OSError as error:
-            raise MissingWeights(
-                f"no codec {name!r}, which {source} needs: load it once with a connection"
-            ) from error
+            absent = f"no codec {name!r}, which {source} needs: load it once with a connection"
+            raise MissingWeights(absent) from error
     cfg = OmegaConf.create(package["xp.cfg"])
     cfg.device = "cpu"
     with warnings.catch_warnings():  # torch's, of the weight_norm that EnCodec is saved with
@@ -319,14 +318,15 @@ def check_sites(lm: LMModel, conditions: dict) -> None:
     for (site, layer), shape in seen.items():
         if shape != (1, 2, lm.dim):
             known = "mechsteer knows the modules of audiocraft 1.3 with its own (not PyTorch's) attention"
-            raise ValueError(
-                f"site {site!r} of layer {layer} should be (1, 2, {lm.dim}) and is {shape}; {known}"
-            )
+            found = f"site {site!r} of layer {layer} should be (1, 2, {lm.dim}) and is {shape}"
+            raise ValueError(f"{found}; {known}")
 
 
 def move(musicgen: MusicGen, device: torch.device, dtype: torch.dtype) -> None:
     """The language model to `device` and `dtype`; the codec and a T5 encoder stay float32, and off MPS."""
     musicgen.lm.to(device=device, dtype=dtype)
+    if (rope := musicgen.lm.transformer.rope) and rope.rotation is not None:
+        rope.rotation = rope.rotation.to(device)  # no buffer, so it stays where it was
     musicgen.compression_model.to("cpu" if device.type == "mps" else device)
     musicgen.device = musicgen.lm.condition_provider.device = device
     for conditioner in musicgen.lm.condition_provider.conditioners.values():

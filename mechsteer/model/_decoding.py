@@ -21,24 +21,25 @@ class Decoding:
     ----------
     conditions : audiocraft's condition tensors, of the clips and, under guidance, then of their other halves
     sampler : Sampler, with the clips' random numbers
-    plan : Plan, which may be replaced between steps
+    plan : Plan, which `steer` replaces between steps
     n_frames : int, of the window that is decoded
     start : (clip, codebook, frame) codes to go on from, fewer than `n_frames`
     before : frames before this window: its sequence step s is step `before` + s of the plan
-    graph : replay the step as a CUDA graph. `static` is the same step uncaptured, for any device.
+    graph : replay the step as a CUDA graph; default: on CUDA. `static` is the same step uncaptured.
     """
 
     def __init__(
-        self, engine, conditions, sampler, plan, n_frames, start=None, before=0, graph=False, static=False
+        self, engine, conditions, sampler, plan, n_frames, start=None, before=0, graph=None, static=False
     ):
-        self.engine, self.sampler, self.plan, self.before = engine, sampler, plan, before
-        self.graph, self.static, self.graphs, self.seen = graph, graph or static, {}, None
+        self.engine, self.sampler, self.before = engine, sampler, before
+        self.graph = engine.device.type == "cuda" if graph is None else graph
+        self.static, self.fed, self.seen = self.graph or static, 0, None
+        self.steer(plan)
         if start is None:
             start = torch.empty(len(sampler.generators), engine.shape[0], 0, dtype=torch.long)
         self.text, self.start = engine.text(conditions), start
         self.lay_out(n_frames)
-        self.fed, self.known = 0, self.pattern.get_first_step_with_timesteps(start.shape[-1])
-        self.first = self.known
+        self.known = self.first = self.pattern.get_first_step_with_timesteps(start.shape[-1])
         room = -(-self.n_steps // BUCKET) * BUCKET if self.static else self.n_steps
         engine.positions(self.n_steps)
         sizes = len(engine.layers), 2, len(self.text[0][0]), engine.n_heads, room, engine.layers[0].heads[1]
@@ -46,13 +47,16 @@ class Decoding:
         self.at, self.steps = (torch.arange(n, device=engine.device) for n in (1, room))
         sampler.begin(self.known, engine.shape, engine.device)
 
+    def steer(self, plan) -> None:
+        self.plan, self.graphs = plan, {}  # {length: None, or its graph and what was `seen` in it}
+
     def lay_out(self, n_frames: int, chosen: torch.Tensor | None = None) -> None:
         """Lay `start` out in the pattern of `n_frames`, and the steps `chosen`; the rest of it is to come."""
         self.pattern = self.engine.lm.pattern_provider.get_pattern(n_frames)
         whole = torch.full((*self.start.shape[:2], n_frames), UNKNOWN, device=self.engine.device)
         whole[..., : self.start.shape[-1]] = self.start
         self.sequence, _, self.mask = self.pattern.build_pattern_sequence(whole, self.engine.shape[1])
-        self.n_steps, self.n_frames = len(self.pattern.layout), n_frames
+        self.n_steps, self.n_frames, self.graphs = len(self.pattern.layout), n_frames, {}
         if chosen is not None:
             self.sequence[..., : chosen.shape[-1]] = chosen
 
@@ -91,23 +95,20 @@ class Decoding:
         """The step at fixed addresses: which one it is stands in a tensor, and later steps are masked."""
 
         def run():
-            mask = (self.steps[:length] <= self.at)[None, None, None]
+            later = (self.steps[:length] > self.at)[None, None, None]
+            mask = self.caches.new_zeros(later.shape).masked_fill(later, -torch.inf)
             self._advance(self.at, self.at + 1, self.at + self.before, length, mask)
 
         self.at.fill_(self.known - 1)
-        if not self.graph:
-            return run()
-        if length not in self.graphs:
-            kept, side = self.sequence.clone(), torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                run()  # libraries choose their kernels and workspaces now
-            torch.cuda.current_stream().wait_stream(side)
-            self.sequence.copy_(kept)
-            self.graphs[length] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graphs[length]):
+        if not self.graph or length not in self.graphs:
+            self.graphs[length] = None
+            return run()  # the first time, for libraries to choose their kernels and workspaces
+        if self.graphs[length] is None:
+            with torch.cuda.graph(graph := torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
                 run()
-        self.graphs[length].replay()
+            self.graphs[length] = graph, self.seen and dict(self.seen)
+        self.graphs[length][0].replay()
+        self.seen = self.graphs[length][1]
 
     def codes(self) -> torch.Tensor:
         """(clip, codebook, frame) of the window, `UNKNOWN` where they are to come."""
@@ -131,8 +132,7 @@ def decode(model, prompts, rows, start, sampler: Sampler, n_frames: int, tell: C
     planned = plan(rows, n_steps, model, ("cond", "uncond") if both else ("cond",))
     if (engine := model.engine) is not None:
         texts = [*prompts, *[None] * len(prompts)] if both else prompts
-        conditions, graph = model.conditions(texts, len(texts)), model.device.type == "cuda"
-        clips = Decoding(engine, conditions, sampler, planned, n_frames, start, graph=graph)
+        clips = Decoding(engine, model.conditions(texts, len(texts)), sampler, planned, n_frames, start)
         while not clips.done:
             clips.step()
             tell()

@@ -15,7 +15,14 @@ from ._audiocraft import sines
 from .effects import Plan
 
 PACKED = 500_000_000  # parameters; a second copy of more would fill a laptop
-attention = F.scaled_dot_product_attention
+
+
+def attention(q, k, v, mask=None, is_causal=False):
+    """PyTorch's; plain products for one step in float32 on CUDA, for which its kernel takes longer."""
+    if q.shape[2] > 1 or q.dtype != torch.float32 or q.device.type != "cuda":
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    return (scores if mask is None else scores + mask).softmax(-1) @ v
 
 
 class Engine:
@@ -102,12 +109,11 @@ class Engine:
             return plan.at(h, site, layer, when) if (site, layer) in plan else h
 
         for i, layer in list(enumerate(self.layers))[layers]:
-            q, k, v = layer.queries_keys_values(x, turns)
+            q, *kv = qkv = layer.queries_keys_values(x, turns)
             if caches is not None:
-                keys, values = caches[i]
-                keys[:, :, at], values[:, :, at] = k, v
-                k, v = (k, v) if alone else (keys[:, :, :length], values[:, :, :length])
-            y = steered(attention(q, k, v, mask, is_causal=alone).transpose(1, 2), "heads", i)
+                caches[i][:, :, :, at] = qkv[1:]
+                kv = kv if alone else caches[i][:, :, :, :length]
+            y = steered(attention(q, *kv, mask, is_causal=alone).transpose(1, 2), "heads", i)
             x = x + steered(layer.out(y.reshape(x.shape)), "attn", i)
             x = x + steered(layer.listen(x, *text[i]), "cross", i)
             x = x + steered(layer.think(x), "mlp", i)
@@ -135,15 +141,18 @@ class _Layer:
         return x.view(*x.shape[:2], *self.heads).transpose(1, 2)
 
     def queries_keys_values(self, x, turns):
+        """(3, row, head, step, d_head)."""
         qkv = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, *self.heads)
-        q, k, v = qkv.unbind(2)
         if turns is not None:  # the pairs of features of queries and keys, as complex numbers
             pairs = qkv[:, :, :2].float().view(*x.shape[:2], 2, self.heads[0], -1, 2)
-            q, k = torch.view_as_real(torch.view_as_complex(pairs) * turns).to(x.dtype).flatten(-2).unbind(2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            pairs = torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
+            qkv = torch.cat([pairs.to(x.dtype), qkv[:, :, 2:]], 2)
+        return qkv.permute(2, 0, 3, 1, 4)
 
     def text(self, text):
-        return *(self.split(project(text)) for project in self.kv), self.mask(text)
+        if (mask := self.mask(text)) is not None:
+            mask = text.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        return *(self.split(project(text)) for project in self.kv), mask
 
     def listen(self, x, keys, values, mask):
         y = attention(self.split(self.q(self.norm_cross(x))), keys, values, mask)

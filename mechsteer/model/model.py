@@ -309,9 +309,8 @@ class Model:
                 start = None if starts[0] is None else torch.stack(starts[some])
                 sampler = Sampler(seeds[some], guidance, temperature, top_k)
                 with memory_told("give a smaller batch_size or a shorter duration"), self.alone("generate"):
-                    codes.append(
-                        decode(self, prompts[some], rows[some], start, sampler, n_frames, bar.update)
-                    )
+                    made = decode(self, prompts[some], rows[some], start, sampler, n_frames, bar.update)
+                codes.append(made)
         codes, name = torch.cat(codes), f"{self.name} {self.hash}"
         facts = (prompts, seeds, rows, name, settings, self.ears)
         return Generation(self.decode(codes), codes, self.sample_rate, *facts)

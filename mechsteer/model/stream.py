@@ -123,8 +123,7 @@ class Stream:
 
         Raises ValueError as `generate` does, and for a ramp: it would have to know when it is going to end.
         """
-        rate = self.model.frame_rate
-        rows = each(steering, len(self.prompts), "steerings")
+        rate, rows = self.model.frame_rate, each(steering, len(self.prompts), "steerings")
         check(rows, self.n_frames or int(3600 * rate), self.model, self.halves)
         if any(part.ramp for row in rows if row is not None for part in row.parts):
             raise ValueError("a stream's steering can end at any moment, which a ramp can't: give ramp=0")
@@ -156,7 +155,7 @@ class Stream:
     def _plan(self, since: int) -> None:
         """Have what the schedule says from sequence step `since` on."""
         steps = self.before + self.clips.n_steps
-        self.clips.plan = plan(self._steerings(since), steps, self.model, self.halves)
+        self.clips.steer(plan(self._steerings(since), steps, self.model, self.halves))
 
     def _codes(self) -> torch.Tensor:
         """(clip, codebook, frame) so far; the last ones lack some codebooks."""
@@ -180,7 +179,7 @@ class Stream:
         if fresh:  # what ended before has been heard again
             self._plan(self._now())
         if self.read is not None:
-            self.seen[self.before + self.clips.fed - 1] = self.clips.seen[self.read][: len(self.prompts), -1]
+            self.seen[self._now() - 1] = self.clips.seen[self.read][: len(self.prompts), -1].clone()
 
     def __iter__(self):
         return self
@@ -234,14 +233,8 @@ class Stream:
         codes, rate = self._codes().cpu(), self.model.frame_rate
         how = {name: getattr(self.sampler, name) for name in ("guidance", "temperature", "top_k")}
         how |= dict(duration=self.n_frames / rate, prompt_frames=0, window=self.window / rate)
-        facts = (
-            self.prompts,
-            self.seeds,
-            self._steerings(),
-            f"{self.model.name} {self.model.hash}",
-            how,
-            self.model.ears,
-        )
+        name = f"{self.model.name} {self.model.hash}"
+        facts = self.prompts, self.seeds, self._steerings(), name, how, self.model.ears
         return Generation(self.model.decode(codes), codes, self.model.sample_rate, *facts)
 
 
@@ -249,8 +242,7 @@ class Stream:
 def codec_reach(model, frames: int = 100) -> tuple[int, int]:
     """Frames before and after a frame that its sound depends on, by more than `FAINT`; measured on noise."""
     codec, card, middle = model.codec, model.lm.card, frames // 2
-    noise = torch.Generator().manual_seed(0)
-    codes = torch.randint(card, (1, codec.num_codebooks, frames), generator=noise)
+    codes = torch.randint(card, (1, codec.num_codebooks, frames), generator=torch.Generator().manual_seed(0))
     other = codes.clone()
     other[..., middle] = (codes[..., middle] + card // 2) % card
     change = _audiocraft.sound(codec, codes)[0] - _audiocraft.sound(codec, other)[0]

@@ -66,9 +66,8 @@ def tracing_generation(
     @torch.no_grad()
     def generate(told):
         with sampled(model.lm, sampler, both_halves(sampler, prompts, rows)):
-            codes = model.lm.generate(
-                None, told, max_gen_len=frames, use_sampling=False, cfg_coef=guidance, two_step_cfg=False
-            )
+            options = dict(use_sampling=False, cfg_coef=guidance, two_step_cfg=False)
+            codes = model.lm.generate(None, told, max_gen_len=frames, **options)
         sampler.check()
         return codes
 

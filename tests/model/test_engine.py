@@ -26,12 +26,14 @@ from torch.utils._pytree import tree_map_only
 
 import mechsteer as ms
 from mechsteer import paths
+from mechsteer.model import _audiocraft
 from mechsteer.model import _engine as engine_module
 from mechsteer.model._decoding import BUCKET, Decoding
 from mechsteer.model._engine import Engine
 from mechsteer.model.effects import Plan, plan
 from mechsteer.model.sampling import Sampler
 from mechsteer.model.steering import MODES, Steering
+from mechsteer.tiny.loading import load_embedded
 
 SITES = ("resid", "attn", "heads", "cross", "mlp")
 ROWS = [
@@ -65,7 +67,7 @@ class ByHand:
         if self.top_k:
             smallest = score.sort(dim=-1).values[..., -self.top_k, None]
             score = score.masked_fill(score < smallest, -torch.inf)
-        score = score / self.temperature + drawn if self.temperature else score
+        score = score / self.temperature + drawn.to(score.device) if self.temperature else score
         first, second = score.topk(2, dim=-1).values.unbind(-1)
         self.gaps[self.steps] = first - second
         token = torch.nn.functional.one_hot(score.argmax(-1), shape[1])
@@ -99,8 +101,9 @@ def by_hand(model, prompts, seeds, frames, site="resid", change=None, start=None
             hooks.callback(hooked(model, site, layer, act).remove)
         hooks.callback(model.lm.register_forward_hook(sample).remove)
         options = dict(use_sampling=False, cfg_coef=3.0, two_step_cfg=False)
+        start = None if start is None else start.to(model.device)
         codes = model.lm.generate(start, attributes(prompts), max_gen_len=frames, **options)
-    return codes, sample.gaps
+    return codes.cpu(), sample.gaps
 
 
 class Noted(Sampler):
@@ -262,7 +265,7 @@ def in_the_engine(model, sequence, prompts):
     text, every = engine.text(model.conditions(prompts, len(sequence))), slice(0, steps)
     whole = engine.logits(sequence, text, Plan(), every, every)
     sizes = len(engine.layers), 2, len(sequence), model.n_heads, steps, model.d_head
-    caches, single = torch.zeros(sizes, dtype=model.dtype), []
+    caches, single = torch.zeros(sizes, dtype=model.dtype, device=model.device), []
     for s in range(steps):
         at = slice(s, s + 1)
         single.append(engine.logits(sequence[..., at], text, Plan(), at, at, caches, s + 1))
@@ -327,10 +330,10 @@ def test_the_step_at_fixed_addresses_gives_the_tokens_of_the_sliced_one(model, m
             sampler, planned = Noted([1, 2, 3], 3.0, 1.0, 50), plan(rows, frames + 10, model)
             conditions = model.conditions(TEXTS[:3] + [None] * 3, 6)
             with torch.no_grad():
-                clips = Decoding(model.engine, conditions, sampler, planned, frames, start, static=static)
+                clips = Decoding(model.engine, conditions, sampler, planned, frames, start, 0, False, static)
                 while not clips.done:
                     clips.step()
-            found.append(clips.codes())
+            found.append(clips.codes().cpu())
         assert clips.caches.shape[-2] % BUCKET == 0
         same(found[1], found[0], sampler.gaps)
 
@@ -398,6 +401,13 @@ def test_a_step_can_be_captured(model):
         with FAKE, OnTheDevice():
             clips._replay(BUCKET)
         assert clips.sequence.device.type == "cuda"
+
+
+def test_rotary_positions_move_with_the_model():
+    """They are kept in a plain tensor, which `lm.to` leaves behind; every machine has the device "meta"."""
+    musicgen = load_embedded()
+    _audiocraft.move(musicgen, torch.device("meta"), torch.float32)
+    assert musicgen.lm.transformer.rope.rotation.device.type == "meta"
 
 
 # Packed weights

@@ -365,7 +365,7 @@ def test_readings_are_those_of_a_trace(model, site):
     assert readings.shape == (2, frames, *(wide if site == "heads" else (model.d_model,)))
     with model.trace(take.codes, prompts):
         h = getattr(model, site)[layer].save()
-    np.testing.assert_allclose(readings, h[:, model.valid_steps(frames)].numpy(), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(readings, h[:, model.valid_steps(frames)].cpu().numpy(), atol=1e-4, rtol=1e-4)
     plain = model.stream(prompts, 0.8, SEEDS[:2], [None, strong]).finish()
     assert torch.equal(plain.codes, take.codes)  # reading changes nothing
 
@@ -379,7 +379,7 @@ def test_readings_follow_a_change_on_the_way(model):
     frames, take = stream.frames, stream.finish()
     with model.trace(take.codes, "jazz piano"):
         h = model.resid[2].save()
-    found, wanted = np.concatenate(readings, 1), h[:, model.valid_steps(frames)].numpy()
+    found, wanted = np.concatenate(readings, 1), h[:, model.valid_steps(frames)].cpu().numpy()
     assert found.shape == wanted.shape
     played = 3 * stream.chunk - model.n_codebooks  # then finer codebooks were chosen again
     np.testing.assert_allclose(found[:, :played], wanted[:, :played], atol=1e-4, rtol=1e-4)
