@@ -276,7 +276,7 @@ def measured(shape: Shape, name: str, options) -> None:
     frames, other = options.frames or shape.frames, None
     torch.manual_seed(0)
     made = musicgen(shape, options.device)
-    model = Model(made, name, device=options.device, dtype=options.dtype)
+    model = Model(made, name, "random", device=options.device, dtype=options.dtype)
     made.autocast.enabled = False  # weights are of one dtype here; `generate` doesn't use autocast either
     if "transformers" in options.arms:
         other = in_transformers(shape, options.device, model.dtype)
