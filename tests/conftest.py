@@ -47,6 +47,27 @@ def meta_folder(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("checkpoints") / "musicgen-thin", CACHE)
 
 
+@pytest.fixture(scope="session")
+def cluster():
+    """Ray with room for two workers, again where a busy machine doesn't get it up in the time it allows.
+
+    Those who use it are in the group "ray": on one worker, so that Ray starts once.
+    """
+    import ray
+
+    options = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
+    for last in (*[False] * 5, True):
+        try:
+            ray.init(num_cpus=2, num_gpus=0, **options)
+            break
+        except Exception as error:
+            ray.shutdown()
+            if last or "timed out during startup" not in str(error):
+                raise
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session", params=MODELS)
 def model(request):
     """A loaded Model in float32 on the CPU: one from `meta_folder`, and the embedded one."""

@@ -541,25 +541,10 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_p
     assert cut_short >= 10, "most kills should come before the end"
 
 
-def begin_ray(**options) -> None:
-    """`ray.init`, again where a busy machine doesn't get Ray's processes up in the 30 s they are given."""
-    import ray
-
-    for last in (False, False, False, True):
-        try:
-            ray.init(log_to_driver=False, logging_level="error", include_dashboard=False, **options)
-            return
-        except Exception as error:
-            ray.shutdown()
-            if last or "timed out during startup" not in str(error):
-                raise
-
-
+@pytest.mark.xdist_group("ray")
 def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
-    small_model, tmp_path, monkeypatch
+    small_model, cluster, tmp_path, monkeypatch
 ):
-    import ray
-
     model = small_model
     monkeypatch.setattr(_job, "BLOCK", 2)
     table = coded(model, [2 + i % 5 for i in range(24)])
@@ -581,11 +566,7 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
             return super().process(block, rows)
 
     monkeypatch.setattr("mechsteer.activations.collect.Worker", Mortal)
-    begin_ray(num_cpus=2, num_gpus=0)
-    try:
-        spread = quietly(model, table, out=tmp_path / "ray", engine="ray", workers=2).load()
-    finally:
-        ray.shutdown()
+    spread = quietly(model, table, out=tmp_path / "ray", engine="ray", workers=2).load()
     assert victim.exists()
     alone = quietly(model, table, out=tmp_path / "alone").load()
     xr.testing.assert_allclose(spread, alone, rtol=1e-5, atol=1e-6)

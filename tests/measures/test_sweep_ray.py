@@ -11,7 +11,10 @@ import pytest
 
 import mechsteer as ms
 from mechsteer import _ray
+from mechsteer.activations import _job
 from mechsteer.measures import _sweep
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +28,6 @@ def sweep(model, **options) -> pd.DataFrame:
     steerings = {"two directions": [ms.Steering(v, layers=[1], norm=5.0) for v in vectors]}
     options = {"duration": 3.0, "batch_size": 2, "progress": False} | options
     return ms.dose_response(model, steerings, ["jazz piano", None], [0.5, 1.0], 2, 5, **options)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Ray with room for two workers, again where a busy machine doesn't get it up in the time it allows."""
-    import ray
-
-    for last in (*[False] * 5, True):
-        try:
-            ray.init(num_cpus=2, num_gpus=0, log_to_driver=False, include_dashboard=False)
-            break
-        except Exception as error:
-            ray.shutdown()
-            if last or "timed out during startup" not in str(error):
-                raise
-    yield
-    ray.shutdown()
 
 
 def test_two_workers_give_the_table_of_one_process_though_one_is_killed(tiny, cluster, tmp_path, monkeypatch):
@@ -80,7 +66,7 @@ def test_a_model_that_a_worker_cant_load_again_is_one_sentence(tiny, cluster, mo
         sweep(tiny, engine="ray", workers=1)
     monkeypatch.setattr(tiny.musicgen, "name", "made by hand")
     with pytest.raises(FileNotFoundError, match="^no model 'made by hand'"):
-        sweep(tiny, engine="ray", workers=1)
+        _job.again(tiny)(gpu=False)  # as a worker does
 
 
 @pytest.mark.parametrize(

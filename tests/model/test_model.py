@@ -502,7 +502,11 @@ def test_a_generation_is_shown_saved_and_sliced(model, tmp_path):
     assert made[1].save(tmp_path / "one.wav") == [tmp_path / "one.wav"]
 
 
-def test_importing_the_model_is_quiet():
-    run = [sys.executable, "-c", "import mechsteer.model"]
-    made = subprocess.run(run, capture_output=True, text=True, check=True)
-    assert made.stdout == made.stderr == ""
+def test_importing_the_model_is_quiet_and_leaves_audiocraft_as_it_was():
+    code = (
+        "import mechsteer.model.model\nfrom audiocraft.modules import transformer as t\n"
+        "print(t.create_sin_embedding.__module__, t.StreamingMultiheadAttention._apply_rope.__module__)"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "audiocraft.modules.transformer audiocraft.modules.transformer\n"
+    assert made.stderr == ""
