@@ -75,3 +75,13 @@ def model(request):
 
     name = request.getfixturevalue("meta_folder") if request.param == "meta" else "tiny"
     return ms.load(name, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    """A browser, for tests of pages; each opens its own page in it."""
+    import browser
+
+    require(browser.CHROME, "chromium")
+    with browser.browser() as started:
+        yield started

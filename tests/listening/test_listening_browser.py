@@ -8,14 +8,11 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from browser import (
-    CHROME,
-    browser,
     command,
     jupyterlab,
     kernel_processes,
@@ -25,7 +22,6 @@ from browser import (
     ready,
     run_all,
 )
-from conftest import require
 from listening_clips import make
 
 from mechsteer.listening.answers import AnswerStore
@@ -34,13 +30,6 @@ from mechsteer.show.saving import numbers_hash, stored_figure
 
 PICTURES = os.environ.get("MECHSTEER_PICTURES")
 QUICK = {"listen": 0.3, "headphones": 1, "practice": 1}
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator:
-    require(CHROME, "chromium")
-    with browser() as running:
-        yield running
 
 
 def state(tab, name: str) -> None:

@@ -1,39 +1,15 @@
 """Saved pages and shown figures in a real browser: their toolbar uploads nothing and leads nowhere."""
 
-import contextlib
-import functools
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
 import browser
 import nbformat
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from conftest import require
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mechsteer.show import saving
 
 BUTTONS = "() => [...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title || b.href || '')"
-
-
-@contextlib.contextmanager
-def served(folder):
-    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    require(browser.CHROME, "chromium")
-    with browser.browser() as chrome:
-        yield chrome
 
 
 @pytest.mark.filterwarnings("ignore:.*was not written")
@@ -43,7 +19,7 @@ def test_a_saved_page_has_no_upload_in_its_toolbar(chrome, tmp_path, monkeypatch
     saving.save_figure(fig, pd.DataFrame({"y": [1, 2]}), "02_line", tmp_path)
     fig.write_html(tmp_path / "plain.html", include_plotlyjs="directory")
     shown = {}
-    with served(tmp_path) as address:
+    with browser.served(tmp_path) as address:
         for name in ("02_line", "plain"):
             with browser.page(chrome) as tab:
                 tab.goto(f"{address}/{name}.html")

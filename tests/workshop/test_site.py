@@ -1,32 +1,22 @@
 """The site, built once from what is stored and walked through in a real browser: no other host is asked."""
 
 import doctest
-import functools
-import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import browser
 import pytest
-from conftest import ROOT, require
+from conftest import ROOT
 
 from workshop.site import notebook, stage
 from workshop.site.docstrings import as_rest
 
 REFERENCE = sorted(path.stem for path in (stage.HERE / "reference").glob("*.md") if path.stem != "index")
 PHONE = {"width": 390, "height": 844}
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +33,8 @@ def built(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def address(built):
     """Where the site is served, on this machine only."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=built))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    require(browser.CHROME, "chromium")
-    with browser.browser() as started:
-        yield started
+    with browser.served(built) as place:
+        yield place
 
 
 @pytest.fixture
