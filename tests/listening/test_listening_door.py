@@ -18,11 +18,10 @@ import pytest
 import websocket
 from browser import listening_page, page
 from listening_clips import make
-from test_listening_browser import (  # noqa: F401  (chrome is a fixture)
+from test_listening_browser import (
     answers,
     by_keyboard,
     by_mouse,
-    chrome,
     complete,
     enter,
     finish,
@@ -332,7 +331,7 @@ def test_a_page_for_other_machines_answers_under_this_machines_names(tmp_path, c
         assert "holds no listening test" in capsys.readouterr().err
 
 
-def test_a_listener_goes_on_while_others_mean_no_good(chrome, tmp_path):  # noqa: F811
+def test_a_listener_goes_on_while_others_mean_no_good(chrome, tmp_path):
     test = make(tmp_path, items=4, listen=0.3, headphones=0, practice=0)
     with listening_page(tmp_path, "light", f"--most={PLACES}") as address, page(chrome) as tab:
         tab.goto(address, wait_until="commit")
