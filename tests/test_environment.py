@@ -69,6 +69,12 @@ def conda_pins() -> dict[str, str]:
     return {name: re.sub(r"^=([\d.]+)$", r"==\1.*", spec or "") for name, spec in split}
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there is one worker only")
+def test_several_workers_keep_each_file_on_one(request):
+    """Else fixtures are made twice; the newest pytest ignores the groups that pytest-xdist writes into names."""
+    assert request.node.nodeid.endswith("@test_environment")
+
+
 def test_conda_brings_the_same_python_and_a_uv_that_reads_the_lock():
     python = SpecifierSet(conda_pins()["python"])
     brought = [minor for minor in range(30) if python.contains(f"3.{minor}.9")]
