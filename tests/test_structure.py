@@ -31,7 +31,7 @@ WITHOUT_TORCH = [
     "directions._solvers", "directions._labels",
     "measures.describe", "measures.distances", "measures.intervals", "measures.loudness",
     "show.plots", "show.saving", "show.player",
-    "listening", "listening.export", "listening.charts", "listening.power",
+    "listening", "listening.charts", "listening.power",
     "listening.test", "listening.widget",
     "paths",
 ]  # fmt: skip

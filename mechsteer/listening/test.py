@@ -23,12 +23,37 @@ from .. import paths
 from .._shared import number, spelled
 from .answers import AnswerStore
 from .design import KINDS, Screening, gather, load_design, save_design, test_hash
-from .export import export
 from .session import Session
 from .simulation import simulate
 
 if TYPE_CHECKING:
     from .analysis import Analysis
+
+AGAIN = '''"""Make the tables and figures of this folder again: python analyse.py (needs mechsteer)."""
+
+from pathlib import Path
+
+import pandas as pd
+
+import mechsteer as ms
+
+here = Path(__file__).parent
+names = dict.fromkeys(["left", "right", "chosen", "x", "condition"], str)  # one may look like a number
+answers = pd.read_csv(here / "answers.csv", dtype=names, keep_default_na=False, na_values=[""])
+analysis = ms.ListeningTest.open(here).analyse(answers)
+print(analysis)
+analysis.save(here / "analysis")
+'''
+
+ABOUT = """# {name}: {question}
+
+A blind listening test made with mechsteer. {who}.
+
+- `design.json`: the plan, with the screening rule stated beforehand, and which sound is which
+- `stimuli/`: the sounds as listeners heard them (before dither), at {loudness} LUFS
+- `answers.csv`: every answer{whose}
+- `analysis/`: tables and figures; `python analyse.py` makes them again from the files above
+"""
 
 
 @spelled
@@ -152,10 +177,21 @@ class ListeningTest:
         `answers` are a DataFrame, by default the real ones; numbers stand for the names of real listeners.
         Raises FileExistsError if the folder exists, and ValueError for answers that can't be analysed.
         """
-        if Path(folder).exists():
+        if (folder := Path(folder)).exists():
             raise FileExistsError(f"{folder} exists; an export goes to a new folder")
-        export(self.folder, Path(folder), self.analyse(answers))
-        return Path(folder)
+        found = self.analyse(answers)
+        answers, whose = found.answers, ", of simulated listeners"
+        if not found.simulated:
+            answers = answers.assign(name=answers["listener"])
+            whose = "; listeners' names are replaced by numbers"
+        folder.mkdir(parents=True)
+        shutil.copy(self.folder / "design.json", folder)
+        shutil.copytree(self.folder / "stimuli", folder / "stimuli")
+        paths.replace(folder / "answers.csv", answers.to_csv(index=False))
+        paths.replace(folder / "analyse.py", AGAIN)
+        paths.replace(folder / "README.md", ABOUT.format(who=found.who, whose=whose, **vars(self.design)))
+        found.save(folder / "analysis")
+        return folder
 
 
 def write_page(folder: Path, test: str | Path = ".") -> None:
