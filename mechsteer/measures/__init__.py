@@ -5,6 +5,5 @@ strengths, `tradeoff` weighs what they bring against what they cost; `intervals`
 
 from .._shared import modules
 
-__getattr__, __dir__ = modules(
-    __name__, "describe judges ears kept pitch loudness distances dose tradeoff intervals"
-)
+_MODULES = "describe judges ears kept pitch loudness distances dose tradeoff intervals"
+__getattr__, __dir__ = modules(__name__, _MODULES)

@@ -162,10 +162,8 @@ def success(
             found = next((c for c in (f"{name}_{column}", column) if c in frame), None)
             if found is None:
                 raise ValueError(f"no column {name}_{column} or {column}, only {', '.join(map(str, frame))}")
-            asked = (
-                () if isinstance(wanted, tuple) else wanted if isinstance(wanted, set | list) else [wanted]
-            )
-            known = _known(frame, name, column) if found != column else None
+            asked = wanted if isinstance(wanted, set | list | tuple) else [wanted]
+            known = _known(frame, name, column) if found != column and not isinstance(wanted, tuple) else ()
             if odd := [value for value in asked if known and value not in known]:
                 hint = did_you_mean(odd[0], known, f"It hears {known}")
                 raise ValueError(f"{name} doesn't hear {column} {odd[0]!r}. {hint}")

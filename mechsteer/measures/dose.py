@@ -21,7 +21,7 @@ from .. import paths
 from .._shared import number, spelled
 from .._shared import progress as progress_bar
 from ..model._vectors import digest
-from ._sweep import Sweep
+from ._sweep import PLAIN, Cell, Sweep
 from .describe import describe, success
 from .distances import kernel_distance, texture
 from .ears.asking import Ears, heard_by, named
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..model.model import Model
     from ..model.steering import Steering, Steerings
 
-UNSTEERED = "unsteered"
+UNSTEERED = PLAIN[0]
 KEPT = ("lead", "style", "drums", "tempo_class", "mode")  # what an ear may hear of the rest
 
 
@@ -75,8 +75,7 @@ def dose_response(
     out : folder, optional
         Every finished cell is kept there under a name made from what decides its result, the model's and the
         judges' weights too. The same call finishes what is missing or damaged, and never takes what was made
-        otherwise.
-        The code isn't part of the name: after mending a measure, empty the folder.
+        otherwise. The code isn't part of the name: after mending a measure, empty the folder.
     engine, workers : "local", or "ray": so many actors with a model each, and a GPU each if there are any;
         one that dies is replaced. Each makes the unsteered clips for itself; this process writes `out`. On
         machines of one kind, with as many threads, the numbers are those of one process, bit for bit.
@@ -109,10 +108,9 @@ def dose_response(
     settings = {"duration": duration, **options}
     several = {name: [of] if hasattr(of, "parts") else of for name, of in steering_by_name.items()}
     cells = [(name, float(x), tuple(x * s for s in of)) for name, of in several.items() for x in strengths]
-    unsteered = (UNSTEERED, 0.0, (None,))
     files = {}
     if out is not None:
-        files = _files(Path(out), model, {**rows, **settings, "start": start}, heard, [unsteered, *cells])
+        files = _files(Path(out), model, {**rows, **settings, "start": start}, heard, [PLAIN, *cells])
     kept = {cell: paths.read_table(file, file.stem) for cell, file in files.items()}
     done = {cell: frame for cell, frame in kept.items() if frame is not None}
     todo = [cell for cell in cells if cell not in done]
@@ -120,7 +118,7 @@ def dose_response(
     measure = functools.partial(_measured, n=n, start=start, ears=ears)
     sweep = Sweep(rows, settings | {"batch_size": batch_size}, n, measure)
     together = max(1, batch_size // n)
-    pieces = [] if unsteered in done else [[unsteered]]
+    pieces = [] if PLAIN in done else [[PLAIN]]
     pieces += [todo[at : at + together] for at in range(0, len(todo), together)]
     with progress_bar(total=(len(cells) + 1) * n, unit="clip", show=progress) as bar:
         bar.update(len(done) * n)
@@ -130,7 +128,7 @@ def dose_response(
                 if cell in files:
                     paths.write_table(frame, files[cell], files[cell].stem)
             bar.update(len(frames) * n)
-    return pd.concat([done[cell] for cell in [unsteered, *cells]], ignore_index=True)
+    return pd.concat([done[cell] for cell in [PLAIN, *cells]], ignore_index=True)
 
 
 def _measured(model, generation, twins, n, start, ears, name, strength) -> pd.DataFrame:
@@ -147,18 +145,12 @@ def _measured(model, generation, twins, n, start, ears, name, strength) -> pd.Da
     return frame
 
 
-def _files(
-    folder: Path, model: Model, settings: dict, ears: Mapping[str, Any], cells: Sequence[tuple]
-) -> dict[tuple, Path]:
+def _files(folder, model, settings: dict, ears: Mapping, cells: Sequence[Cell]) -> dict[Cell, Path]:
     """The file of every cell, named by what decides its result: weights of model and judges, and settings."""
     made = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
-    known = weights_path("cnn").parent / KNOWN
-    judges = [
-        (made(weights_path(name)), made(known))
-        if name in JUDGES
-        else (name, str(getattr(ear, "keywords", "")))
-        for name, ear in ears.items()
-    ]
+    ours = lambda name: (made(weights_path(name)), made(weights_path(name).with_name(KNOWN)))
+    theirs = lambda name: (name, str(getattr(ears[name], "keywords", "")))
+    judges = [ours(name) if name in JUDGES else theirs(name) for name in ears]
     plain = {key: np.asarray(v).tolist() if key == "audio_prompt" else v for key, v in settings.items()}
     common, files = json.dumps([model.hash, judges, AXES, plain], sort_keys=True, default=str), {}
     for name, strength, steerings in cells:

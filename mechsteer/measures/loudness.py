@@ -36,9 +36,8 @@ def loudness(audio: Any, sample_rate: int) -> np.ndarray:
     channels = np.shape(audio)[-2] if np.ndim(audio) > 1 else 1
     clips, meter = to_clips(audio, sample_rate, sample_rate, channels), Meter(sample_rate)
     if clips.shape[-1] < BLOCK * sample_rate:
-        raise ValueError(
-            f"clips of {clips.shape[-1] / sample_rate:.2f} s are too short: {BLOCK:g} s at least"
-        )
+        seconds = clips.shape[-1] / sample_rate
+        raise ValueError(f"clips of {seconds:.2f} s are too short: {BLOCK:g} s at least")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of silence
         found = np.array([meter.integrated_loudness(clip.T.astype(float)) for clip in clips])
@@ -65,8 +64,7 @@ def match_loudness(
     """
     target = number("loudness (LUFS)", target, -100, 0)
     levels = [float(loudness(clip, sample_rate)[0]) for clip in clips]
-    silent = [str(k) for k, level in enumerate(levels) if np.isnan(level)]
-    if silent:
+    if silent := [str(k) for k, level in enumerate(levels) if np.isnan(level)]:
         raise ValueError(f"clip {', '.join(silent)} is silent, so no gain matches it: leave that item out")
     room = [CEILING - true_peak(clip) - (target - level) for clip, level in zip(clips, levels, strict=True)]
     reached = target + min(0.0, *room)

@@ -67,8 +67,8 @@ def tradeoff(
     order of size; its last segment is cut where it first reaches `upto`, and a resample that doesn't reach
     it stays at its last success. A step back to a smaller loss counts negative, as an integral does. The area
     is divided by `upto`: 1 means that all clips turned before anything was lost, 0 that no more are what was
-    asked for than unsteered. Raises ValueError for a
-    frame without unsteered clips, strengths of both signs under one name, or a column that isn't there.
+    asked for than unsteered. Raises ValueError for a frame without unsteered clips, strengths of both signs
+    under one name, or a column that isn't there.
 
     Source: TADA, arXiv 2602.11910, its trade-off of alignment and preservation; the axes are its, too.
     """

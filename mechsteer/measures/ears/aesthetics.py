@@ -35,10 +35,8 @@ def aesthetics(audio: Any, sample_rate: int, model: str | Path = AESTHETICS) -> 
     with torch.inference_mode():
         for clip in clips:
             wavs, masks, weights, _ = make_inference_batch([clip], sample_rate=RATE)
-            found, weight = (
-                network({"wav": torch.stack(wavs), "mask": torch.stack(masks)}),
-                torch.tensor(weights),
-            )
+            found = network({"wav": torch.stack(wavs), "mask": torch.stack(masks)})
+            weight = torch.tensor(weights)
             mean = {axis: float((x.flatten() * weight).sum() / weight.sum()) for axis, x in found.items()}
             scale = network.target_transform
             rows.append({word: mean[a] * scale[a]["std"] + scale[a]["mean"] for a, word in AXES.items()})

@@ -112,9 +112,8 @@ def _of(name: str) -> Callable:
     if name in OUTSIDE:
         return getattr(importlib.import_module(f".{name}", __package__), name)
     known = ["both", *JUDGES, *OUTSIDE]
-    raise ValueError(
-        f"no ear {name!r}. {did_you_mean(name, known, f'There are {known}; or give a function')}"
-    )
+    hint = did_you_mean(name, known, f"There are {known}; or give a function")
+    raise ValueError(f"no ear {name!r}. {hint}")
 
 
 def _judge(name: str, audio: Any, sample_rate: int) -> pd.DataFrame:

@@ -14,24 +14,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from ...sound import SILENCE, to_clips
 from .asking import argmax_table
 
 CLAP = "laion/clap-htsat-unfused"
+_LEADS = "piano guitar violin flute trumpet organ saxophone clarinet cello voice"
 WORDS = {  # what is asked where nobody says what
-    "lead": (
-        "piano",
-        "guitar",
-        "violin",
-        "flute",
-        "trumpet",
-        "organ",
-        "saxophone",
-        "clarinet",
-        "cello",
-        "voice",
-    ),
+    "lead": tuple(_LEADS.split()),
     "style": ("classical", "jazz", "rock", "electronic", "pop", "hip hop", "country", "metal", "ambient"),
 }
 SENTENCES = {"lead": "music with a {} playing the melody", "style": "{} music"}
@@ -68,7 +59,7 @@ def clap(
     found[silent] = np.nan
     ends = np.cumsum([len(of) for of in words.values()])[:-1]
     logits = dict(zip(words, np.split(found, ends, axis=1), strict=True))
-    return argmax_table({group: _softmax(x) for group, x in logits.items()}, words)
+    return argmax_table({group: softmax(x, axis=1) for group, x in logits.items()}, words)
 
 
 def clap_similarity(
@@ -116,8 +107,3 @@ def _clap(name):
     except OSError as error:
         fetch = f"`hf download {CLAP}` fetches it into the local cache, or give the folder of one as model="
         raise FileNotFoundError(f"no CLAP {name!r} on this machine; {fetch}") from error
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)

@@ -164,9 +164,8 @@ def _peaks(weights: dict, x, layer: int):
     lives = kernel.abs().amax((1, 2, 3)) > _DEAD
     out = bias[:, None].repeat(len(x), 1, x.shape[2])
     turned = sign[lives, None]
-    y = conv2d(
-        pad(x, (0, 0, *_PADS[layer])), turned[..., None, None] * kernel[lives], sign[lives] * bias[lives]
-    )
+    padded, kernel = pad(x, (0, 0, *_PADS[layer])), turned[..., None, None] * kernel[lives]
+    y = conv2d(padded, kernel, sign[lives] * bias[lives])
     out[:, lives] = turned * y.amax(3)
     return _norm(weights, relu(out), layer + 1)
 

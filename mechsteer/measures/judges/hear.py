@@ -31,7 +31,7 @@ from . import _statistics as statistics
 
 JUDGES = {"cnn": "judge.safetensors", "features": "ears.safetensors"}  # judge -> its weights in data/tiny
 KNOWN, NONE = "known.safetensors", "none of these"  # its file in data/tiny; the lead of a refused clip
-MODES = ("major", "minor")
+MODES, TEMPI = ("major", "minor"), ("slow", "medium", "fast")
 _BATCH = 128.0  # s of audio in memory at once
 
 
@@ -81,16 +81,14 @@ def embedding(audio: Any, sample_rate: int, judge: str = "cnn") -> np.ndarray:
     Parameters and errors as in `hear`; `judge` is one of the two.
     """
     if judge not in JUDGES:
-        raise ValueError(
-            f"an embedding comes from one judge, {' or '.join(map(repr, JUDGES))}: not {judge!r}"
-        )
+        raise ValueError(f"an embedding is of one judge, {' or '.join(map(repr, JUDGES))}, not {judge!r}")
     out, silent = _listen(audio, sample_rate, judge, weights_path(judge), known=False)
     return np.where(silent[:, None], np.nan, out["embedding"]).astype(np.float32)
 
 
 def tempo_class(bpm: float | np.ndarray) -> np.ndarray:
     """slow below 100 bpm, medium below 140, fast from there."""
-    return np.array(["slow", "medium", "fast"], dtype=object)[np.digitize(bpm, [100.0, 140.0])]
+    return np.array(TEMPI, dtype=object)[np.digitize(bpm, [100.0, 140.0])]
 
 
 def weights_path(name: str, folder: str | Path | None = None) -> Path:
@@ -131,13 +129,8 @@ def heard_values() -> dict[str, list]:
         classes = _weights(weights_path("cnn"))[1]
     except FileNotFoundError:
         return {}
-    return {
-        **classes,
-        "lead": [*classes["lead"], NONE],
-        "mode": [*MODES],
-        "tempo_class": ["slow", "medium", "fast"],
-        "drums": [False, True],
-    }
+    others = {"mode": [*MODES], "tempo_class": [*TEMPI], "drums": [False, True]}
+    return {**classes, "lead": [*classes["lead"], NONE], **others}
 
 
 @cache
