@@ -153,11 +153,6 @@ class Worker:
     def model(self) -> Model:
         return self.load_model(self.gpu)
 
-    @staticmethod
-    def options(model: Model, job: Job, store: Store) -> tuple:
-        """What a worker is made of; with paths in full, as it may start in another folder."""
-        return again(model), store.where.resolve(), job
-
     def process(self, block: int, rows: pd.DataFrame) -> int:
         return self.store.write(block, *self.job.run(self.model, rows))
 

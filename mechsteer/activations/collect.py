@@ -16,7 +16,7 @@ from .. import _ray
 from .._shared import number, spelled
 from .._shared import progress as progress_bar
 from ..model.model import Model, load
-from ._job import Job, Worker, alike, check_options, clip_keys, codes_for
+from ._job import Job, Worker, again, alike, check_options, clip_keys, codes_for
 from ._rows import own_codes, problem_of, unusable
 from ._store import Store
 from .clips import OWN, check
@@ -86,9 +86,8 @@ def collect(
     Taught in 01_collect_activations.
     """
     if engine not in ("local", "ray") or (engine == "ray" and out is None):
-        raise ValueError(
-            f"engine={engine!r}: choose 'local', or 'ray' with a folder that workers share (out=)"
-        )
+        told = "choose 'local', or 'ray' with a folder that workers share (out=)"
+        raise ValueError(f"engine={engine!r}: {told}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype={dtype!r}; choose float32 or float16")
     if batch_size != "auto":
@@ -118,7 +117,8 @@ def collect(
     store = Store.begin(out, job.arrays, labels, job.attrs(model, keys), keys)
     blocks = {block: table.iloc[store.rows(block)] for block in store.todo()}
     if engine == "ray":
-        work = _ray.over_actors(Worker, Worker.options(model, job, store), blocks, workers)
+        where = store.where.resolve()  # as a worker may start in another folder
+        work = _ray.over_actors(Worker, (again(model), where, job), blocks, workers)
     else:
         work = (store.write(block, *job.run(model, rows)) for block, rows in blocks.items())
     try:
@@ -165,9 +165,8 @@ def _clips(clips: pd.DataFrame, model: Model, prompt) -> pd.DataFrame:
         if len(prompt) != len(table):
             raise ValueError(f"{len(prompt)} prompts for {len(table)} clips; give one for all, or one each")
         if "prompt" in table:
-            raise ValueError(
-                "the clips have a column 'prompt', which prompt= fills: rename or drop the column"
-            )
+            taken = "the clips have a column 'prompt', which prompt= fills"
+            raise ValueError(f"{taken}: rename or drop the column")
         table["prompt"] = list(prompt)
     return table.assign(problem=[problem_of(row) or unusable(row, model) for row in table.to_dict("records")])
 

@@ -13,9 +13,7 @@ NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 @spelled
 def frame_labels(
-    acts: xr.Dataset,
-    notes: pd.DataFrame | None = None,
-    chords: pd.DataFrame | None = None,
+    acts: xr.Dataset, notes: pd.DataFrame | None = None, chords: pd.DataFrame | None = None
 ) -> xr.Dataset:
     """Labels for every frame of `acts`, ready to join: `acts = acts.merge(ms.frame_labels(acts))`.
 
@@ -55,10 +53,8 @@ def frame_labels(
     sounding = spread(notes, notes["pitch"] % 12, names, n, rate)
     root = spread(chords, chords["root"], names, n, rate)
     root = np.where(root.any(-1), np.array(NAMES, dtype=object)[root.argmax(-1)], "").astype(str)
-    found = {
-        "sounding": (("clip", "frame", "pitch_class"), sounding),
-        "chord_root": (("clip", "frame"), root),
-    }
+    found = {"sounding": (("clip", "frame", "pitch_class"), sounding)}
+    found["chord_root"] = ("clip", "frame"), root
     if {"tempo", "first_beat"} <= set(acts.coords):
         found["beat"] = ("clip", "frame"), beats(acts["tempo"].values, acts["first_beat"].values, n, rate)
     return xr.Dataset(found, coords={"clip": names, "frame": acts["frame"], "pitch_class": list(NAMES)})

@@ -42,9 +42,7 @@ class Reader:
     layer 0. Frames beyond a row's own are NaN.
     """
 
-    def __init__(
-        self, model: Model, sites, layers, n_frames: Sequence[int], pool: str = "mean", stop: bool = False
-    ):
+    def __init__(self, model: Model, sites, layers, n_frames: Sequence[int], pool="mean", stop=False):
         self.model, self.pool, self.stop = model, pool, stop
         self.sites, self.layers = tuple(sites), list(layers)
         spans = [model.valid_steps(int(n)) for n in n_frames]
@@ -115,9 +113,7 @@ def _enough(module, args, out):
 
 @torch.no_grad()
 @memory_told("give a smaller batch_size")
-def read(
-    model: Model, codes: Sequence, sites=("resid",), layers=None, pool: str = "mean", prompts=None
-) -> dict:
+def read(model: Model, codes, sites=("resid",), layers=None, pool: str = "mean", prompts=None) -> dict:
     """Teacher-forced activations of clips of any lengths in one forward pass; `Reader` says what comes back.
 
     Parameters

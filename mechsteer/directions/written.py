@@ -16,14 +16,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from .. import _shared
+from .._shared import number, spelled
+from .._shared import progress as progress_bar
 from ..activations.read import mean_norms, read
 from ..model._vectors import as_direction, listed_layers
 from ..model.model import Model
 from ..model.sites import feature_dims, module_of
 
 
-@_shared.spelled
+@spelled
 def caption_contrast(
     model: Model,
     codes,
@@ -55,7 +56,7 @@ def caption_contrast(
     Source: contrastive activation addition (Rimsky et al. 2023, arXiv 2312.06681), with the music held fixed.
     """
     layers, n = _layers(model, site, layers), len(codes)
-    batch_size = _shared.number("batch_size", batch_size, 1, whole=True)
+    batch_size = number("batch_size", batch_size, 1, whole=True)
     target, source = ([told] * n if isinstance(told, str) else list(told) for told in (target, source))
     if not len(target) == len(source) == n:
         raise ValueError(f"{len(target)} and {len(source)} captions for {n} clips: one for all, or one each")
@@ -67,12 +68,11 @@ def caption_contrast(
         norm = norm + away[f"{site}_norm"].sum(0) / n
     if not np.abs(difference).max() > 1e-7 * norm.max():
         raise ValueError(f"the captions {target[0]!r} and {source[0]!r} mean the same to {model.name}")
-    facts = {"finder": "caption contrast", "learnt_from": "captions"}
-    facts |= {"target": target[0], "source": source[0]}
+    facts = dict(finder="caption contrast", learnt_from="captions", target=target[0], source=source[0])
     return _found(model, difference, norm, site, layers, n, facts)
 
 
-@_shared.spelled
+@spelled
 def optimised_vector(
     model: Model,
     codes,
@@ -108,8 +108,8 @@ def optimised_vector(
     Source: Subramani et al. 2022, arXiv 2205.05124 (by gradient descent), for one vector that serves all.
     """
     layers = _layers(model, site, [model.n_layers // 2] if layers is None else layers)
-    rate, steps = _shared.number("rate", rate, 0), _shared.number("steps", steps, 1, whole=True)
-    batch_size = _shared.number("batch_size", batch_size, 1, whole=True)
+    rate, steps = number("rate", rate, 0), number("steps", steps, 1, whole=True)
+    batch_size = number("batch_size", batch_size, 1, whole=True)
     prompts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(codes) or len(codes) < batch_size:
         raise ValueError(f"{len(codes)} clips, {len(prompts)} prompts: as many, and {batch_size} or more")
@@ -121,7 +121,7 @@ def optimised_vector(
     optimiser = torch.optim.Adam([vector], lr=rate / np.sqrt(width[-1]))
     falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2 * (1 - step / steps)))
     losses = []
-    for _ in _shared.progress(range(steps), progress, desc="optimising", unit="step"):
+    for _ in progress_bar(range(steps), progress, desc="optimising", unit="step"):
         rows = rng.choice(len(codes), batch_size, replace=False)
         loss = _nll(model, codes[rows], [prompts[i] for i in rows], site, layers, vector * scale)
         losses.append(float(loss.detach()))

@@ -202,9 +202,8 @@ def weights_state(lm: LMModel) -> tuple:
 
 def is_hooked(lm: LMModel) -> bool:
     """Whether PyTorch hooks wait on any module, or on all."""
-    return torch.nn.modules.module._has_any_global_hook() or any(
-        m._forward_hooks or m._forward_pre_hooks for m in lm.modules()
-    )
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in lm.modules())
+    return hooked or torch.nn.modules.module._has_any_global_hook()
 
 
 class CrossAttention(transformer.StreamingMultiheadAttention):

@@ -51,7 +51,9 @@ def lens(model, codes, prompts=None, maps=None, batch_size: int = 8) -> xr.Datas
         raise ValueError(f"clips of {n_steps - 1} frames are no longer than the delay pattern")
     where = np.arange(model.n_codebooks)[:, None], step
     found = {name: [] for name in ("probability", "rank", "choice")}
-    for tokens, told in zip(sequence.split(size), _parts(prompts, len(sequence), size), strict=True):
+    prompts = each(prompts, len(sequence), "prompts")
+    for at in range(0, len(sequence), size):
+        tokens, told = sequence[at : at + size], prompts[at : at + size]
         with model.alone("lens"), contextlib.ExitStack() as hooks:
             resid = [None] * n_layers
             for layer in range(n_layers):
@@ -65,13 +67,7 @@ def lens(model, codes, prompts=None, maps=None, batch_size: int = 8) -> xr.Datas
             found["probability"].append((own - logits.logsumexp(-1, keepdim=True)).exp()[..., 0].cpu())
             found["rank"].append((logits > own).sum(-1).cpu())
             found["choice"].append(logits.argmax(-1).cpu())
-    join = lambda parts: torch.cat(
-        [torch.stack(parts[i : i + n_layers], 1) for i in range(0, len(parts), n_layers)]
-    )
+    of_layer = lambda parts, layer: torch.cat(parts[layer::n_layers])
+    join = lambda parts: torch.stack([of_layer(parts, layer) for layer in range(n_layers)], 1)
     dims = ("clip", "layer", "codebook", "frame")
     return xr.Dataset({name: (dims, join(parts).numpy()) for name, parts in found.items()})
-
-
-def _parts(prompts, n: int, size: int) -> list:
-    told = each(prompts, n, "prompts")
-    return [told[at : at + size] for at in range(0, n, size)]

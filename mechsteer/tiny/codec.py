@@ -203,9 +203,8 @@ class Codec(CompressionModel):
             nn.LayerNorm(dim),
             nn.Linear(dim, config.latent),
         )
-        self.quantizer = ResidualVectorQuantizer(
-            dimension=config.latent, n_q=config.n_q, bins=config.bins, threshold_ema_dead_code=0
-        )
+        sizes = {"dimension": config.latent, "n_q": config.n_q, "bins": config.bins}
+        self.quantizer = ResidualVectorQuantizer(**sizes, threshold_ema_dead_code=0)
         self.decoder = Decoder(config, self.features.size)
 
     def latents(self, features: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ names a key. Unconditional means all slots unsaid.
 
 import warnings
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ SLOTS = {  # what a text can say, and in which values: None, "unsaid", comes to 
     "tempo": ("slow", "medium", "fast", *np.arange(60.0, 181.0, 15.0).tolist()),
     "mode": MODES,
     "tonic": tuple(range(12)),
-    "key": tuple((tonic, mode) for tonic in range(12) for mode in MODES),
+    "key": tuple(product(range(12), MODES)),
     "register": ("low", "mid", "high"),
     "loudness": ("soft", "medium", "loud"),
 }
@@ -58,9 +59,7 @@ class SlotConditioner(conditioners.TextConditioner):
     def weights(self, said: dict) -> np.ndarray:
         """What a text says (slot to list of values) as weights [item] that sum to 1 in every slot."""
         row = np.zeros(len(self.items), dtype=np.float32)
-        said = said | {
-            "key": [(tonic, mode) for tonic in said.get("tonic", ()) for mode in said.get("mode", ())]
-        }
+        said = said | {"key": list(product(said.get("tonic", ()), said.get("mode", ())))}
         for slot, values in SLOTS.items():
             mentions = said.get(slot) or [None]
             for value in mentions:

@@ -18,34 +18,31 @@ def folder() -> Path:
     return paths.data() / "tiny"
 
 
-def load_embedded(device="cpu", dtype=None, source: Path | None = None):
-    """The embedded model as an audiocraft `MusicGen`: its LM in `dtype` or float32, its codec in float32.
+def load_embedded(source: Path | None = None):
+    """The embedded model as an audiocraft `MusicGen`, on the CPU and in float32.
 
     `source` is a folder with `codec.safetensors` and `lm.safetensors`; default `data/tiny`. MissingWeights,
     with the command that trains them, if they are absent.
     """
-    import torch
-
     from ..model._audiocraft import MusicGen
     from .lm import LMConfig, build_lm
 
     source = Path(source or folder())
-    codec = load_codec(source, device)
+    codec = load_codec(source)
     weights, config = _read(path := source / "lm.safetensors")
     with reading(path, AGAIN):
         config = LMConfig(**config)
         lm = build_lm(config)
         lm.load_state_dict(weights)
-    lm = lm.to(device=device).eval()
+    lm.eval()
     longest = int(config.max_duration * codec.frame_rate) + config.n_q + 1
     lm.transformer.rope.get_rotation(0, longest)  # computed now, in float32
-    lm = lm.to(dtype=dtype or torch.float32)
     made = MusicGen("tiny", codec, lm, max_duration=config.max_duration)
     made.window, made.ears = TRAINED, ("cnn", "features")
     return made
 
 
-def load_codec(source: Path | None = None, device="cpu"):
+def load_codec(source: Path | None = None):
     """The embedded model's codec alone, an audiocraft `CompressionModel`; raises as `load_embedded` does."""
     from .codec import Codec, CodecConfig
 
@@ -53,7 +50,7 @@ def load_codec(source: Path | None = None, device="cpu"):
     codec = Codec(CodecConfig(**config))
     del codec.decoder.views  # only training needs it, and the quantiser's averages, so they are not shipped
     codec.load_state_dict(weights, strict=False)
-    return codec.to(device).eval()
+    return codec.eval()
 
 
 def _read(path: Path):
