@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import xarray as xr
 from .._shared import number, spelled
 from ..directions.files import check_model
 from ..errors import Told
+from ..measures._spectra import slaney_filters
 from ..model.generation import Generation
 from ..model.steering import BRANCHES, Steering
 from .player import player
@@ -73,13 +73,6 @@ def steering_panel(
                 raise ValueError(f"two directions are called {str(name)!r}; leave one out")
             found[str(name)] = array.sel(concept=name)
     return SteeringPanel(model, found, prompt, seed, strength, strongest, layer, concept)
-
-
-@functools.cache
-def _mel(rate: int) -> np.ndarray:
-    from torchaudio.functional import melscale_fbanks
-
-    return melscale_fbanks(N_FFT // 2 + 1, 0, rate / 2, BANDS, rate, None, "slaney").numpy().T
 
 
 class SteeringPanel(anywidget.AnyWidget):
@@ -167,7 +160,7 @@ class SteeringPanel(anywidget.AnyWidget):
         self._tail = whole[:, -N_FFT:]
         windows = np.lib.stride_tricks.sliding_window_view(whole, N_FFT, axis=1)[:, step::step]
         power = np.abs(np.fft.rfft(windows * np.hanning(N_FFT))) ** 2 / (N_FFT / 4) ** 2
-        bands = power @ _mel(self.model.sample_rate).T
+        bands = power @ slaney_filters(N_FFT, BANDS, self.model.sample_rate, None)
         level = 1 - 10 * np.log10(np.maximum(bands, 1e-12)) / QUIETEST
         return (255 * level.clip(0, 1)).astype("uint8")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..measures._spectra import power_spectrum
+from ..measures._spectra import power_spectrum, slaney_filters
 from ..sound import encode_file
 
 
@@ -62,12 +62,9 @@ _BLUE_RED = [[0, 68, 136], [103, 169, 207], [247, 247, 247], [239, 138, 98], [17
 
 def mel_png(clip: np.ndarray, sample_rate: int, bands: int = 64, decibels: float = 70.0) -> bytes:
     """A PNG of the log-mel spectrogram of (channel, sample), low bands at the bottom; the loudest is 0 dB."""
-    from torchaudio.functional import melscale_fbanks  # librosa's takes seconds to load
-
     mono = np.asarray(clip, dtype="float32").mean(axis=0)
     power = power_spectrum(mono[None], 1024, max(256, mono.size // 480))[0].T
-    bands = melscale_fbanks(len(power), 0, sample_rate / 2, bands, sample_rate, "slaney", "slaney").T
-    mel = np.maximum(bands.numpy() @ power, 1e-15)
+    mel = np.maximum(slaney_filters(1024, bands, sample_rate).T @ power, 1e-15)
     return _png(np.clip(10 * np.log10(mel / mel.max()) / decibels + 1, 0, 1), _MAGMA)
 
 

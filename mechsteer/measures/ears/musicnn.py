@@ -101,16 +101,7 @@ def tags(audio: Any, sample_rate: int, model: str = "MTT") -> pd.DataFrame:
 def log_mel(clip: np.ndarray) -> np.ndarray:
     """log10(10,000 x + 1) of librosa's mel spectrogram of a clip at 16 kHz: float32 (frame, band)."""
     power = spectra.power_spectrum(clip[None], SIZE, HOP)[0] * np.float32(SIZE**2 / 8)  # as librosa scales it
-    return np.log10(10_000 * (power @ _mel_filters()) + 1)
-
-
-@lru_cache
-def _mel_filters() -> np.ndarray:
-    """librosa's, (bin, band), from torchaudio, which loads in a tenth of the time."""
-    from torchaudio.functional import melscale_fbanks
-
-    bins, scale = SIZE // 2 + 1, {"norm": "slaney", "mel_scale": "slaney"}
-    return melscale_fbanks(bins, 0.0, spectra.RATE / 2, BANDS, spectra.RATE, **scale).numpy()
+    return np.log10(10_000 * (power @ spectra.slaney_filters(SIZE, BANDS)) + 1)
 
 
 def folder(model: str) -> Path:
