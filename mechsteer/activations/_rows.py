@@ -1,7 +1,5 @@
 """What one row of clips says and what is wrong with it, a sentence each: files, seconds, codes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ Rows are clips, or clip x frame where the site was kept per frame. Every concept
 for classes and flags, the number itself for values, NaN where the label is missing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 

@@ -5,8 +5,6 @@ serves every concept, every penalty and the logistic preconditioner. Shapes: N r
 features, R <= D principal axes, K concepts, A penalties.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -83,7 +81,7 @@ def prepare(x: np.ndarray, weights: np.ndarray | None = None, standardize: str =
     return DesignMatrix(standard @ basis, weights, mean, scale, basis, spectrum)
 
 
-def solve_mse(design: DesignMatrix, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0):
+def solve_mse(design: DesignMatrix, y, alphas=ALPHAS, values: bool = False, seed: int = 0):
     """Ridge regression of y [N, K] (+-1 for classes, or the value itself), in closed form.
 
     Minimises mean (y - x.w - b)^2 + alpha |w|^2 for each of `alphas`, a number or one number per column. Like
@@ -95,9 +93,7 @@ def solve_mse(design: DesignMatrix, y: np.ndarray, alphas=ALPHAS, values: bool =
     return design.to_raw(w, np.broadcast_to(b, (len(w), y.shape[1])))
 
 
-def solve_logistic(
-    design: DesignMatrix, y, alphas=ALPHAS, values: bool = False, seed: int = 0, tol: float = 1e-5
-):
+def solve_logistic(design: DesignMatrix, y, alphas=ALPHAS, values: bool = False, seed: int = 0, tol=1e-5):
     """One-vs-rest logistic regression of y [N, K] in {-1, +1}, all columns at once.
 
     Minimises mean log(1 + exp(-y (x.w + b))) + alpha/2 |w|^2 for each of `alphas` (a number, or one per
@@ -170,9 +166,7 @@ def _sigmoid(x):
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
-def solve_diff_of_means(
-    design: DesignMatrix, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0
-):
+def solve_diff_of_means(design: DesignMatrix, y, alphas=ALPHAS, values: bool = False, seed: int = 0):
     """Mean of the concept's rows minus mean of the others, for values the covariance with y; A = 1.
 
     Score: +1 at the concept's mean and -1 at the others', or the regression of y on the projection.
@@ -185,9 +179,7 @@ def solve_diff_of_means(
     return _calibrate(design, (design.basis @ gap) * design.scale[:, None], y, values)
 
 
-def solve_random_direction(
-    design: DesignMatrix, y: np.ndarray, alphas=ALPHAS, values: bool = False, seed: int = 0
-):
+def solve_random_direction(design: DesignMatrix, y, alphas=ALPHAS, values: bool = False, seed: int = 0):
     """A control: random directions, each turned and thresholded to fit y like `diff_of_means`; A = 1."""
     directions = np.random.default_rng(seed).standard_normal((len(design.mean), y.shape[1]))
     return _calibrate(design, directions, y, values)

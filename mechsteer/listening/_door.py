@@ -5,8 +5,6 @@ for ever, every visit starts a kernel for good, any host name will do. So voila 
 the path, whose kernel it is, and the frame of every message.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import contextlib

@@ -1,7 +1,5 @@
 """Clips on their way: their caches, their tokens so far, and the loop that `generate` and `stream` share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
