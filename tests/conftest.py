@@ -3,8 +3,10 @@
 No test reaches a network: the hub cache is a fresh local one, offline.
 """
 
+import asyncio
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -85,3 +87,54 @@ def chrome():
     require(browser.CHROME, "chromium")
     with browser.browser() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the checkout, one for all notebooks: later ones read what earlier ones wrote."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    names = done.stdout.split("\0") if done.returncode == 0 else []
+    for name in names or pytest.skip("needs a git checkout to say what changed"):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    for step in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "as it is"]):
+        subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b.c", *step], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_notebook(checkout, tmp_path_factory):
+    """Run a notebook of the copy in one kernel for all, emptied before each: imports are paid for once.
+
+    Called with the notebook, parameters, and `figures` and `runs` where these aren't those of a run by hand.
+    Those who use it are in the group "notebooks". What `make notebooks` stores comes from fresh kernels.
+    """
+    import nbformat
+    from jupyter_client import AsyncKernelManager
+
+    from workshop.suite import notebooks
+
+    places = ["MECHSTEER_FIGURES", "MECHSTEER_RUNS"]
+    km, empty = AsyncKernelManager(kernel_name=notebooks.KERNEL), tmp_path_factory.mktemp("empty")
+
+    def run(path: Path, parameters: dict, **given: Path):
+        with pytest.MonkeyPatch.context() as patch:  # what the kernel starts with
+            for name in places:
+                patch.delenv(name, raising=False)
+            patch.setenv("PYTHONPATH", str(checkout))
+            return _run(path, parameters, given)
+
+    def _run(path: Path, parameters: dict, given: dict):
+        here = {f"MECHSTEER_{name.upper()}": str(place) for name, place in given.items()}
+        lines = ["%reset -f", "import os", f"os.chdir({str(checkout / 'notebooks')!r})"]
+        lines += [f"_ = [os.environ.pop(name, None) for name in {places}]", f"os.environ.update({here})"]
+        cells = [nbformat.v4.new_code_cell("\n".join(lines))]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), empty / "00_empty.ipynb")
+        notebooks.execute(empty / "00_empty.ipynb", km=km)
+        return notebooks.execute(checkout / "notebooks" / path.name, parameters, limit=590, km=km)
+
+    yield run
+    asyncio.run(km.shutdown_kernel(now=True))

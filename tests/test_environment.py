@@ -71,7 +71,7 @@ def conda_pins() -> dict[str, str]:
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there is one worker only")
 def test_several_workers_keep_each_file_on_one(request):
-    """Else fixtures are made twice; the newest pytest ignores the groups that pytest-xdist writes into names."""
+    """Else fixtures are made twice: a pytest may ignore the groups that pytest-xdist writes into names."""
     assert request.node.nodeid.endswith("@test_environment")
 
 

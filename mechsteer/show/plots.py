@@ -8,8 +8,10 @@ import math
 from collections.abc import Sequence
 
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 import plotly.io as pio
+import xarray as xr
 from plotly.subplots import make_subplots
 
 from ..measures.intervals import means_by, need
@@ -117,6 +119,21 @@ def head_map(scores: pd.DataFrame, title: str = "") -> go.Figure:
     fig.update_layout(coloraxis={**ends, "colorscale": "Cividis", "colorbar_title": "score"})
     fig.update_yaxes(autorange="reversed", tickformat="d")
     return _axes(fig, places, "head", "layer")
+
+
+def heat_maps(grid: xr.DataArray, panels: str, title: str = "") -> go.Figure:
+    """Shares from 0 to 1 over sites (down) and layers (across), one panel for each value of the dim `panels`.
+
+    `grid` (panels, site, layer) in any order of its dims; a panel is named as its coordinate says.
+    """
+    rows, depth = math.ceil(grid.sizes[panels] / 3), grid.sizes["layer"]
+    look = {"facet_col_wrap": 3, "aspect": "auto", "color_continuous_scale": "Blues"}
+    look |= {"text_auto": ".2f" if depth <= 12 else False}  # where there is room to read them
+    look |= {"template": "mechsteer", "width": 980, "height": 120 + 190 * rows, "zmin": 0, "zmax": 1}
+    fig = px.imshow(grid.transpose(panels, "site", "layer"), facet_col=panels, title=title, **look)
+    fig.for_each_annotation(lambda told: told.update(text=told.text.removeprefix(f"{panels}=")))
+    fig.update_layout(coloraxis_colorbar_title="share").update_xaxes(dtick=_step(depth - 1))
+    return fig.update_traces(textfont_size=12)
 
 
 def tradeoff_curves(

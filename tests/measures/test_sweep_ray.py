@@ -1,4 +1,4 @@
-"""A sweep over Ray's actors: the table of one process, though one is killed; bad input in a sentence."""
+"""A sweep over Ray's actors: the table of one process; one that is killed; bad input in a sentence."""
 
 import functools
 import os
@@ -12,7 +12,6 @@ import pytest
 import mechsteer as ms
 from mechsteer import _ray
 from mechsteer.activations import _job
-from mechsteer.measures import _sweep
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -30,26 +29,9 @@ def sweep(model, **options) -> pd.DataFrame:
     return ms.dose_response(model, steerings, ["jazz piano", None], [0.5, 1.0], 2, 5, **options)
 
 
-def test_two_workers_give_the_table_of_one_process_though_one_is_killed(tiny, cluster, tmp_path, monkeypatch):
-    victim = tmp_path / "victim"
-
-    class Mortal(_sweep.Worker):
-        """The first worker that has made a steered piece is killed before it hands it over."""
-
-        def process(self, at, cells):
-            found = super().process(at, cells)
-            if at:
-                try:
-                    victim.touch(exist_ok=False)
-                    os.kill(os.getpid(), signal.SIGKILL)
-                except FileExistsError:
-                    pass
-            return found
-
-    alone, over_actors = sweep(tiny, out=tmp_path / "alone"), _ray.over_actors
-    monkeypatch.setattr(_ray, "over_actors", lambda worker, *given: over_actors(Mortal, *given))
+def test_two_workers_give_the_table_of_one_process(tiny, cluster, tmp_path):
+    alone = sweep(tiny, out=tmp_path / "alone")
     spread = sweep(tiny, out=tmp_path / "spread", engine="ray", workers=2)
-    assert victim.exists()
     exactly = functools.partial(pd.testing.assert_frame_equal, check_exact=True)
     exactly(spread.drop(columns="texture"), alone.drop(columns="texture"))
     np.testing.assert_array_equal(np.stack(spread["texture"]), np.stack(alone["texture"]))
@@ -60,13 +42,35 @@ def test_two_workers_give_the_table_of_one_process_though_one_is_killed(tiny, cl
     exactly(sweep(tiny, out=tmp_path / "spread")["nll"].to_frame(), alone["nll"].to_frame())
 
 
-def test_a_model_that_a_worker_cant_load_again_is_one_sentence(tiny, cluster, monkeypatch):
+def test_a_killed_actor_is_replaced_and_what_one_raises_comes_as_it_was(cluster, tmp_path):
+    class Light:
+        """A worker that holds no model: it is killed over the first piece it gets, or refuses one."""
+
+        def __init__(self, victim: str, gpu: bool):
+            self.victim = victim
+
+        def process(self, key, piece):
+            if piece == "wrong":
+                raise ValueError(f"{key} is no piece for this worker")
+            try:
+                with open(self.victim, "x"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            except FileExistsError:
+                return key, piece
+
+    pieces, victim = {k: k * k for k in range(4)}, tmp_path / "victim"
+    assert dict(_ray.over_actors(Light, (str(victim),), pieces, 2)) == pieces and victim.exists()
+    with pytest.raises(ValueError, match="^7 is no piece for this worker$"):
+        list(_ray.over_actors(Light, (str(victim),), {7: "wrong"}, 1))
+
+
+def test_a_model_that_a_worker_cant_load_again_is_one_sentence(tiny, monkeypatch):
     monkeypatch.setattr(tiny, "hash", "another")
     with pytest.raises(ValueError, match="^tiny is .* on this worker and another where the call was made$"):
-        sweep(tiny, engine="ray", workers=1)
+        _job.again(tiny)(gpu=False)  # as a worker does
     monkeypatch.setattr(tiny.musicgen, "name", "made by hand")
     with pytest.raises(FileNotFoundError, match="^no model 'made by hand'"):
-        _job.again(tiny)(gpu=False)  # as a worker does
+        _job.again(tiny)(gpu=False)
 
 
 @pytest.mark.parametrize(

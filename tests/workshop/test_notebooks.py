@@ -27,7 +27,7 @@ SMALL: dict[str, dict] = {
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
-    "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SCORES": 12, "REAL": 20},
+    "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SECONDS": 3.0, "SCORES": 12, "REAL": 20},
     "06_logistic_or_mse": {"SCORES": 24, "REFITS": 2, "N": 3},
     "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 4, "N": 2},
     "08_where_is_it_used": {"PAIRS": 3, "SECONDS": 3.6, "WINDOWS": 4, "N": 2, "CONTROLS": 1},
@@ -391,31 +391,11 @@ def test_every_notebook_has_exercises_with_a_check_and_a_solution_that_runs(path
 
 if STORED:
 
-    @pytest.fixture(scope="module")
-    def checkout(tmp_path_factory) -> Path:
-        """A copy of the checkout, one for all notebooks: later ones read what earlier ones wrote."""
-        folder = tmp_path_factory.mktemp("checkout")
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
-        names = done.stdout.split("\0") if done.returncode == 0 else []
-        for name in names or pytest.skip("needs a git checkout to say what changed"):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, folder / name)
-        for step in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "as it is"]):
-            subprocess.run(
-                ["git", "-c", "user.name=A", "-c", "user.email=a@b.c", *step], cwd=folder, check=True
-            )
-        return folder
-
     @pytest.mark.timeout(600)
     @pytest.mark.xdist_group("notebooks")
     @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-    def test_the_notebook_runs_by_hand_and_changes_nothing_that_git_tracks(path, checkout, monkeypatch):
-        for name in ("MECHSTEER_FIGURES", "MECHSTEER_RUNS"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("PYTHONPATH", str(checkout))
-        book = notebooks.execute(checkout / "notebooks" / path.name, SMALL[path.stem], limit=590)
+    def test_the_notebook_runs_by_hand_and_changes_nothing_that_git_tracks(path, checkout, run_notebook):
+        book = run_notebook(path, SMALL[path.stem])
         assert all(
             cell.execution_count for cell in book.cells if cell.cell_type == "code" and cell.source.strip()
         )
@@ -429,14 +409,11 @@ if STORED:
         RAN[path.stem] = drawn
 
     @pytest.mark.timeout(600)
-    @pytest.mark.parametrize(
-        "stem", [pytest.param(s, marks=pytest.mark.xdist_group(f"meta {s}")) for s in SMALLEST]
-    )
-    def test_a_model_of_metas_format_takes_the_same_notebook(stem, meta_folder, tmp_path):
+    @pytest.mark.xdist_group("notebooks")
+    @pytest.mark.parametrize("stem", SMALLEST)
+    def test_a_model_of_metas_format_takes_the_same_notebook(stem, meta_folder, run_notebook, tmp_path):
         (path,) = notebooks.find([stem])
         parameters = SMALLEST[stem] | {"MODEL": str(meta_folder)}
-        book = notebooks.execute(
-            path, parameters, figures=tmp_path / "figures", runs=tmp_path / "runs", limit=590
-        )
+        book = run_notebook(path, parameters, figures=tmp_path / "figures", runs=tmp_path / "runs")
         assert f"<Model {meta_folder.name}: " in texts(book)
         assert list((tmp_path / "figures").glob(f"{stem[:2]}_*.csv"))

@@ -41,6 +41,7 @@ __all__ = [
 
 MAX_BYTES = 1_000_000
 DEFAULT_MODEL = "tiny"
+KERNEL = "mechsteer-this-environment"
 
 
 class NotebookError(RuntimeError):
@@ -70,7 +71,7 @@ def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
 @contextlib.contextmanager
 def _kernel(environment: Mapping[str, str]) -> Iterator[str]:
     """A kernelspec that starts this interpreter and no other, whatever kernels are installed elsewhere."""
-    name = "mechsteer-this-environment"
+    name = KERNEL
     before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory(prefix="mechsteer-kernel-") as folder:
         spec = Path(folder, "kernels", name)
@@ -105,6 +106,7 @@ def execute(
     limit: float = 1800,
     failed: Path | None = None,
     lenient: bool = False,
+    km=None,
 ) -> nbformat.NotebookNode:
     """Run one notebook from top to bottom and return the executed copy; nothing is written to `path`.
 
@@ -117,6 +119,7 @@ def execute(
     failed : where to leave the half-executed copy if a cell fails.
     lenient : whether an assertion that doesn't hold is told and the run goes on, as for a model that the
         notebook wasn't written about.
+    km : a kernel manager of jupyter_client, whose kernel to run in and leave running; default a fresh kernel
 
     Raises
     ------
@@ -152,6 +155,7 @@ def execute(
                 timeout_func=lambda _: max(1, int(deadline - time.monotonic())),
                 store_widget_state=False,
                 allow_error_names=["AssertionError"] if lenient else [],
+                km=km,
             )
         except CellTimeoutError as error:
             told = f"{path.stem} ran longer than {limit:.0f} s (--limit); it was stopped."
