@@ -528,7 +528,7 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_p
     chance, cut_short = random.Random(0), 0
     blocks = _store.Store.at(tmp_path / "whole").group["done"].size
     left = lambda out: len(_store.Store.at(out).todo()) if out.exists() else blocks
-    for k in range(20):
+    for k in range(8):
         out, enough = tmp_path / f"killed-{k}", chance.randint(1, blocks)
         child = start(out)
         while left(out) > enough:  # how far it gets is drawn, not how long it takes: the machine may be busy
@@ -538,7 +538,7 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_p
         os.waitpid(child, 0)
         cut_short += left(out) > 0
         assert collect(out=out).load().identical(whole)
-    assert cut_short >= 10, "most kills should come before the end"
+    assert cut_short >= 4, "most kills should come before the end"
 
 
 @pytest.mark.xdist_group("ray")

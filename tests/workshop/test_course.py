@@ -65,10 +65,17 @@ def test_no_exercise_comes_twice_in_the_course():
 
 @pytest.mark.parametrize("stem", BOOKS)
 def test_a_lesson_is_no_longer_than_one_sitting(stem):
-    code = [c for c in BOOKS[stem] if c.cell_type == "code" and "solution" not in c.metadata.get("tags", [])]
+    code = [c for c in BOOKS[stem] if c.cell_type == "code"]
+    code = [c for c in code if not {"solution", "parameters"} & {*c.metadata.get("tags", [])}]
     long = [c.id for c in code if len(c.source.splitlines()) > 12]
-    cells, beyond = (27, 6) if stem.startswith("08") else (22, 2)
-    assert len(code) <= cells and len(long) <= beyond, long
+    assert len(code) <= 21 and not long, long
+
+
+@each
+def test_the_first_screen_is_read_in_a_minute(cells):
+    """Title, cost and answer, down to the picture."""
+    picture = next(k for k, cell in enumerate(cells) if "](../figures/" in cell.source)
+    assert len(" ".join(cell.source for cell in cells[:picture]).split()) <= 120
 
 
 def test_the_checks_stay_one_file_that_can_be_read():
