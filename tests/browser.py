@@ -247,6 +247,7 @@ def kernel_processes() -> list[int]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # one that has just ended
-            if any("ipykernel_launcher" in part for part in process.cmdline()):
+            kernel = any("ipykernel_launcher" in part for part in process.cmdline())
+            if kernel and process.ppid() != os.getpid():  # not one that runs notebooks for this test process
                 found.append(process.pid)
     return found

@@ -27,7 +27,7 @@ SMALL: dict[str, dict] = {
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
-    "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SECONDS": 3.0, "SCORES": 12, "REAL": 20},
+    "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SCORES": 12, "REAL": 20},
     "06_logistic_or_mse": {"SCORES": 24, "REFITS": 2, "N": 3},
     "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 4, "N": 2},
     "08_where_is_it_used": {"PAIRS": 3, "SECONDS": 3.6, "WINDOWS": 4, "N": 2, "CONTROLS": 1},

@@ -118,6 +118,8 @@ def test_captions_of_other_lengths_have_no_way_between_them():
 
 def test_a_setting_runs_from_sweep_to_verdict(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "STRENGTHS", (0.5, 1.0))
+    real = run.real_texture
+    monkeypatch.setattr(run, "real_texture", lambda chosen, most: real(chosen, 30))
     study = run.Study(tiny, refits=3, n=2, scores=8, out=tmp_path)
     setting = one("guitar")
     frame = study.main(setting)
