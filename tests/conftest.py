@@ -121,19 +121,14 @@ def run_notebook(checkout, tmp_path_factory):
     km, empty = AsyncKernelManager(kernel_name=notebooks.KERNEL), tmp_path_factory.mktemp("empty")
 
     def run(path: Path, parameters: dict, **given: Path):
-        with pytest.MonkeyPatch.context() as patch:  # what the kernel starts with
-            for name in places:
-                patch.delenv(name, raising=False)
-            patch.setenv("PYTHONPATH", str(checkout))
-            return _run(path, parameters, given)
-
-    def _run(path: Path, parameters: dict, given: dict):
         here = {f"MECHSTEER_{name.upper()}": str(place) for name, place in given.items()}
         lines = ["%reset -f", "import os", f"os.chdir({str(checkout / 'notebooks')!r})"]
         lines += [f"_ = [os.environ.pop(name, None) for name in {places}]", f"os.environ.update({here})"]
         cells = [nbformat.v4.new_code_cell("\n".join(lines))]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), empty / "00_empty.ipynb")
-        notebooks.execute(empty / "00_empty.ipynb", km=km)
+        with pytest.MonkeyPatch.context() as patch:  # what the kernel starts with
+            patch.setenv("PYTHONPATH", str(checkout))
+            notebooks.execute(empty / "00_empty.ipynb", km=km)
         return notebooks.execute(checkout / "notebooks" / path.name, parameters, limit=590, km=km)
 
     yield run
