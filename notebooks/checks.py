@@ -30,6 +30,7 @@ __all__ = [
     *("paired_error", "as_good"),  # 10
 ]
 
+CLIPS = 6  # that a check plays of each steering
 EMPTY = "nothing came back. Replace the ... by your code, and return the result"
 
 
@@ -108,11 +109,11 @@ def _likely(model, logits, codes) -> float:
     return float((found * real).sum() / real.sum())
 
 
-def _played(model, steerings, prompt=None, seconds=4.0, n=6):
-    """n clips under each steering, the same seeds; and how much less likely each made them, nats a token."""
-    seeds, rows = [*range(n)] * len(steerings), [s for s in steerings for _ in range(n)]
+def _played(model, steerings, prompt=None, seconds=4.0):
+    """Clips under each steering, of the same seeds; and how much less likely each made them, nats a token."""
+    seeds, rows = [*range(CLIPS)] * len(steerings), [s for s in steerings for _ in range(CLIPS)]
     music = model.generate(prompt, seconds, seeds, steering=rows, progress=False)
-    nll = model.nll(music.codes, music.prompts).reshape(-1, n).mean(1)
+    nll = model.nll(music.codes, music.prompts).reshape(-1, CLIPS).mean(1)
     return music, nll - nll[0]
 
 
@@ -155,12 +156,13 @@ def turned(answer, model, found, prompt: str, taken: str) -> Iterator[str]:
         others = ", ".join(c for c in found["concept"].values if c != taken)
         yield f"this pushes towards {name}; take found[0].sel(concept=...) with one of {others}"
     music, price = _played(model, [None, answer], prompt)
-    if (music.codes[:6] == music.codes[6:]).all():
+    if (music.codes[:CLIPS] == music.codes[CLIPS:]).all():
         yield "not one token changed: a strength of 0 is off, and a push may begin too late for a clip of 4 s"
     probe, (_, (h,)) = found.sel(concept=name, layer=layer), _run(model, music.codes, [("resid", layer)])
     read = probe["slope"].item() * h[:, 1:].mean(1).cpu().numpy() @ probe.values
-    told = f"the model reads {read[6:].mean() - read[:6].mean():+.2f} more {name} than in the twins"
-    if (rise := read[6:].mean() - read[:6].mean()) < 0.3:
+    rise = read[CLIPS:].mean() - read[:CLIPS].mean()
+    told = f"the model reads {rise:+.2f} more {name} than in the twins"
+    if rise < 0.3:
         yield f"{told}, and +0.30 is wanted: {'was the sign turned?' if rise < 0 else 'push harder'}"
     if price[1] > 1.5:
         yield f"{told}, but for {price[1]:.2f} nats a token the music breaks: push less"
@@ -424,7 +426,7 @@ def thrifty(answer, model, gap: float) -> Iterator[str]:
     if spent > 0.26:
         yield f"this adds {spent:.2f} class gaps a step, over 5 s; 0.25 are allowed: at fewer steps, or less"
     music, price = _played(model, [None, answer], seconds=5.0)
-    before, after = _guitar(music.audio[..., 2 * music.sample_rate :], music.sample_rate, 6)
+    before, after = _guitar(music.audio[..., 2 * music.sample_rate :], music.sample_rate, CLIPS)
     told = f"for {spent:.2f} gaps a step, a guitar's chance goes from {before:.2f} to {after:.2f}"
     if after < before + 0.15:
         yield f"{told}, and 0.15 more is wanted: is it better to push early, or seldom, or all the time?"
@@ -532,9 +534,9 @@ def one_half(answer: Callable, model, vector, layer: int) -> Iterator[str]:
 def overruled(answer, model, prompt: str) -> Iterator[str]:
     """07: a Steering under which a prompt for a piano gives guitars, more than a random push as long does."""
     music, price = _played(model, [None, answer, _at_random(answer)], prompt)
-    if (music.codes[:6] == music.codes[6:12]).all():
+    if (music.codes[:CLIPS] == music.codes[CLIPS : 2 * CLIPS]).all():
         yield "not one token changed: is its strength 0?"
-    plain, mine, chance = _guitar(music.audio, music.sample_rate, 6)
+    plain, mine, chance = _guitar(music.audio, music.sample_rate, CLIPS)
     told = f"the judges' chance of a guitar is {mine:.2f}, {plain:.2f} without, {chance:.2f} at random"
     if mine < plain + 0.15:
         yield f"{told}: push harder, or where guidance makes a push count for more (section 3)"

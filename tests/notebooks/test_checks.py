@@ -10,6 +10,7 @@ import torch
 from scipy.stats import binom, binomtest
 
 import mechsteer as ms
+from mechsteer.model._vectors import digest
 
 unit = lambda v: v / np.linalg.norm(v)
 
@@ -159,7 +160,29 @@ def tried(check, right, wrong, capsys):
         assert said.startswith("Not yet: ") and told in said and said.count("\n") == 1
 
 
-def test_what_is_erased_while_writing_is_compared_token_by_token(model, capsys):
+@pytest.fixture
+def brief(monkeypatch):
+    """Makes a model's second one of so few frames, and has it write the clips of equal calls once."""
+
+    def brief(model, frames):
+        generate, kept = model.generate, {}
+
+        def once(*args, steering=None, **options):
+            steerings = steering if isinstance(steering, list) else [steering]
+            call = repr((args, [s and digest(s) for s in steerings], options))
+            if call not in kept:
+                kept[call] = generate(*args, steering=steering, **options)
+            return kept[call]
+
+        monkeypatch.setattr(model, "generate", once)
+        monkeypatch.setattr(model, "seconds_to_frames", lambda seconds: round(frames * seconds))
+
+    return brief
+
+
+def test_what_is_erased_while_writing_is_compared_token_by_token(model, brief, capsys):
+    brief(model, 12)
+
     def erased(change):
         def erase(d, layer):
             with model.tracing_generation(duration=1, seed=0) as run:
@@ -177,7 +200,7 @@ def test_what_is_erased_while_writing_is_compared_token_by_token(model, capsys):
         (erased(lambda h, d: h - along(h, d)), "forget to normalise"),
         (erased(lambda h, d: h + along(h, d) / (d @ d)), "take it away from h"),
         (erased(lambda h, d: h - 9 * d), "of the tokens differ"),
-        (lambda d, layer: model.generate(duration=2).codes, "return run.result"),
+        (lambda d, layer: model.generate(duration=2, progress=False).codes, "return run.result"),
     ]
     check = lambda answer: checks.erased(answer, model, np.arange(model.d_model), 1)
     tried(check, erased(lambda h, d: h - along(h, d) / (d @ d)), wrong, capsys)
@@ -219,7 +242,9 @@ def test_a_control_has_the_other_clips_of_the_changed_side(capsys):
     tried(checks.control_rows, lambda clean, changed: changed.roll(1, 0), wrong, capsys)
 
 
-def test_a_push_of_one_half_is_compared_token_by_token(model, capsys):
+def test_a_push_of_one_half_is_compared_token_by_token(model, brief, capsys):
+    brief(model, 6)
+
     def pushed(change, told="jazz piano"):
         def push_half(prompt, vector, layer):
             with model.tracing_generation(told and prompt, duration=1, seed=0) as run:
@@ -254,7 +279,8 @@ def tiny():
 def heard(tiny):
     """Codes of a guitar and a piano, four clips of each by row the same music, and the lead directions."""
     rows = ms.clips("orchestra").query("split == 'test' and style == 'rock'")
-    codes = [ms.codes(tiny, part[:4])[..., :75] for part in ms.pairs(rows, "lead", "guitar", "piano")]
+    rows = rows.assign(codes=[codes[:, :75] for codes in rows["codes"]], duration=3.0)
+    codes = [ms.codes(tiny, part[:4]) for part in ms.pairs(rows, "lead", "guitar", "piano")]
     leads = rows[rows["score"].isin(rows["score"].unique()[:12])]
     acts = ms.collect(tiny, leads, progress=False)
     found = ms.find_directions(acts, "lead", ("diff_of_means",), seed=0).isel(finder=0)
@@ -355,11 +381,10 @@ def pushed(found, concept="guitar", strength=0.2, **when):
     return ms.Steering(found.sel(concept=concept), layers=3, strength=strength, **when)
 
 
-def test_a_push_is_judged_by_what_it_brings_its_price_and_its_control(tiny, heard, capsys):
+def test_a_push_is_judged_by_what_the_model_reads_and_its_price(tiny, heard, brief, monkeypatch, capsys):
     *_, found = heard
-    gap = float(2 / found["slope"].sel(concept="guitar", layer=3))
-    norm = float(found["norm"].sel(layer=3))
-    plain = np.random.default_rng(1).standard_normal(256)
+    monkeypatch.setattr(checks, "CLIPS", 2)
+    brief(tiny, 8)
     wrong = [
         (..., "nothing is chosen"),
         (pushed(found), "pushes towards guitar; take found[0].sel(concept=...) with one of flute"),
@@ -370,6 +395,14 @@ def test_a_push_is_judged_by_what_it_brings_its_price_and_its_control(tiny, hear
     tried(
         lambda a: checks.turned(a, tiny, found, "piano", "guitar"), pushed(found, "flute", 0.6), wrong, capsys
     )
+
+
+def test_a_push_is_judged_by_what_it_brings_its_price_and_its_control(tiny, heard, monkeypatch, capsys):
+    *_, found = heard
+    monkeypatch.setattr(checks, "CLIPS", 2)
+    gap = float(2 / found["slope"].sel(concept="guitar", layer=3))
+    norm = float(found["norm"].sel(layer=3))
+    plain = np.random.default_rng(1).standard_normal(256)
     early = pushed(found, strength=gap / norm, stop=1.0)
     wrong = [(5 * early, "0.25 are allowed"), (-early, "better to push early")]
     tried(lambda a: checks.thrifty(a, tiny, gap), early, wrong, capsys)
@@ -388,8 +421,10 @@ def test_a_push_is_judged_by_what_it_brings_its_price_and_its_control(tiny, hear
 
 def test_a_condition_shares_seeds_and_length_and_has_more_guitar(tiny, heard, capsys):
     *_, found = heard
-    make = lambda prompt, steering=None: tiny.generate(prompt, 3, [0, 1], steering=steering, progress=False)
-    made = {"unsteered": make("jazz piano"), "prompt": make("jazz guitar")}
+    prompts = np.repeat(["jazz piano", "jazz guitar", "rock guitar"], 2).tolist()
+    steering = [None] * 4 + [pushed(found, strength=0.1)] * 2
+    music = tiny.generate(prompts, 3, [0, 1] * 3, steering=steering, progress=False)
+    made, right = {"unsteered": music[:2], "prompt": music[2:4]}, music[4:]
     other = dataclasses.replace(made["unsteered"], codes=made["unsteered"].codes.flip(0))
     wrong = [
         (made["prompt"][:1], "2 clips of 3 s"),
@@ -397,7 +432,6 @@ def test_a_condition_shares_seeds_and_length_and_has_more_guitar(tiny, heard, ca
         (made["prompt"], "'prompt' once more"),
         (other, "too little to hear"),
     ]
-    right = make("rock guitar", steering=pushed(found, strength=0.1))
     tried(lambda answer: checks.condition(answer, made), right, wrong, capsys)
 
 
