@@ -29,6 +29,11 @@ from pathlib import Path
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 150  # s, for a server or a kernel on a busy machine
+NOWHERE = {"server": "http://127.0.0.1:9", "bypass": "127.0.0.1"}  # what isn't for this machine goes nowhere
+UNSEEN = (  # parts of Chromium's own window, which is drawn for every page; and what playwright would leave out
+    "WebUIOmniboxPopup,WebUIOmniboxAimPopup,WebUIOmniboxFullPopup,"
+    "DestroyProfileOnBrowserClose,HttpsUpgrades,MediaRouter,OptimizationHints,PaintHolding"
+)
 
 
 @dataclasses.dataclass
@@ -171,9 +176,8 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        chrome = play.chromium.launch(
-            executable_path=CHROME, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+        options = ["--no-sandbox", "--disable-dev-shm-usage", f"--disable-features={UNSEEN}"]
+        chrome = play.chromium.launch(executable_path=CHROME, args=options, proxy=NOWHERE)
         try:
             yield chrome
         finally:
@@ -182,24 +186,20 @@ def browser() -> Iterator:
 
 @contextlib.contextmanager
 def page(chrome, **options) -> Iterator:
-    """A fresh page with its own cookies; `tab.seen` is a `Seen`. What would leave the machine is refused."""
+    """A fresh page with its own cookies; `tab.seen` is a `Seen`. What would leave the machine goes nowhere."""
     context = chrome.new_context(**{"viewport": {"width": 1000, "height": 900}, **options})
     tab, seen = context.new_page(), Seen()
 
-    def route(call):
-        address = call.request.url
-        seen.requests.append(address)
-        if address.startswith(("http://127.0.0.1", "data:", "blob:")):
-            call.continue_()
-        else:
-            seen.refused.append(address)
-            call.abort()
+    def asked(request):  # playwright's own way to refuse one, a route, would turn the page's cache off
+        seen.requests.append(request.url)
+        if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
+            seen.refused.append(request.url)
 
     def socket_opened(link):
         link.on("framesent", lambda frame: seen.sent.append(frame))  # playwright takes no bound builtins
         link.on("framereceived", lambda frame: seen.received.append(frame))
 
-    context.route("**/*", route)
+    context.on("request", asked)
     tab.on("websocket", socket_opened)
     tab.on("pageerror", lambda error: seen.errors.append(str(error)))
     tab.set_default_timeout(PATIENCE * 1000)
