@@ -380,9 +380,10 @@ def test_a_kill_at_any_step_of_relabelling_leaves_the_old_labels_or_the_new(smal
             steps = itertools.count()
 
             def die(event, args, out=str(out), step=step, steps=steps):
-                """Kill this process before its `step`-th access to the store."""
-                touches = event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir")
-                if touches and out in str(args[0]) and next(steps) == step:
+                """Kill this process before the `step`-th time that it may change something in the store."""
+                opens = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+                changes = opens or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+                if changes and out in str(args[0]) and next(steps) == step:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(die)
@@ -511,7 +512,7 @@ def test_an_unfinished_store_opens_with_a_warning(model, tmp_path, monkeypatch):
 def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_path, monkeypatch):
     model = small_model
     monkeypatch.setattr(_job, "BLOCK", 3)
-    table = coded(model, [2 + i % 5 for i in range(24)])
+    table = coded(model, [2 + i % 5 for i in range(15)])
     collect = partial(quietly, model, table, sites=("resid", "heads"), batch_size=2)
     torch.set_num_threads(1)  # a forked child can't use its parent's other threads
 
@@ -528,17 +529,17 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_p
     chance, cut_short = random.Random(0), 0
     blocks = _store.Store.at(tmp_path / "whole").group["done"].size
     left = lambda out: len(_store.Store.at(out).todo()) if out.exists() else blocks
-    for k in range(8):
+    for k in range(4):
         out, enough = tmp_path / f"killed-{k}", chance.randint(1, blocks)
         child = start(out)
         while left(out) > enough:  # how far it gets is drawn, not how long it takes: the machine may be busy
-            time.sleep(0.001)
+            time.sleep(0.02)
         time.sleep(chance.uniform(0, took / blocks))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         cut_short += left(out) > 0
         assert collect(out=out).load().identical(whole)
-    assert cut_short >= 4, "most kills should come before the end"
+    assert cut_short >= 2, "most kills should come before the end"
 
 
 @pytest.mark.xdist_group("ray")
@@ -585,6 +586,7 @@ if (paths.data() / "orchestra.parquet").exists() and (paths.data() / "tiny" / "c
 
     def test_a_model_that_hears_hardly_any_difference_is_told_and_one_that_does_is_not(meta_folder, tmp_path):
         songs = ms.clips("orchestra").drop_duplicates("group")
+        songs = songs.assign(codes=[codes[:, :100] for codes in songs["codes"]], duration=4.0)
         several = songs.sample(10, random_state=0)
         alike = songs[(songs["lead"] == "piano") & (songs["style"] == "classical") & ~songs["drums"]].head(3)
         tiny, meta = ms.load("tiny", device="cpu"), ms.load(meta_folder, device="cpu", dtype="float32")
