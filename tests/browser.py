@@ -29,8 +29,8 @@ from pathlib import Path
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 150  # s, for a server or a kernel on a busy machine
-NOWHERE = {"server": "http://127.0.0.1:9", "bypass": "127.0.0.1"}  # what isn't for this machine goes nowhere
-UNSEEN = (  # parts of Chromium's own window, which is drawn for every page; and what playwright would leave out
+NOWHERE = {"server": "http://127.0.0.1:9", "bypass": "127.0.0.1"}  # a proxy for what isn't for this machine
+UNSEEN = (  # parts of Chromium's own window, drawn anew for every page; and what playwright would leave out
     "WebUIOmniboxPopup,WebUIOmniboxAimPopup,WebUIOmniboxFullPopup,"
     "DestroyProfileOnBrowserClose,HttpsUpgrades,MediaRouter,OptimizationHints,PaintHolding"
 )
@@ -137,7 +137,11 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         f"--port={port}",
         f"--IdentityProvider.token={token}",
     ]
-    arguments += [
+    without = {"jupyter_lsp": False, "notebook_shim": False, "voila.server_extension": False}
+    arguments += [  # nor does it look for node, language servers and newer versions of what it runs
+        f"--ServerApp.jpserver_extensions={without}",
+        f"--ServerApp.tornado_settings={dict(page_config_data=dict(buildCheck=False, buildAvailable=False))}",
+        "--LabApp.extension_manager=readonly",
         "--LabApp.expose_app_in_browser=True",
         "--ServerApp.use_redirect_file=False",
         "--LabApp.news_url=",
@@ -152,6 +156,7 @@ def listening_page(folder: Path, theme: str = "light", *options: str) -> Iterato
     """A listening test as `python -m mechsteer.listening.page` shows it; yields the address to send.
 
     When the block ends it is stopped by Ctrl-C; what it says then is in `folder/.jupyter-test/server.log`.
+    If there are answers, it analyses them and draws figures then, which takes a few seconds.
     """
     port = free_port()
     arguments = ["mechsteer.listening.page", str(folder), f"--port={port}", f"--theme={theme}", *options]
@@ -186,7 +191,7 @@ def browser() -> Iterator:
 
 @contextlib.contextmanager
 def page(chrome, **options) -> Iterator:
-    """A fresh page with its own cookies; `tab.seen` is a `Seen`. What would leave the machine goes nowhere."""
+    """A fresh page with its own cookies; `tab.seen` is a `Seen`. What would leave the machine fails."""
     context = chrome.new_context(**{"viewport": {"width": 1000, "height": 900}, **options})
     tab, seen = context.new_page(), Seen()
 

@@ -282,7 +282,8 @@ def test_the_other_kinds_by_keyboard(chrome, tmp_path, kind, theme):
         tab.keyboard.press("Enter")
         state(tab, "done")
         assert not tab.seen.errors and not tab.seen.refused
-    (line,) = answers(tmp_path)
+        (line,) = answers(tmp_path)
+        (tmp_path / "answers.jsonl").unlink()  # or it is analysed as the page ends, which is tested above
     if kind == "abx":
         assert (line["choice"], line["x"] in names, len(line["heard"])) == ("B", True, 3)
     else:

@@ -342,7 +342,7 @@ def test_a_listener_goes_on_while_others_mean_no_good(chrome, tmp_path):
             mallory = Client(address)
             try:
                 assert mallory.visit() == 200
-                while not stop.is_set():
+                while not stop.wait(0.1):  # some hundred requests a second are enough
                     assert mallory.refused(protocol=None) == 400
                     assert mallory.refused(origin="http://evil.example") == 403
                     assert mallory.ask(Host="evil.example")[0] == 403
@@ -376,5 +376,6 @@ def test_a_listener_goes_on_while_others_mean_no_good(chrome, tmp_path):
         assert not failed, failed
         assert len(kernels(Client(address))) == PLACES and Client(address).visit() == 503
         assert server(Client(address)).memory_info().rss < 250e6
-    complete(tmp_path, ["Ann"], 4)
-    assert {line["choice"] for line in answers(tmp_path)} == {"A"}
+        complete(tmp_path, ["Ann"], 4)
+        assert {line["choice"] for line in answers(tmp_path)} == {"A"}
+        (tmp_path / "answers.jsonl").unlink()  # or it is analysed as the page ends
