@@ -199,7 +199,7 @@ def test_every_token_is_that_of_plain_hooks(model):
     settings = list(itertools.product((1, 3, 8), ("texts", "none"), (3.0, 1.0), (0, 5)))
     random.Random(0).shuffle(settings)
     samplings = itertools.cycle([dict(top_k=50), dict(top_k=0, temperature=0.7), dict(temperature=0.0)])
-    tokens = flips = 0
+    tokens, flips, frames = 0, 0, 48 // model.n_codebooks
     for i, (batch, texts, guidance, given) in enumerate(settings):
         site, mode = places[i % len(places)]
         rows = [ROWS[(i // 4 + j) % len(ROWS)] for j in range(batch)]
@@ -208,10 +208,10 @@ def test_every_token_is_that_of_plain_hooks(model):
         start = noise_codes(model, batch, given) if given else None
         sampling = {"guidance": guidance, **next(samplings)}
         theirs, gaps = by_hand(
-            model, prompts, seeds, 11, site, steered_by_hand(model, site, mode, rows), start, **sampling
+            model, prompts, seeds, frames, site, steered_by_hand(model, site, mode, rows), start, **sampling
         )
         steerings = [steering(model, site, mode, **options) for options in rows]
-        found = ours(model, prompts, seeds, 11, steerings, start, **sampling)
+        found = ours(model, prompts, seeds, frames, steerings, start, **sampling)
         try:
             some, flipped = compared(found, theirs, gaps)
         except AssertionError as error:
@@ -223,19 +223,19 @@ def test_every_token_is_that_of_plain_hooks(model):
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_unsteered_tokens_are_audiocrafts(model, batch):
     prompts, seeds = (TEXTS * 2)[:batch], list(range(batch))
-    theirs, gaps = by_hand(model, prompts, seeds, 15)
-    same(ours(model, prompts, seeds, 15), theirs, gaps)
+    theirs, gaps = by_hand(model, prompts, seeds, 10)
+    same(ours(model, prompts, seeds, 10), theirs, gaps)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_clip_that_goes_on_from_codes_is_steered_in_them_too(model, mode):
     """Many steps at once, under schedules: `edit` by hand acts step by step."""
-    prompts, seeds, start = TEXTS[:4], [1, 2, 3, 4], noise_codes(model, 4, 11)
+    prompts, seeds, start = TEXTS[:4], [1, 2, 3, 4], noise_codes(model, 4, 9)
     theirs, gaps = by_hand(
-        model, prompts, seeds, 18, "resid", steered_by_hand(model, "resid", mode, ROWS), start
+        model, prompts, seeds, 13, "resid", steered_by_hand(model, "resid", mode, ROWS), start
     )
-    found = ours(model, prompts, seeds, 18, [steering(model, mode=mode, **o) for o in ROWS], start)
-    assert torch.equal(found[..., :11], start)
+    found = ours(model, prompts, seeds, 13, [steering(model, mode=mode, **o) for o in ROWS], start)
+    assert torch.equal(found[..., :9], start)
     same(found, theirs, gaps)
 
 
@@ -278,7 +278,7 @@ def in_audiocraft(model, sequence, prompts):
 
 @torch.no_grad()
 def test_logits_are_audiocrafts_at_once_and_step_by_step(model):
-    sequence = model.sequence(noise_codes(model, 3, 50))
+    sequence = model.sequence(noise_codes(model, 3, 25))
     theirs = in_audiocraft(model, sequence, TEXTS[:3])
     for found in in_the_engine(model, sequence, TEXTS[:3]):
         torch.testing.assert_close(found, theirs, atol=1e-4, rtol=0)
@@ -289,7 +289,7 @@ def test_logits_are_audiocrafts_at_once_and_step_by_step(model):
 def test_half_precision_is_as_near_as_audiocrafts_own(model, meta_folder, dtype, bound):
     """RMS error by the standard deviation of the float32 logits; and no more than 1.5 x audiocraft's."""
     half = ms.load("tiny" if model.name == "tiny" else meta_folder, "cpu", dtype)
-    sequence = model.sequence(noise_codes(model, 3, 60))
+    sequence = model.sequence(noise_codes(model, 3, 30))
     full = in_audiocraft(model, sequence, TEXTS[:3])
     error = lambda logits: float((logits - full).pow(2).mean().sqrt() / full.std())
     theirs = error(in_audiocraft(half, sequence, TEXTS[:3]))
@@ -323,7 +323,7 @@ def test_the_step_at_fixed_addresses_gives_the_tokens_of_the_sliced_one(model, m
     """Also where it attends to one bucket more."""
     at = SITES[MODES.index(mode)] if mode else "resid"
     rows = [steering(model, at, mode, **o) if mode else None for o in ROWS[1:]]
-    long = (BUCKET + 5, noise_codes(model, 3, BUCKET - 6)) if mode in (None, "replace") else ()
+    long = (BUCKET + 2, noise_codes(model, 3, BUCKET - 3)) if mode in (None, "replace") else ()
     for frames, start in ((12, None), *[long] * bool(long)):
         found = []
         for static in (False, True):
@@ -416,18 +416,18 @@ def test_rotary_positions_move_with_the_model():
 def test_packed_weights_give_the_tokens_of_plain_ones(model, monkeypatch):
     prompts, seeds, s = TEXTS[:3], [4, 5, 6], steering(model, strength=0.3)
     rows = [None, s, -s]
-    packed = ours(model, prompts, seeds, 40, rows)
+    packed = ours(model, prompts, seeds, 20, rows)
     assert model.engine.packed or not engine_module._can_pack()
     monkeypatch.setattr(engine_module, "_can_pack", lambda: False)
     monkeypatch.setattr(model, "_engine", None)  # a new one, until the end of this test
     monkeypatch.setattr(model, "_state", None)
     sampler, conditions = Noted(seeds, 3.0, 1.0, 50), model.conditions(prompts + [None] * 3, 6)
     with torch.no_grad():
-        clips = Decoding(model.engine, conditions, sampler, plan(rows, 50, model), 40)
+        clips = Decoding(model.engine, conditions, sampler, plan(rows, 30, model), 20)
         while not clips.done:
             clips.step()
     assert not model.engine.packed
-    assert torch.equal(ours(model, prompts, seeds, 40, rows), clips.codes())
+    assert torch.equal(ours(model, prompts, seeds, 20, rows), clips.codes())
     same(packed, clips.codes(), sampler.gaps)
 
 
@@ -535,18 +535,18 @@ HOOKED = {
 @pytest.mark.parametrize("path", HOOKED)
 def test_a_pytorch_hook_on_a_module_acts_in_generate(model, path):
     prompts, seeds = ["jazz piano", "rock guitar solo", "slow"], [1, 2, 3]
-    plain, module = ours(model, prompts, seeds, 8), model.lm.get_submodule(path)
+    plain, module = ours(model, prompts, seeds, 5), model.lm.get_submodule(path)
     hook = module.register_forward_hook(lambda module, args, out: HOOKED[path](out))
     try:
         assert model.engine is None
-        changed, (theirs, gaps) = ours(model, prompts, seeds, 8), by_hand(model, prompts, seeds, 8)
+        changed, (theirs, gaps) = ours(model, prompts, seeds, 5), by_hand(model, prompts, seeds, 5)
         with pytest.raises(ValueError, match="only the engine streams"):
             model.stream("jazz")
     finally:
         hook.remove()
     same(changed, theirs, gaps)
     assert not torch.equal(changed, plain)
-    assert model.engine is not None and torch.equal(ours(model, prompts, seeds, 8), plain)
+    assert model.engine is not None and torch.equal(ours(model, prompts, seeds, 5), plain)
 
 
 def test_a_hook_that_only_reads_sees_every_step(model):
@@ -575,34 +575,34 @@ def test_a_trace_before_generating_changes_nothing(meta_folder):
 
 
 def test_weights_that_are_written_in_place_are_noticed(model):
-    plain = ours(model, TEXTS[:2], [1, 2], 8)
+    plain = ours(model, TEXTS[:2], [1, 2], 4)
     for part in ("linears.0", "emb.1", "transformer.layers.1.linear2", "out_norm"):
         weight = model.lm.get_submodule(part).weight
         kept = weight.clone()
         try:
             with torch.no_grad():
                 weight.mul_(-0.5)
-            changed = ours(model, TEXTS[:2], [1, 2], 8)
-            same(changed, *by_hand(model, TEXTS[:2], [1, 2], 8))
+            changed = ours(model, TEXTS[:2], [1, 2], 4)
+            same(changed, *by_hand(model, TEXTS[:2], [1, 2], 4))
         finally:
             with torch.no_grad():
                 weight.copy_(kept)
         assert not torch.equal(changed, plain), part
-    assert torch.equal(ours(model, TEXTS[:2], [1, 2], 8), plain)
+    assert torch.equal(ours(model, TEXTS[:2], [1, 2], 4), plain)
 
 
 def test_weights_that_are_loaded_or_replaced_are_noticed(meta_folder):
     model = ms.load(meta_folder, "cpu", "float32")
     state = {name: t.clone() for name, t in model.lm.state_dict().items()}
-    plain = ours(model, TEXTS[:2], [1, 2], 12)
+    plain = ours(model, TEXTS[:2], [1, 2], 6)
     model.lm.load_state_dict({name: -t if "linears" in name else t for name, t in state.items()})
-    loaded = ours(model, TEXTS[:2], [1, 2], 12)
-    same(loaded, *by_hand(model, TEXTS[:2], [1, 2], 12))
+    loaded = ours(model, TEXTS[:2], [1, 2], 6)
+    same(loaded, *by_hand(model, TEXTS[:2], [1, 2], 6))
     model.lm.load_state_dict(state)
-    assert torch.equal(ours(model, TEXTS[:2], [1, 2], 12), plain)
+    assert torch.equal(ours(model, TEXTS[:2], [1, 2], 6), plain)
     for linear in model.lm.linears:
         linear.weight = torch.nn.Parameter(-linear.weight.detach(), requires_grad=False)
-    assert torch.equal(ours(model, TEXTS[:2], [1, 2], 12), loaded) and not torch.equal(loaded, plain)
+    assert torch.equal(ours(model, TEXTS[:2], [1, 2], 6), loaded) and not torch.equal(loaded, plain)
 
 
 def test_the_shipped_studys_unsteered_clips_are_made_again():
@@ -631,7 +631,7 @@ def test_weights_written_past_torchs_counter_and_other_modules_are_noticed(meta_
             return 3 * self.linear(x)
 
     model = ms.load(meta_folder, "cpu", "float32")
-    make = lambda: ours(model, ["jazz"], [1], 20, None)
+    make = lambda: ours(model, ["jazz"], [1], 10, None)
     plain, layer = make(), model.lm.transformer.layers[0]
     for change, back in (
         (model.lm.linears[0].weight.data.neg_, model.lm.linears[0].weight.data.neg_),
@@ -643,6 +643,6 @@ def test_weights_written_past_torchs_counter_and_other_modules_are_noticed(meta_
         change()
         changed = make()
         assert not torch.equal(changed, plain)
-        same(changed, *by_hand(model, ["jazz"], [1], 20, "resid", lambda h, step, layer: h))
+        same(changed, *by_hand(model, ["jazz"], [1], 10, "resid", lambda h, step, layer: h))
         back()
         assert torch.equal(make(), plain) and model.engine is not None
