@@ -52,6 +52,12 @@ class Quiet(SimpleHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self):
+        if self.path != "/favicon.ico":
+            return super().do_GET()
+        self.send_response(204)  # browsers ask for it on their own: no page leads there
+        self.end_headers()
+
     def log_message(self, *_):
         pass
 

@@ -37,14 +37,22 @@ def address(built):
         yield place
 
 
-@pytest.fixture
-def tab(chrome):
-    with browser.page(chrome, viewport={"width": 1280, "height": 900}) as opened:
-        told, missing = [], []
-        opened.on("console", lambda line: told.append(line.text) if line.type == "error" else None)
-        opened.on("response", lambda reply: missing.append(reply.url) if reply.status >= 400 else None)
+@pytest.fixture(scope="module")
+def opened(chrome):
+    """One page for all tests: what they share is parsed once."""
+    with browser.page(chrome) as opened:
+        opened.told, opened.missing = [], []
+        opened.on("console", lambda line: opened.told.append(line.text) if line.type == "error" else None)
+        opened.on("response", lambda reply: opened.missing.append(reply.url) if reply.status >= 400 else None)
         yield opened
-        assert not opened.seen.refused and not opened.seen.errors and not told and not missing
+
+
+@pytest.fixture
+def tab(opened, address):
+    opened.set_viewport_size({"width": 1280, "height": 900})
+    yield opened
+    opened.evaluate("localStorage.clear()")
+    assert not opened.seen.refused and not opened.seen.errors and not opened.told and not opened.missing
 
 
 def pages(built: Path) -> list[str]:
@@ -82,17 +90,6 @@ def test_every_stored_figure_lives(built):
         assert not (ROOT / "figures" / f"{picture.stem}.json").exists()
 
 
-def test_every_page_asks_this_host_only_and_fits_a_phone(built, address, tab):
-    tab.set_viewport_size(PHONE)
-    wide = []
-    for page in pages(built):
-        tab.goto(f"{address}/{page}", wait_until="load")
-        across = tab.evaluate("document.documentElement.scrollWidth")
-        if across > PHONE["width"]:
-            wide.append((page, across))
-    assert not wide
-
-
 _SCROLLING = """[...document.querySelectorAll('.cell_input pre')].filter(
     box => box.offsetParent && box.scrollWidth > box.clientWidth).map(box => box.textContent)"""
 _SECONDS = """Promise.all([...document.querySelectorAll('audio')].map(player => new Promise(done => {
@@ -103,12 +100,21 @@ _SECONDS = """Promise.all([...document.querySelectorAll('audio')].map(player => 
 })))"""
 
 
-def test_code_fits_beside_the_navigation_and_every_player_has_a_sound(built, address, tab):
-    heard = []
-    for page in [page for page in pages(built) if re.match(r"notebooks/\d", page)]:
-        tab.goto(f"{address}/{page}")
-        assert tab.evaluate(_SCROLLING) == [], page
-        heard += tab.evaluate(_SECONDS)
+def test_every_page_fits_a_phone_and_its_code_a_screen_and_every_player_has_a_sound(built, address, tab):
+    """A walk through all pages; that they ask this host only, and miss nothing, is seen at its end."""
+    wide, scrolling, heard, screen = [], [], [], tab.viewport_size
+    tab.set_viewport_size(PHONE)
+    for page in pages(built):
+        tab.goto(f"{address}/{page}", wait_until="load")
+        across = tab.evaluate("document.documentElement.scrollWidth")
+        if across > PHONE["width"]:
+            wide.append((page, across))
+        if re.match(r"notebooks/\d", page):
+            tab.set_viewport_size(screen)
+            scrolling += [(page, code) for code in tab.evaluate(_SCROLLING)]
+            heard += tab.evaluate(_SECONDS)
+            tab.set_viewport_size(PHONE)
+    assert not wide and not scrolling
     assert heard and min(heard) > 0.5
 
 

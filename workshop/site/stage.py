@@ -79,8 +79,8 @@ def follow(text: str, origin: str, repository: str = "") -> str:
 
 def _filled(text: str) -> str:
     """A page with what its marks stand for: the notebooks' names, modules of a folder, the names of `ms`."""
-    text = text.replace("<!-- toctree: notebooks -->", _notebooks())
-    text = text.replace("<!-- names -->", _names())
+    text = re.sub("<!-- toctree: notebooks -->", lambda _: _notebooks(), text)
+    text = re.sub("<!-- names -->", lambda _: _names(), text)
     return re.sub(r"<!-- modules: (\w+) -->", lambda mark: _modules(mark.group(1)), text)
 
 
