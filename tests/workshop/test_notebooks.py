@@ -27,10 +27,10 @@ SMALL: dict[str, dict] = {
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
-    "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SCORES": 12, "REAL": 20},
-    "06_logistic_or_mse": {"SCORES": 24, "REFITS": 2, "N": 3},
+    "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SCORES": 6, "REAL": 8},
+    "06_logistic_or_mse": {"SCORES": 12, "REFITS": 2, "N": 2},
     "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 4, "N": 2},
-    "08_where_is_it_used": {"PAIRS": 3, "SECONDS": 3.6, "WINDOWS": 4, "N": 2, "CONTROLS": 1},
+    "08_where_is_it_used": {"PAIRS": 2, "SECONDS": 3.6, "WINDOWS": 4, "SCORES": 12, "N": 1, "CONTROLS": 1},
     "09_blind_listening_test": {"SCORES": 4, "ITEMS": 3, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 50},
     "10_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2} | TRIED,
 }
@@ -38,7 +38,7 @@ SMALL: dict[str, dict] = {
 SMALLEST: dict[str, dict] = {
     "01_collect_activations": {"SCORES": 1, "BOOTS": 5},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
-    "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
+    "03_probe_every_layer": {"SCORES": 5, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "10_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0} | TRIED,
 }
 
