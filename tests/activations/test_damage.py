@@ -32,19 +32,27 @@ def collect(model, table, **options):
     return ms.collect(model, table, **{"layers": [2], "progress": False, **options})
 
 
-@pytest.fixture
-def music(tmp_path):
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """A folder with music, its store, and what that holds: six clips in three blocks. Tests get copies."""
+    folder = tmp_path_factory.mktemp("made")
     for k in range(6):
-        tone(tmp_path / "music" / "ab"[k % 2] / f"{k}.wav", 200 + 40 * k)
-    return tmp_path / "music"
+        tone(folder / "music" / "ab"[k % 2] / f"{k}.wav", 200 + 40 * k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mechsteer.activations._job.BLOCK", 2)
+        return folder, collect(tiny, ms.clips(folder / "music"), out=folder / "acts").load()
 
 
 @pytest.fixture
-def store(tiny, music, tmp_path, monkeypatch):
-    """(table, path, what it holds) of six clips in three blocks."""
+def music(made, tmp_path):
+    return shutil.copytree(made[0] / "music", tmp_path / "music")
+
+
+@pytest.fixture
+def store(made, music, tmp_path, monkeypatch):
+    """(table, path, what it holds); the same sound under the same names is the same data."""
     monkeypatch.setattr("mechsteer.activations._job.BLOCK", 2)
-    table = ms.clips(music)
-    return table, tmp_path / "acts", collect(tiny, table, out=tmp_path / "acts").load()
+    return ms.clips(music), shutil.copytree(made[0] / "acts", tmp_path / "acts"), made[1].copy(deep=True)
 
 
 # Stale
@@ -344,6 +352,7 @@ def test_options_that_mean_nothing_leave_no_store_behind(tiny, tmp_path, options
 
 def test_a_name_that_no_concept_has_suggests_the_right_one(tiny):
     table = ms.clips("orchestra").query("split == 'test'").groupby("lead").head(4)
+    table = table.assign(codes=[codes[:, :25] for codes in table["codes"]], duration=1.0)
     acts = collect(tiny, table)
     found = ms.find_directions(acts, "lead", group=None)
     with pytest.raises(KeyError, match="no concept 'gitar'. Did you mean 'guitar'"):

@@ -393,17 +393,17 @@ def test_one_prompt_alone_gives_audiocrafts_own_tokens(meta_folder):
 def test_rows_do_not_depend_on_their_batch(model):
     d = Steering(somewhere(model), layers=range(model.n_layers), norm=2.0, strength=0.5)
     steering = [None, d, -d, None, 2 * d, None, d, -d]
-    together = model.generate(PROMPTS, seconds(model, 50), 11, steering, progress=False)
+    together = model.generate(PROMPTS, seconds(model, 12), 11, steering, progress=False)
     assert together.seeds == list(range(11, 19))
     for i, prompt in enumerate(PROMPTS):
-        alone = model.generate(prompt, seconds(model, 50), 11 + i, steering[i], progress=False)
+        alone = model.generate(prompt, seconds(model, 12), 11 + i, steering[i], progress=False)
         assert torch.equal(alone.codes[0], together.codes[i]), (i, prompt)
-    split = model.generate(PROMPTS, seconds(model, 50), 11, steering, batch_size=3, progress=False)
+    split = model.generate(PROMPTS, seconds(model, 12), 11, steering, batch_size=3, progress=False)
     assert torch.equal(split.codes, together.codes)
 
 
 def test_seeds_decide(model):
-    make = lambda **options: model.generate("jazz", seconds(model, 12), progress=False, **options).codes
+    make = lambda **options: model.generate("jazz", seconds(model, 6), progress=False, **options).codes
     assert torch.equal(make(seed=1), make(seed=1)) and not torch.equal(make(seed=1), make(seed=2))
     sweep = make(seed=4, steering=[None, None])
     assert torch.equal(sweep[0], sweep[1])
@@ -417,12 +417,12 @@ def test_global_random_state_is_left_alone(model):
 
 
 def test_an_audio_prompt_keeps_its_codes_and_goes_on(model):
-    whole = model.generate(["jazz", "rock"], seconds(model, 30), 3, progress=False)
-    given = whole.codes[:, :, :12]
-    more = model.generate(["jazz", "rock"], seconds(model, 30), [8, 9], audio_prompt=given, progress=False)
-    assert torch.equal(more.codes[:, :, :12], given)
+    whole = model.generate(["jazz", "rock"], seconds(model, 16), 3, progress=False)
+    given = whole.codes[:, :, :8]
+    more = model.generate(["jazz", "rock"], seconds(model, 16), [8, 9], audio_prompt=given, progress=False)
+    assert torch.equal(more.codes[:, :, :8], given)
     assert not torch.equal(more.codes, whole.codes)
-    again = model.generate(["jazz", "rock"], seconds(model, 30), 3, audio_prompt=given, progress=False)
+    again = model.generate(["jazz", "rock"], seconds(model, 16), 3, audio_prompt=given, progress=False)
     assert torch.equal(again.codes, whole.codes)  # a clip continued from its own codes goes on as it did
 
 
@@ -434,16 +434,16 @@ def test_a_sounding_audio_prompt_serves_all_rows(model):
 
 
 def test_late_steering_of_a_continuation_changes_only_what_is_late(model):
-    given = model.generate("jazz", seconds(model, 12), progress=False).codes
+    given = model.generate("jazz", seconds(model, 6), progress=False).codes
     norm = mean_norms(model, given)
-    late = Steering(somewhere(model), layers=0, norm=norm, strength=2.0, start=seconds(model, 20))
+    late = Steering(somewhere(model), layers=0, norm=norm, strength=2.0, start=seconds(model, 10))
     plain, steered = (
-        model.generate("jazz", seconds(model, 30), 1, s, audio_prompt=given, progress=False).codes
+        model.generate("jazz", seconds(model, 16), 1, s, audio_prompt=given, progress=False).codes
         for s in (None, late)
     )
-    assert torch.equal(plain[:, :, :12], given) and torch.equal(steered[:, :, :12], given)
-    assert torch.equal(plain[:, 0, :20], steered[:, 0, :20]) and not torch.equal(
-        plain[:, 0, 20:], steered[:, 0, 20:]
+    assert torch.equal(plain[:, :, :6], given) and torch.equal(steered[:, :, :6], given)
+    assert torch.equal(plain[:, 0, :10], steered[:, 0, :10]) and not torch.equal(
+        plain[:, 0, 10:], steered[:, 0, 10:]
     )
 
 

@@ -71,7 +71,7 @@ def test_what_was_played_is_made_again_token_by_token(model, directions):
     assert {p.shape for p in pictures} == {(columns * answer["frames"], bands)}
     assert np.shape(answer["reading"]) == (2, answer["frames"])
     for concept, strength in (("guitar", 1.0), ("jazz", 1.0), ("jazz", -1.5)):
-        for _ in range(4):
+        for _ in range(3):
             answer, (twin, steered, *_) = page.ask(concept=concept, strength=strength)
         assert (twin != steered).any() and answer["strength"] == strength
     told, _ = page.ask(kind="stop")
