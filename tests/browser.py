@@ -28,6 +28,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TOOLBAR = "() => [...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title || b.href || '')"
 PATIENCE = 150  # s, for a server or a kernel on a busy machine
 NOWHERE = {"server": "http://127.0.0.1:9", "bypass": "127.0.0.1"}  # a proxy for what isn't for this machine
 UNSEEN = (  # parts of Chromium's own window, drawn anew for every page; and what playwright would leave out

@@ -1,5 +1,7 @@
 """Notebook 00 as a reader meets it: in JupyterLab, in a real browser, its live panel played by hand.
 
+Then a figure in the same JupyterLab, for its toolbar: what it could upload or lead to.
+
 With MECHSTEER_PICTURES naming a folder, the panel is pictured there while it plays.
 """
 
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser import CHROME, browser, jupyterlab, kernel_processes, open_notebook, page, run_all
+from browser import CHROME, TOOLBAR, browser, jupyterlab, kernel_processes, open_notebook, page, run_all
 from conftest import require
 from live_page import CHUNKS, SPY, play_and_move
 
@@ -26,6 +28,11 @@ working = [t.name for t in threading.enumerate() if "mechsteer" in t.name or "pa
 exact = bool((again.codes == take.codes).all())
 print("exact", exact, "parts", len(take.steering[1].parts), "working", working)
 """
+FIGURE = """
+import plotly.graph_objects as go
+from mechsteer.show import plots
+go.Figure(go.Scatter(y=[1, 2]))
+"""
 ALL_CELLS = """() => {
     const shown = window.jupyterapp.shell.currentWidget.content;
     // cells out of sight stay on the page
@@ -40,7 +47,7 @@ RUN_LAST = """async code => {
 
 
 @pytest.mark.timeout(600)
-def test_the_panel_plays_and_what_was_played_is_made_again(tmp_path, monkeypatch):
+def test_the_panel_plays_what_was_played_is_made_again_and_a_figure_has_no_upload(tmp_path, monkeypatch):
     require(CHROME, "chromium")
     (path,) = notebooks.find(["00"])
     book = nbformat.read(path, 4)
@@ -55,6 +62,7 @@ def test_the_panel_plays_and_what_was_played_is_made_again(tmp_path, monkeypatch
     shutil.copy(path.with_name("checks.py"), tmp_path)
     monkeypatch.setenv("MECHSTEER_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("MECHSTEER_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("PLOTLY_RENDERER", raising=False)
     with jupyterlab(tmp_path) as address, browser() as chrome, page(chrome, viewport=WIDE) as tab:
         tab.set_default_timeout(300_000)
         tab.add_init_script(SPY)
@@ -72,6 +80,11 @@ def test_the_panel_plays_and_what_was_played_is_made_again(tmp_path, monkeypatch
         output = tab.locator(".jp-OutputArea-output pre").filter(has_text="exact")
         output.wait_for()
         assert "exact True parts 1 working []" in output.inner_text()
+
+        tab.evaluate(RUN_LAST, FIGURE)
+        tab.wait_for_selector(".modebar-btn", state="attached")
+        titles = tab.evaluate(TOOLBAR)
+        assert titles and not any("Share" in title or "plotly.com" in title for title in titles)
 
         tab.get_by_role("button", name="Play").click()
         tab.wait_for_function(CHUNKS, arg=heard + (30 if PICTURES else 4), polling=50)
