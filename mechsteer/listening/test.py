@@ -124,13 +124,14 @@ class ListeningTest:
         self.folder = Path(folder) if folder else paths.listening() / name
         if (self.folder / "design.json").exists():
             self.design = load_design(self.folder)
-            if self.design.test_hash == test_hash(clips, options):
+            answers, sounds = self.folder / "answers.jsonl", self.folder / "stimuli"
+            same = self.design.test_hash == test_hash(clips, options)
+            if same and sounds.is_dir():
                 return
-            answers = self.folder / "answers.jsonl"
-            if answers.exists() and answers.stat().st_size:
+            if not same and answers.exists() and answers.stat().st_size:
                 other = f"{self.folder} holds answers to other clips or options"
                 raise ValueError(f"{other}: choose another name, or go on with ListeningTest.open(folder)")
-            shutil.rmtree(self.folder / "stimuli")
+            shutil.rmtree(sounds, ignore_errors=True)  # may be gone
         self.design = save_design(self.folder, clips, rate, options)
         write_page(self.folder)
 

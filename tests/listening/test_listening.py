@@ -271,6 +271,10 @@ def test_the_same_call_finds_its_folder_and_another_test_is_refused_once_there_a
     begin(Session(changed.design, tmp_path))
     with pytest.raises(ValueError, match="another name"):
         make(tmp_path, seed=2)
+    shutil.rmtree(tmp_path / "stimuli")  # lost: the same call makes them again, and the answers stay
+    again, answers = make(tmp_path, seed=1), (tmp_path / "answers.jsonl").read_bytes()
+    assert len(list((tmp_path / "stimuli").iterdir())) == len(files) and answers
+    assert again.design.test_hash == changed.design.test_hash
 
 
 def test_simulated_listeners_are_called_so_and_never_stored(tmp_path):
