@@ -299,16 +299,18 @@ def test_a_fresh_kernel_shows_figures_without_the_upload():
     """As the runner starts it, and as JupyterLab does, whatever part of `show` is imported."""
     show = "fig = go.Figure(go.Scatter(y=[1])); b = fig._repr_mimebundle_()"
     show += "; print(b['application/vnd.plotly.v1+json']['config']['showSendToCloud'], *sorted(b))"
-    for part in ("plots", "saving"):
+    drawn = bool(saving.chrome())
+    for part, kinds in (("plots", ["plotly_mimetype", "png"][: 1 + drawn]), ("saving", ["plotly_mimetype"])):
         code = f"import plotly.graph_objects as go; from mechsteer.show import {part}; {show}"
-        env = os.environ | {
-            "PLOTLY_RENDERER": "plotly_mimetype+png" if saving.chrome() else "plotly_mimetype"
-        }
         done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=os.environ | {"PLOTLY_RENDERER": "+".join(kinds)},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.startswith("False application/vnd.plotly.v1+json"), part
-        assert not saving.chrome() or "image/png" in done.stdout
+        assert ("image/png" in done.stdout) == ("png" in kinds)
 
 
 def test_a_picture_is_drawn_by_chrome(scores, tmp_path):

@@ -38,7 +38,7 @@ SMALL: dict[str, dict] = {
 SMALLEST: dict[str, dict] = {
     "01_collect_activations": {"SCORES": 1, "BOOTS": 5},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
-    "03_probe_every_layer": {"SCORES": 5, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
+    "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
     "10_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0} | TRIED,
 }
 

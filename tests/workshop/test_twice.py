@@ -8,7 +8,7 @@ from test_notebooks import RAN, SMALL
 
 from workshop.suite import notebooks
 
-CHEAP = ["00_start_here", "04_compare_directions", "09_blind_listening_test"]
+CHEAP = ["00_start_here", "01_collect_activations", "09_blind_listening_test"]
 
 
 def drawn(stem: str, figures: Path) -> dict[str, bytes]:
