@@ -112,8 +112,7 @@ class ListeningTest:
         named = [tuple(pair) for pair in pairs or itertools.combinations(clips, 2)]
         unknown = {*itertools.chain(*named), reference, anchor} - {None, *clips}
         if unknown or any(a == b for a, b in named):
-            there = f"pairs, reference and anchor must be of {', '.join(clips)}"
-            raise ValueError(f"{there}; not {sorted(unknown)}")
+            raise ValueError(f"pairs, reference, anchor must be of {', '.join(clips)}; not {sorted(unknown)}")
         longest = max(clip.shape[-1] for part in clips.values() for clip in part) / rate
         if kind == "rating":
             named, reference = [], reference or next(iter(clips))

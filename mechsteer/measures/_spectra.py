@@ -6,9 +6,10 @@ centred on sample i * hop; beyond its ends a clip is silent. Levels are relative
 
 import getpass
 import tempfile
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from scipy import fft
@@ -91,18 +92,29 @@ def note_spectrum(audio: np.ndarray, size: int = 8192, hop: int = 2048) -> np.nd
 
 
 @lru_cache
-def librosa_ready() -> None:
-    """Have librosa compile what is used here, one process at a time; to be called before any of it is.
+def librosa_ready() -> Any:
+    """librosa, once it has compiled what is used here; what else it compiles at import waits for a call.
 
-    numba keeps compiled functions on disk, and a process that loads one while another writes it can crash:
-    two processes of tests did, in one of four runs that began with nothing compiled.
+    One process at a time: numba keeps what it compiles on disk, and one that loads it meanwhile can crash.
     """
+    import numba
     from filelock import FileLock
 
-    with FileLock(Path(tempfile.gettempdir()) / f"mechsteer-librosa-{getpass.getuser()}.lock"):
-        from librosa import estimate_tuning
-        from librosa.beat import beat_track
+    lock = Path(tempfile.gettempdir()) / f"mechsteer-librosa-{getpass.getuser()}.lock"
+    with FileLock(lock), mock.patch.object(numba, "guvectorize", partial(_when_called, numba.guvectorize)):
+        import librosa
 
         noise = np.random.default_rng(0).normal(size=RATE).astype(np.float32)
-        beat_track(y=noise, sr=RATE)
-        estimate_tuning(y=noise, sr=RATE)
+        librosa.beat.beat_track(y=noise, sr=RATE)
+        librosa.estimate_tuning(y=noise, sr=RATE)
+    return librosa
+
+
+def _when_called(guvectorize, types, *given, **options):
+    """numba's decorator, done at a call, and only for those of `types` that hold the call's arguments."""
+
+    @lru_cache
+    def made(function, kind):
+        return guvectorize([t for t in types if f"({kind}" in t] or types, *given, **options)(function)
+
+    return lambda function: lambda *x, **named: made(function, np.result_type(*x).name)(*x, **named)

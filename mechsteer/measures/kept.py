@@ -62,18 +62,14 @@ def shared(a: Any, b: Any, sample_rate: int) -> pd.DataFrame:
 
 def chroma(clip: np.ndarray) -> np.ndarray:
     """Power per pitch class, C first, (12, frame): of float32 (sample,) at 16 kHz, a frame every 40 ms."""
-    spectra.librosa_ready()
-    from librosa.feature import chroma_stft
-
-    return chroma_stft(y=clip, sr=spectra.RATE, n_fft=4096, hop_length=HOP, tuning=0, norm=None)
+    heard = spectra.librosa_ready().feature
+    return heard.chroma_stft(y=clip, sr=spectra.RATE, n_fft=4096, hop_length=HOP, tuning=0, norm=None)
 
 
 def beats(clip: np.ndarray) -> np.ndarray:
     """Times of the beats, s, ascending: of float32 (sample,) at 16 kHz; empty where there is no onset."""
-    spectra.librosa_ready()
-    from librosa.beat import beat_track
-
-    return beat_track(y=clip, sr=spectra.RATE, hop_length=BEAT_HOP, units="time", trim=False)[1]
+    heard = spectra.librosa_ready().beat
+    return heard.beat_track(y=clip, sr=spectra.RATE, hop_length=BEAT_HOP, units="time", trim=False)[1]
 
 
 def _pair(a, b):

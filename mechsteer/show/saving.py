@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def chrome() -> str | None:
     """The Chrome or Chromium that can turn figures into PNG, or None."""
     from choreographer.browsers.chromium import Chromium
 
-    return os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False)
+    return shutil.which(os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False) or "")
 
 
 def _picture(fig: go.Figure, scale: float = 1.5) -> bytes:

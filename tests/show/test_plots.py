@@ -18,6 +18,8 @@ from mechsteer.measures.intervals import means_by
 from mechsteer.show import plots, saving
 from workshop.suite import changes, redraw
 
+pytestmark = pytest.mark.xdist_group("figures")  # on one worker with test_figures.py: one Chrome draws for both
+
 
 @pytest.fixture
 def scores() -> pd.DataFrame:
@@ -311,6 +313,11 @@ def test_a_fresh_kernel_shows_figures_without_the_upload():
         )
         assert done.stdout.startswith("False application/vnd.plotly.v1+json"), part
         assert ("image/png" in done.stdout) == ("png" in kinds)
+
+
+def test_a_chrome_that_is_named_and_not_there_is_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "chrome"))
+    assert saving.chrome() is None, "kaleido would wait for it for ever"
 
 
 def test_a_picture_is_drawn_by_chrome(scores, tmp_path):

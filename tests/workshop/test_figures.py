@@ -13,6 +13,8 @@ from mechsteer import errors, paths
 from mechsteer.show import plots, saving
 from workshop.suite import redraw
 
+pytestmark = pytest.mark.xdist_group("figures")
+
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):

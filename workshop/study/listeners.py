@@ -13,11 +13,9 @@ from .settings import Setting
 
 def librosa(audio, sample_rate: int) -> pd.DataFrame:
     """An ear: the tempo in bpm by `librosa.feature.tempo`, which knows nothing of this music."""
-    from librosa.feature import tempo
-
     from mechsteer.measures import _spectra
 
-    _spectra.librosa_ready()
+    tempo = _spectra.librosa_ready().feature.tempo
     heard = [float(tempo(y=clip, sr=_spectra.RATE)[0]) for clip in _spectra.mono(audio, sample_rate, 3.0)]
     return pd.DataFrame({"tempo": heard})
 
