@@ -18,7 +18,7 @@ from mechsteer.measures.intervals import means_by
 from mechsteer.show import plots, saving
 from workshop.suite import changes, redraw
 
-pytestmark = pytest.mark.xdist_group("figures")  # on one worker with test_figures.py: one Chrome draws for both
+pytestmark = pytest.mark.xdist_group("figures")  # with test_figures.py: one Chrome draws for both
 
 
 @pytest.fixture
