@@ -11,10 +11,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from browser import UNSEEN
 
 CACHE = Path(tempfile.mkdtemp(prefix="mechsteer-hub-"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(CACHE), "OMP_WAIT_POLICY": "PASSIVE"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are too small to share out
+os.environ["CHROMIUM_FLAGS"] = f"--disable-features={UNSEEN}"  # of Debian's, where it draws figures, too
 os.environ["MECHSTEER_RUNS"] = str(CACHE / "runs")  # nothing is read from, or left in, the user's own runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +112,7 @@ def run_notebook(checkout, tmp_path_factory):
     """Run a notebook of the copy in one kernel for all, emptied before each: imports are paid for once.
 
     Called with the notebook, parameters, and `figures` and `runs` where these aren't those of a run by hand.
+    Figures are shown as JupyterLab shows them: pictures of them go to their files only.
     Those who use it are in the group "notebooks". What `make notebooks` stores comes from fresh kernels.
     """
     import nbformat
@@ -122,6 +125,7 @@ def run_notebook(checkout, tmp_path_factory):
 
     def run(path: Path, parameters: dict, **given: Path):
         here = {f"MECHSTEER_{name.upper()}": str(place) for name, place in given.items()}
+        here["PLOTLY_RENDERER"] = "plotly_mimetype"
         lines = ["%reset -f", "import os", f"os.chdir({str(checkout / 'notebooks')!r})"]
         lines += [f"_ = [os.environ.pop(name, None) for name in {places}]", f"os.environ.update({here})"]
         cells = [nbformat.v4.new_code_cell("\n".join(lines))]

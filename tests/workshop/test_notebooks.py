@@ -25,7 +25,7 @@ SMALL: dict[str, dict] = {
     "00_start_here": {"DURATION": 4.0, "START": 0.5, "SCORES": 3, "CLIPS": 2},
     "01_collect_activations": {"SCORES": 2, "BOOTS": 20},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
-    "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
+    "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 12, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
     "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SCORES": 6, "REAL": 8},
     "06_logistic_or_mse": {"SCORES": 12, "REFITS": 2, "N": 2},
@@ -38,7 +38,7 @@ SMALL: dict[str, dict] = {
 SMALLEST: dict[str, dict] = {
     "01_collect_activations": {"SCORES": 1, "BOOTS": 5},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
-    "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 15, "FOLDS": 3},
+    "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "FRAME_CLIPS": 12, "FOLDS": 3},
     "10_your_own_model_and_music": {"FILES": 3, "CLIPS": 2, "DURATION": 3.2, "SEGMENT": 4.0} | TRIED,
 }
 
