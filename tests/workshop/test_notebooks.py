@@ -29,9 +29,9 @@ SMALL: dict[str, dict] = {
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "BOOTS": 3, "HALVES": 2},
     "05_steer_and_listen": {"N": 2, "GAPS": [0.01, 1.0], "SCORES": 6, "REAL": 8},
     "06_logistic_or_mse": {"SCORES": 12, "REFITS": 2, "N": 2},
-    "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 4, "N": 2},
+    "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 2, "N": 2},
     "08_where_is_it_used": {"PAIRS": 2, "SECONDS": 3.6, "WINDOWS": 4, "SCORES": 12, "N": 1, "CONTROLS": 1},
-    "09_blind_listening_test": {"SCORES": 4, "ITEMS": 3, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 50},
+    "09_blind_listening_test": {"SCORES": 4, "ITEMS": 3, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 20},
     "10_your_own_model_and_music": {"FILES": 4, "CLIPS": 2, "DURATION": 3.2} | TRIED,
 }
 # Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.
