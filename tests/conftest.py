@@ -72,13 +72,26 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture(scope="session", params=MODELS)
-def model(request):
-    """A loaded Model in float32 on the CPU: one from `meta_folder`, and the embedded one."""
+@pytest.fixture(scope="session")
+def meta(meta_folder):
+    """A loaded Model in float32 on the CPU, of Meta's format. Who changes its weights loads another."""
     import mechsteer as ms
 
-    name = request.getfixturevalue("meta_folder") if request.param == "meta" else "tiny"
-    return ms.load(name, device="cpu", dtype="float32")
+    return ms.load(meta_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The embedded Model in float32 on the CPU. Who changes its weights loads another."""
+    import mechsteer as ms
+
+    return ms.load("tiny", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def model(request):
+    """`meta` and `tiny`, one after the other."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +124,8 @@ def checkout(tmp_path_factory) -> Path:
 def run_notebook(checkout, tmp_path_factory):
     """Run a notebook of the copy in one kernel for all, emptied before each: imports are paid for once.
 
-    Called with the notebook, parameters, and `figures` and `runs` where these aren't those of a run by hand.
+    Called with the notebook, parameters, and `figures` and `runs` where these aren't those of a run by hand;
+    then figures come without their pictures, as where there is no Chrome.
     Figures are shown as JupyterLab shows them: pictures of them go to their files only.
     Those who use it are in the group "notebooks". What `make notebooks` stores comes from fresh kernels.
     """
@@ -126,6 +140,7 @@ def run_notebook(checkout, tmp_path_factory):
     def run(path: Path, parameters: dict, **given: Path):
         here = {f"MECHSTEER_{name.upper()}": str(place) for name, place in given.items()}
         here["PLOTLY_RENDERER"] = "plotly_mimetype"
+        here["BROWSER_PATH"] = "none" if given else os.environ.get("BROWSER_PATH", "")
         lines = ["%reset -f", "import os", f"os.chdir({str(checkout / 'notebooks')!r})"]
         lines += [f"_ = [os.environ.pop(name, None) for name in {places}]", f"os.environ.update({here})"]
         cells = [nbformat.v4.new_code_cell("\n".join(lines))]

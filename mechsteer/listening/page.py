@@ -54,13 +54,13 @@ def serve(given: argparse.Namespace) -> None:
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(SHARE), os.environ.get("JUPYTER_PATH")]))
     chosen = {"template": "listening", "theme": given.theme, "multi_kernel_manager_class": Kernels}
     chosen |= {"allow_template_override": "NO", "allow_theme_override": "NO"}
+    chosen["extension_allowlist"] = ["anywidget", "@voila-dashboards/widgets-manager8"]  # else all are sent
     with tempfile.TemporaryDirectory() as place:
         write_page(Path(place), Path(given.folder).resolve())
         code = given.code or secrets.token_urlsafe(9)
-        options = {"port": given.port, "port_retries": 0, "config_file_paths": [], "token": code}
-        options |= {"notebook_path": str(Path(place) / "take.ipynb"), "open_browser": False}
-        options["config"] = Config(VoilaConfiguration=chosen, Kernels={"most": given.most})
-        app = Page(ip=given.ip, log_level=30, **options)
+        options = {"ip": given.ip, "port": given.port, "port_retries": 0, "token": code, "log_level": 30}
+        options |= {"notebook_path": f"{place}/take.ipynb", "open_browser": False, "config_file_paths": []}
+        app = Page(**options, config=Config(VoilaConfiguration=chosen, Kernels={"most": given.most}))
         app.hosts, name = own_names(given.ip, given.host), (given.host or [told_name(given.ip)])[0]
         app.shown = f"http://{name}:{given.port}/?token={quote(code)}"
         app.initialize([])

@@ -29,10 +29,10 @@ LENGTHS = (13, 9, 9, 2, 12, 5, 6)
 quietly = partial(ms.collect, progress=False)
 
 
-@pytest.fixture(scope="module")
-def small_model(meta_folder):
+@pytest.fixture
+def small_model(meta):
     """The checkpoint of Meta's format alone, where the embedded model would show nothing more."""
-    return ms.load(meta_folder, device="cpu", dtype="float32")
+    return meta
 
 
 def coded(model, lengths=LENGTHS, seed: int = 0) -> pd.DataFrame:
@@ -543,8 +543,10 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_p
 
 
 @pytest.mark.xdist_group("ray")
-def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(cluster, tmp_path, monkeypatch):
-    model = ms.load("tiny", device="cpu", dtype="float32")  # no text encoder of transformers, slow to import
+def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
+    tiny, cluster, tmp_path, monkeypatch
+):
+    model = tiny  # no text encoder of transformers, slow to import
     monkeypatch.setattr(_job, "BLOCK", 2)
     table = coded(model, [2 + i % 5 for i in range(24)])
     victim = tmp_path / "victim"
@@ -573,21 +575,20 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(clus
 
 if (paths.data() / "orchestra.parquet").exists() and (paths.data() / "tiny" / "card.json").exists():
 
-    def test_the_orchestra_is_read_by_tiny_from_its_codes_and_by_others_from_its_sound(meta_folder):
+    def test_the_orchestra_is_read_by_tiny_from_its_codes_and_by_others_from_its_sound(tiny, meta):
         table = ms.clips("orchestra").iloc[:3]
-        tiny, meta = ms.load("tiny", device="cpu"), ms.load(meta_folder, device="cpu", dtype="float32")
         codes, _ = _job.codes_for(tiny, table)
         assert all(np.array_equal(a, b) for a, b in zip(codes, table["codes"], strict=True))
         acts = quietly(meta, table)
         assert acts["n_frames"].values.tolist() == [round(8 * meta.frame_rate)] * 3
         assert np.isfinite(acts["resid"]).all() and {"lead", "style", "tempo", "group"} <= set(acts.coords)
 
-    def test_a_model_that_hears_hardly_any_difference_is_told_and_one_that_does_is_not(meta_folder, tmp_path):
+    def test_a_model_that_hears_hardly_any_difference_is_told_and_one_that_does_is_not(meta, tmp_path):
         songs = ms.clips("orchestra").drop_duplicates("group")
         songs = songs.assign(codes=[codes[:, :100] for codes in songs["codes"]], duration=4.0)
         several = songs.sample(10, random_state=0)
         alike = songs[(songs["lead"] == "piano") & (songs["style"] == "classical") & ~songs["drums"]].head(3)
-        tiny, meta = ms.load("tiny", device="cpu"), ms.load(meta_folder, device="cpu", dtype="float32")
+        tiny = ms.load("tiny", device="cpu")  # whose weights are changed below
         frames = {"pool": "frames", "layers": [0]}
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "the (codes|activations)")

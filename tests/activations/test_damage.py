@@ -16,11 +16,6 @@ from mechsteer.activations._rows import header_of
 RATE = 16_000
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return ms.load("tiny")
-
-
 def tone(path, hertz=220.0, seconds=0.5, channels=1):
     path.parent.mkdir(parents=True, exist_ok=True)
     t = np.arange(round(seconds * RATE)) / RATE

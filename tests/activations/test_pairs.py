@@ -182,11 +182,10 @@ if (paths.data() / "orchestra.parquet").exists():
         with pytest.raises(ValueError, match="no pair varies 'drums': no two clips have True and False"):
             ms.pairs(orchestra, "drums", True, False)
 
-    def test_pairs_of_the_orchestra_can_be_patched(orchestra):
-        model = ms.load("tiny", "cpu", "float32")
+    def test_pairs_of_the_orchestra_can_be_patched(orchestra, tiny):
         both = ms.pairs(orchestra, "lead", "guitar", "piano")
         clean, changed = (np.stack(table["codes"].head(2)).astype("int64")[..., :12] for table in both)
-        found = ms.patch(model, clean, changed, "resid", [2, 5], windows=2, progress=False)
+        found = ms.patch(tiny, clean, changed, "resid", [2, 5], windows=2, progress=False)
         assert found["resid"].shape == (2, 2, 2, 2) and found["gap"].any()
 
     @pytest.mark.parametrize("label", ["drums", "tempo", "tonic", "mode"])

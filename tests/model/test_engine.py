@@ -338,13 +338,13 @@ def test_the_step_at_fixed_addresses_gives_the_tokens_of_the_sliced_one(model, m
         same(found[1], found[0], sampler.gaps)
 
 
-FAKE = FakeTensorMode()
+fake = functools.cache(FakeTensorMode)  # made when it is used: it imports torch's compiler
 
 
 def pretended(tensors):
     """Tensors without values, as on a CUDA device: what would read one, or wait for one, raises."""
     like = lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
-    with FAKE:
+    with fake():
         return tree_map_only(torch.Tensor, like, tensors)
 
 
@@ -365,7 +365,7 @@ def pretended_engine(model) -> Engine:
     for module in lm.modules():
         for kind in (module._parameters, module._buffers):
             kind |= {name: pretended(t) for name, t in kind.items() if t is not None}
-    with FAKE, warnings.catch_warnings():
+    with fake(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of the addresses that `weights_state` asks for
         made = Engine(lm)
     made.sines = pretended(model.engine.sines)
@@ -377,9 +377,9 @@ def pretended_engine(model) -> Engine:
 @torch.no_grad()
 def test_a_step_can_be_captured(model):
     """It runs on tensors without values, on one device: nothing waits for a number, or is copied there."""
-    with pytest.raises(DataDependentOutputException), FAKE:
+    with pytest.raises(DataDependentOutputException), fake():
         bool(pretended(torch.ones(1)).all())  # so would any step that looks
-    with pytest.raises(AssertionError, match="on cpu"), FAKE, OnTheDevice():
+    with pytest.raises(AssertionError, match="on cpu"), fake(), OnTheDevice():
         torch.zeros(1)
     model.engine.positions(BUCKET)
     engine = pretended_engine(model)
@@ -398,7 +398,7 @@ def test_a_step_can_be_captured(model):
         )
         clips.plan = Plan({place: [on(e) for e in effects] for place, effects in clips.plan.items()})
         clips.engine = engine
-        with FAKE, OnTheDevice():
+        with fake(), OnTheDevice():
             clips._replay(BUCKET)
         assert clips.sequence.device.type == "cuda"
 
@@ -605,15 +605,14 @@ def test_weights_that_are_loaded_or_replaced_are_noticed(meta_folder):
     assert torch.equal(ours(model, TEXTS[:2], [1, 2], 6), loaded) and not torch.equal(loaded, plain)
 
 
-def test_the_shipped_studys_unsteered_clips_are_made_again():
+def test_the_shipped_studys_unsteered_clips_are_made_again(tiny):
     """As rounded there; one tie may fall."""
-    model = ms.load("tiny", "cpu", "float32")
     study = pd.read_parquet(paths.data() / "study" / "clips.parquet")
     study = study.query("setting == 'guitar' and part == 'refits' and name == 'unsteered'").head(6)
-    made = model.generate(None, 5.0, study["seed"].tolist(), progress=False)
+    made = tiny.generate(None, 5.0, study["seed"].tolist(), progress=False)
     heard = ms.hear(made.audio, made.sample_rate, "cnn")["lead"].to_numpy()
     same = (heard == study["cnn_lead"].to_numpy()) & (
-        abs(model.nll(made.codes) - study["nll_unprompted"]) < 0.006
+        abs(tiny.nll(made.codes) - study["nll_unprompted"]) < 0.006
     )
     assert len(study) == 6 and (~same).sum() <= 1
 

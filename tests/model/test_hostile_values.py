@@ -287,8 +287,7 @@ def test_any_call_is_refused_or_gives_codes_that_repeat(tiny_or_meta, options):
 def tiny_or_meta(request):
     from conftest import MODELS
 
-    folder = None if "tiny" in MODELS else request.getfixturevalue("meta_folder")
-    return ms.load(folder or "tiny", device="cpu", dtype="float32")
+    return request.getfixturevalue(MODELS[-1])
 
 
 # What does nothing says so

@@ -271,11 +271,6 @@ def test_a_push_of_one_half_is_compared_token_by_token(model, brief, capsys):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return ms.load("tiny", device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def heard(tiny):
     """Codes of a guitar and a piano, four clips of each by row the same music, and the lead directions."""
     rows = ms.clips("orchestra").query("split == 'test' and style == 'rock'")

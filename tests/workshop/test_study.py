@@ -18,11 +18,6 @@ from workshop.study.finders import Finder
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return ms.load("tiny", device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def finder(tiny):
     return Finder(tiny, scores=8)
 
