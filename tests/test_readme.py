@@ -20,7 +20,7 @@ def test_the_ten_lines_turn_clips_where_a_random_direction_turns_fewer(tmp_path,
     monkeypatch.chdir(tmp_path)
     done = {}
     exec(code, done)
-    assert done["acts"].sizes["clip"] == 100 and done["music"].audio.shape[0] == 12
+    assert done["acts"].sizes["clip"] == 60 and done["music"].audio.shape[0] == 12
     said = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.count(" ") == 1)
     assert float(said["diff_of_means"]) > float(said["random"]) + 0.5
     saved = [f"violin_by_{name}-{i:02}.wav" for name in ("diff_of_means", "random") for i in range(12)]

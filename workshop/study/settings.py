@@ -35,7 +35,7 @@ class Setting:
     source: str | None = None
     asked: str | None = None
     among: tuple[str, ...] = ()
-    stays: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stays: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     site: str = "resid"
 
     @property

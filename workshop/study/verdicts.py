@@ -14,6 +14,7 @@ README and notebooks quote from here, and a test compares.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ def decide(clips: pd.DataFrame) -> pd.DataFrame:
     """The table, from data/study/clips.parquet: columns claim, about, a, b, estimate, lo, hi, margin, unit,
     verdict, reads, n_refits, n_clips.
     """
+    clips = clips.astype({"setting": "category", "part": "category"})  # quick to compare
     there = [s for s in SETTINGS if s.name in set(clips["setting"])]
     mains = [s for s in there if s.question == "main"]
     found = [*_methods(clips, mains), *_words(clips, mains), *_tempo(clips, there), *_gains(clips, mains)]
@@ -77,14 +79,15 @@ def _hears(cell):
 
 def _methods(clips, mains) -> Iterator[dict]:
     at = {"refits": "", "equal": ", at one class gap"}
+    once = functools.cache(functools.partial(values, clips))  # pools share their settings
     for part, (what, says, margin, unit) in itertools.product(at, MEASURED):
-        heard = [s for s in mains if values(clips, s, "mse", what, part).size]
+        heard = [s for s in mains if once(s, "mse", what, part).size]
         grouped = {s.name: [s] for s in heard} | {
             k: some for k, some in pools(heard).items() if len(some) > 1
         }
         for about, some in grouped.items():
             got = {
-                name: np.mean([values(clips, s, name, what, part) for s in some], axis=0)
+                name: np.mean([once(s, name, what, part) for s in some], axis=0)
                 for name in (*METHODS[:3], "random")
             }
             own = {name: _own(mine, unit, len(some)) for name, mine in got.items()}
