@@ -47,6 +47,7 @@ def test_a_sweep_holds_every_clip_beside_its_twin(model, sweep):
     )
 
 
+@pytest.mark.parametrize("model", ["meta"], indirect=True)  # what is kept is the same for every model
 def test_finished_cells_are_kept_and_never_taken_for_others(model, sweep, monkeypatch):
     call, prompts, frame = sweep
     calls, generate = [], model.generate
@@ -62,6 +63,7 @@ def test_finished_cells_are_kept_and_never_taken_for_others(model, sweep, monkey
     assert calls[2:] == [2, 2], "another schedule is another cell"
 
 
+@pytest.mark.parametrize("model", ["meta"], indirect=True)
 def test_a_cell_that_is_damaged_or_not_ours_is_made_again(model, sweep, tmp_path):
     call, prompts, frame = sweep
     for file in Path(call["out"]).glob("*.parquet"):

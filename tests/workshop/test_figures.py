@@ -16,20 +16,30 @@ from workshop.suite import redraw
 pytestmark = pytest.mark.xdist_group("figures")
 
 
-@pytest.fixture
-def shelf(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
     """A project with one committed figure of the embedded model, `02_line`, and no study."""
+    folder = tmp_path_factory.mktemp("committed")
+    card = folder / "data/tiny/card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text(json.dumps({"model_hash": "abc"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "chrome", lambda: None)
+        save([0.5, 0.75], folder / "figures")
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b.c"]
+    for step in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "figures"]):
+        subprocess.run([*git, *step], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def shelf(committed, tmp_path, monkeypatch):
+    """The figures of a copy of that project, which is the one at work."""
+    shutil.copytree(committed, tmp_path, dirs_exist_ok=True)
     monkeypatch.delenv("MECHSTEER_FIGURES", raising=False)
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     monkeypatch.setattr(paths, "data", lambda: tmp_path / "data")
     monkeypatch.setattr(saving, "chrome", lambda: None)
-    card = tmp_path / "data/tiny/card.json"
-    card.parent.mkdir(parents=True)
-    card.write_text(json.dumps({"model_hash": "abc"}))
-    save([0.5, 0.75], tmp_path / "figures")
-    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b.c"]
-    for step in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "figures"]):
-        subprocess.run([*git, *step], cwd=tmp_path, check=True)
     return tmp_path / "figures"
 
 
