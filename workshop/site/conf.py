@@ -26,6 +26,7 @@ myst_heading_anchors = 4
 html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
+autodoc_use_type_comments = False  # there are none; looking for them takes two seconds
 add_module_names = False
 python_maximum_signature_line_length = 88
 default_role = "code"
