@@ -71,9 +71,9 @@ def play_and_move(tab) -> list[tuple]:
     """
     panel = tab.locator(".mechsteer-panel")
     tab.get_by_role("button", name="Play").press("Enter")
-    tab.wait_for_function(CHUNKS, arg=8, polling=50)
+    tab.wait_for_function(CHUNKS, arg=5, polling=50)
     moved = tab.evaluate(MOVE)
-    tab.wait_for_function(CHUNKS, arg=8 + 16, polling=50)
+    tab.wait_for_function(CHUNKS, arg=5 + 12, polling=50)
     tab.get_by_role("button", name="unsteered twin").press("Space")
     assert tab.get_by_role("button", name="unsteered twin").get_attribute("aria-pressed") == "true"
     tab.get_by_role("button", name="Stop").press("Enter")

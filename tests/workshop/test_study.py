@@ -111,7 +111,8 @@ def test_captions_of_other_lengths_have_no_way_between_them():
         model.conditions(["jazz"], 1)
 
 
-def test_a_setting_runs_from_sweep_to_verdict(tiny, tmp_path, monkeypatch):
+def test_a_setting_runs_from_sweep_to_verdict(tiny, finder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "Finder", lambda *given: {(tiny, 8): finder}[given])  # made once for all tests
     monkeypatch.setattr(run, "STRENGTHS", (0.5, 1.0))
     real = run.real_texture
     monkeypatch.setattr(run, "real_texture", lambda chosen, most: real(chosen, 30))
