@@ -188,7 +188,7 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        options = ["--no-sandbox", "--disable-dev-shm-usage", f"--disable-features={UNSEEN}"]
+        options = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", f"--disable-features={UNSEEN}"]
         chrome = play.chromium.launch(executable_path=CHROME, args=options, proxy=NOWHERE)
         try:
             yield chrome

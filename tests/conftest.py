@@ -16,7 +16,8 @@ from browser import UNSEEN
 CACHE = Path(tempfile.mkdtemp(prefix="mechsteer-hub-"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(CACHE), "OMP_WAIT_POLICY": "PASSIVE"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are too small to share out
-os.environ["CHROMIUM_FLAGS"] = f"--disable-features={UNSEEN}"  # of Debian's, where it draws figures, too
+# Of Debian's Chromium, where it draws figures, too.
+os.environ["CHROMIUM_FLAGS"] = f"--disable-gpu --disable-features={UNSEEN}"
 os.environ["MECHSTEER_RUNS"] = str(CACHE / "runs")  # nothing is read from, or left in, the user's own runs
 
 ROOT = Path(__file__).resolve().parents[1]
