@@ -58,6 +58,7 @@ clean:  ## remove what make installed here (.venv, .uv) and caches; your data an
 .PHONY: named
 .venv/ready: pyproject.toml uv.lock $(if $(PYTHON),named) | $(UV)
 	UV_PROJECT_ENVIRONMENT= $(UV) sync --frozen --all-extras $(if $(PYTHON),--python $(PYTHON))
+	@-$(PY) -c "from mechsteer.measures._spectra import librosa_ready; librosa_ready()"  # compiles, once
 	@touch $@
 
 # uv itself, from the Python registry into this folder, where none is on PATH.

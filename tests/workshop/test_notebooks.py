@@ -23,7 +23,7 @@ STORED = notebooks.find()
 # Values for the cell tagged `parameters` that let a notebook run in seconds; one entry a stored notebook.
 TRIED = {"TRIES": 1, "LAYERS": 1, "GAPS": [1.0], "CLIPS": 1}
 SMALL: dict[str, dict] = {
-    "00_start_here": {"DURATION": 3.6, "START": 0.5, "SCORES": 3, "CLIPS": 2},
+    "00_start_here": {"DURATION": 3.6, "START": 0.5, "SCORES": 3, "CLIPS": 1},
     "01_collect_activations": {"SCORES": 2, "BOOTS": 20},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "SECONDS": 4.0, "FRAME_CLIPS": 12, "FOLDS": 3},
@@ -31,7 +31,7 @@ SMALL: dict[str, dict] = {
     "05_steer_and_listen": {"N": 1, "GAPS": [0.01, 1.0], "SCORES": 6, "REAL": 8},
     "06_logistic_or_mse": {"SCORES": 8, "REFITS": 2, "N": 2},
     "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 2, "N": 1},
-    "08_where_is_it_used": {"PAIRS": 2, "SECONDS": 3.6, "WINDOWS": 4, "SCORES": 12, "N": 1, "CONTROLS": 1},
+    "08_where_is_it_used": {"PAIRS": 2, "SECONDS": 3.6, "WINDOWS": 2, "SCORES": 6, "N": 1, "CONTROLS": 1},
     "09_blind_listening_test": {"SCORES": 4, "ITEMS": 2, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 20},
     "10_your_own_model_and_music": {"FILES": 4, "DURATION": 3.2} | TRIED,
 }
