@@ -111,10 +111,10 @@ def librosa_ready() -> Any:
 
 
 def _when_called(guvectorize, types, *given, **options):
-    """numba's decorator, done at a call, and only for those of `types` that hold the call's arguments."""
+    """numba's decorator, done at a call, for those of `types` that hold its arguments, and kept on disk."""
 
     @lru_cache
-    def made(function, kind):
-        return guvectorize([t for t in types if f"({kind}" in t] or types, *given, **options)(function)
+    def made(fun, kind):
+        return guvectorize([t for t in types if kind in t] or types, *given, **options | {"cache": True})(fun)
 
-    return lambda function: lambda *x, **named: made(function, np.result_type(*x).name)(*x, **named)
+    return lambda fun: lambda *x, **named: made(fun, f"({np.result_type(*x)}")(*x, **named)
