@@ -16,6 +16,8 @@ from browser import UNSEEN
 CACHE = Path(tempfile.mkdtemp(prefix="mechsteer-hub-"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(CACHE), "OMP_WAIT_POLICY": "PASSIVE"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are too small to share out
+# Of glibc, in the processes that are started from here: memory that a tensor leaves is kept for the next one.
+os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 # Of Debian's Chromium, where it draws figures, too.
 os.environ["CHROMIUM_FLAGS"] = f"--disable-gpu --disable-features={UNSEEN}"
 os.environ["MECHSTEER_RUNS"] = str(CACHE / "runs")  # nothing is read from, or left in, the user's own runs
@@ -50,27 +52,6 @@ def meta_folder(tmp_path_factory) -> Path:
     from meta_checkpoint import write
 
     return write(tmp_path_factory.mktemp("checkpoints") / "musicgen-thin", CACHE)
-
-
-@pytest.fixture(scope="session")
-def cluster():
-    """Ray with room for two workers, again where a busy machine doesn't get it up in the time it allows.
-
-    Those who use it are in the group "ray": on one worker, so that Ray starts once.
-    """
-    import ray
-
-    options = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
-    for last in (*[False] * 5, True):
-        try:
-            ray.init(num_cpus=2, num_gpus=0, **options)
-            break
-        except Exception as error:
-            ray.shutdown()
-            if last or "timed out during startup" not in str(error):
-                raise
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +113,11 @@ def run_notebook(checkout, tmp_path_factory):
     """
     import nbformat
     from jupyter_client import AsyncKernelManager
+    from jupyter_client.channels import HBChannel
 
     from workshop.suite import notebooks
 
+    HBChannel.time_to_dead = 60.0  # s between heartbeats of each run: one a second of dozens adds up
     places = ["MECHSTEER_FIGURES", "MECHSTEER_RUNS"]
     km, empty = AsyncKernelManager(kernel_name=notebooks.KERNEL), tmp_path_factory.mktemp("empty")
 
@@ -142,7 +125,8 @@ def run_notebook(checkout, tmp_path_factory):
         here = {f"MECHSTEER_{name.upper()}": str(place) for name, place in given.items()}
         here["PLOTLY_RENDERER"] = "plotly_mimetype"
         here["BROWSER_PATH"] = "none" if given else os.environ.get("BROWSER_PATH", "")
-        lines = ["%reset -f", "import os", f"os.chdir({str(checkout / 'notebooks')!r})"]
+        lines = ["import gc", "gc.freeze()", "get_ipython().reset(new_session=False)"]  # it collects, twice
+        lines += ["import gc, os", "gc.unfreeze()", f"os.chdir({str(checkout / 'notebooks')!r})"]
         lines += [f"_ = [os.environ.pop(name, None) for name in {places}]", f"os.environ.update({here})"]
         cells = [nbformat.v4.new_code_cell("\n".join(lines))]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), empty / "00_empty.ipynb")

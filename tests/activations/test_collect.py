@@ -542,37 +542,6 @@ def test_killed_at_any_moment_the_same_call_finishes_the_rest(small_model, tmp_p
     assert cut_short >= 2, "most kills should come before the end"
 
 
-@pytest.mark.xdist_group("ray")
-def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
-    tiny, cluster, tmp_path, monkeypatch
-):
-    model = tiny  # no text encoder of transformers, slow to import
-    monkeypatch.setattr(_job, "BLOCK", 2)
-    table = coded(model, [2 + i % 5 for i in range(24)])
-    victim = tmp_path / "victim"
-
-    class Mortal(_job.Worker):
-        """The first worker that gets to its second block is killed in it, having written nothing of it."""
-
-        blocks = 0
-
-        def process(self, block, rows):
-            self.blocks += 1
-            if self.blocks == 2:
-                try:
-                    victim.touch(exist_ok=False)
-                    os.kill(os.getpid(), signal.SIGKILL)
-                except FileExistsError:
-                    pass
-            return super().process(block, rows)
-
-    monkeypatch.setattr("mechsteer.activations.collect.Worker", Mortal)
-    spread = quietly(model, table, out=tmp_path / "ray", engine="ray", workers=2).load()
-    assert victim.exists()
-    alone = quietly(model, table, out=tmp_path / "alone").load()
-    xr.testing.assert_allclose(spread, alone, rtol=1e-5, atol=1e-6)
-
-
 if (paths.data() / "orchestra.parquet").exists() and (paths.data() / "tiny" / "card.json").exists():
 
     def test_the_orchestra_is_read_by_tiny_from_its_codes_and_by_others_from_its_sound(tiny, meta):

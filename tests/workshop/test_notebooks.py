@@ -31,7 +31,15 @@ SMALL: dict[str, dict] = {
     "05_steer_and_listen": {"N": 1, "GAPS": [0.01, 1.0], "SCORES": 6, "REAL": 8},
     "06_logistic_or_mse": {"SCORES": 8, "REFITS": 2, "N": 2},
     "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 2, "N": 1},
-    "08_where_is_it_used": {"PAIRS": 2, "SECONDS": 3.6, "WINDOWS": 2, "SCORES": 6, "N": 1, "CONTROLS": 1},
+    "08_where_is_it_used": {
+        "PAIRS": 2,
+        "SECONDS": 3.6,
+        "WINDOWS": 2,
+        "SCORES": 6,
+        "N": 1,
+        "CONTROLS": 1,
+        "EVERY": 3,
+    },
     "09_blind_listening_test": {"SCORES": 4, "ITEMS": 2, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 20},
     "10_your_own_model_and_music": {"FILES": 4, "DURATION": 3.2} | TRIED,
 }

@@ -117,7 +117,7 @@ def test_a_setting_runs_from_sweep_to_verdict(tiny, finder, tmp_path, monkeypatc
     real = run.real_texture
     monkeypatch.setattr(run, "real_texture", lambda chosen, most: real(chosen, 30))
     study = run.Study(tiny, refits=2, n=2, scores=8, out=tmp_path, duration=3.0)
-    setting = one("guitar")
+    setting = one("rock")
     frame = study.main(setting)
     refits = frame[frame["part"] == "refits"]
     sizes = refits.groupby("name").size().to_dict()
@@ -133,10 +133,9 @@ def test_a_setting_runs_from_sweep_to_verdict(tiny, finder, tmp_path, monkeypatc
     assert seen == {(k, run.OTHERS + i) for k in range(2) for i in range(2)}, "every refit on the same seeds"
     kept = run.kept_columns(frame)
     table = verdicts.decide(kept).set_index(["claim", "about"])
-    found = table.loc[("mse turns more clips than logistic", "guitar")]
+    found = table.loc[("mse turns more clips than logistic", "rock")]
     hits = [
-        ms.success(refits[refits["name"] == n], {"lead": "guitar"}, "both").mean()
-        for n in ("mse", "logistic")
+        ms.success(refits[refits["name"] == n], {"style": "rock"}, "both").mean() for n in ("mse", "logistic")
     ]
     assert found["estimate"] == pytest.approx(hits[0] - hits[1]) and found["n_refits"] == 2
     cells_ = cells.table_of(setting, refits)
