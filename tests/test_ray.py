@@ -34,11 +34,11 @@ def cluster():
 
 
 def sweep(model, **options) -> pd.DataFrame:
-    """Two strengths of two clips, a cell a batch; the clips take two directions in turn. Nobody listens."""
+    """Two clips, which take two directions in turn, and their twins: a batch each. Nobody listens."""
     vectors = np.random.default_rng(0).normal(size=(2, model.d_model))
     steerings = {"two directions": [ms.Steering(v, layers=[1], norm=5.0) for v in vectors]}
     options = {"duration": 3.0, "ears": [], "batch_size": 2, "progress": False} | options
-    return ms.dose_response(model, steerings, ["jazz piano", None], [0.5, 1.0], 2, 5, **options)
+    return ms.dose_response(model, steerings, ["jazz piano", None], [1.0], 2, 5, **options)
 
 
 def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
@@ -85,9 +85,7 @@ def test_a_worker_gives_the_table_of_this_process_in_whatever_order_its_cells_co
     np.testing.assert_array_equal(np.stack(spread["texture"]), np.stack(alone["texture"]))
     assert all(texture.flags.writeable for texture in spread["texture"]), "nothing lies in Ray's memory"
     names = [sorted(p.name for p in (tmp_path / folder).iterdir()) for folder in ("alone", "spread")]
-    assert names[0] == names[1] and len(names[0]) == 3
-    (tmp_path / "spread" / names[0][0]).unlink()
-    exactly(sweep(tiny, out=tmp_path / "spread")["nll"].to_frame(), alone["nll"].to_frame())
+    assert names[0] == names[1] and len(names[0]) == 2, "what one has made serves the other"
 
 
 def test_what_a_worker_raises_comes_as_it_was(cluster):

@@ -46,7 +46,7 @@ def test_captions_that_say_the_same_are_refused(model):
 def test_optimised_vector_makes_its_music_likely_when_it_steers(model, site):
     """Found through nnsight, applied through steering: both must lower the same loss."""
     codes = noise(model, 1).repeat(4, 1, 1)
-    options = dict(site=site, layers=[model.n_layers - 2], steps=25, batch_size=4, rate=0.1, progress=False)
+    options = dict(site=site, layers=[model.n_layers - 2], steps=12, batch_size=4, rate=0.1, progress=False)
     d = ms.optimised_vector(model, codes, "piano", **options)
     first, last = d.attrs["nll"]
     # the last frames' finer codebooks lie beyond a trace, so losses are compared, not numbers

@@ -25,7 +25,7 @@ TRIED = {"TRIES": 1, "LAYERS": 1, "GAPS": [1.0], "CLIPS": 1}
 SMALL: dict[str, dict] = {
     "00_start_here": {"DURATION": 3.6, "START": 0.5, "SCORES": 3, "CLIPS": 1},
     "01_collect_activations": {"SCORES": 2, "BOOTS": 20},
-    "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
+    "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "SCORES": 3, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "SECONDS": 4.0, "FRAME_CLIPS": 12, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "SECONDS": 4.0, "BOOTS": 3, "HALVES": 2},
     "05_steer_and_listen": {"N": 1, "GAPS": [0.01, 1.0], "SCORES": 6, "REAL": 8},
@@ -46,7 +46,7 @@ SMALL: dict[str, dict] = {
 # Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.
 SMALLEST: dict[str, dict] = {
     "01_collect_activations": {"SCORES": 1, "BOOTS": 5},
-    "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "DURATION": 1.0},
+    "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "SCORES": 3, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "SECONDS": 4.0, "FRAME_CLIPS": 12, "FOLDS": 3},
     "10_your_own_model_and_music": {"FILES": 3, "DURATION": 3.2, "SEGMENT": 4.0} | TRIED,
 }
