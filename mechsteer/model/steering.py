@@ -116,7 +116,7 @@ class Steering(_Combined):
         if own and own != site:
             raise ValueError(f"this direction was read at site {own!r}; it can't be added at {site!r}")
         array = selected(self.direction, site, self.layers)
-        long = length(array)
+        long = length(array.variable)  # without coordinates, which each operation would align
         if not np.isfinite(array.values).all() or not 0 < float(long.max()) < np.inf:
             raise ValueError("a direction that is zero, NaN or infinite can't be scaled to unit length")
         norm = self.norm if self.norm is not None else array.coords.get("norm", np.nan)
@@ -127,7 +127,7 @@ class Steering(_Combined):
                 "some layer: give norm=, for instance ms.activations.read.mean_norms(model, codes, site)"
             )
         weights = self.weights if self.weights is not None else array.coords.get("weight", 1.0)
-        weights = per_layer(weights, array, "weights", missing=0.0) * (long > 0).variable
+        weights = per_layer(weights, array, "weights", missing=0.0) * (long > 0)
         if self.weights is not None and self.strength and not weights.values.any():
             idle = f"all weights are 0 at layers {array.layer.values.tolist()}: this steering does nothing"
             warnings.warn(idle, stacklevel=4)
