@@ -95,17 +95,16 @@ def build_lm(config: LMConfig) -> LMModel:
     """audiocraft's LM as MusicGen sets it (delay pattern, pre-norm, cross-attention to text), at our size.
 
     Unlike MusicGen's, its self-attention has rotary positions beside the sinusoids: so short a training else
-    hardly learns to find what comes back after a beat or a bar.
+    hardly learns to find what comes back after a beat or a bar. Weights are for the caller to load or draw.
     """
     fused = {"cross": ["description"], "prepend": [], "sum": [], "input_interpolate": []}
     sizes = {name: size for name, size in vars(config).items() if name != "max_duration"}
     blocks = {"hidden_scale": 4, "norm": "layer_norm", "norm_first": True, "activation": "gelu"}
     blocks |= {"dropout": 0.0, "causal": True, "memory_efficient": True, "cross_attention": True}
     blocks |= {"bias_proj": False, "bias_ff": False, "bias_attn": False, "positional_embedding": "sin_rope"}
-    start = {"weight_init": "gaussian", "depthwise_init": "current", "zero_bias_init": True}
     delays = DelayedPatternProvider(config.n_q, delays=list(range(config.n_q)))
     texts = conditioners.ConditioningProvider({"description": SlotConditioner(config.dim)})
-    lm = LMModel(delays, texts, conditioners.ConditionFuser(fused), **sizes, **blocks, **start)
+    lm = LMModel(delays, texts, conditioners.ConditionFuser(fused), **sizes, **blocks)
     rope = lm.transformer.rope
     rope.register_buffer("frequencies", rope.frequencies, persistent=False)  # no weight, shared by all layers
     return lm

@@ -272,8 +272,10 @@ def main():
             codec, orchestra, np.load(codes_path, mmap_mode="r"), args.work, args.decoder_steps, batch=16
         )
     if "lm" in wanted:
-        lm = build_lm(LMConfig(n_q=codec.config.n_q, card=codec.config.bins)).to(device)
-        train_lm(lm, orchestra.labels, np.load(codes_path), args.work, args.lm_steps, args.lm_batch, device)
+        lm = build_lm(LMConfig(n_q=codec.config.n_q, card=codec.config.bins))
+        lm._init_weights("gaussian", "current", zero_bias_init=True)  # MusicGen's
+        codes = np.load(codes_path)
+        train_lm(lm.to(device), orchestra.labels, codes, args.work, args.lm_steps, args.lm_batch, device)
 
 
 if __name__ == "__main__":
