@@ -41,11 +41,12 @@ def test_chords_come_out_in_order_and_silence_has_none(table):
     assert table["p_mode_major"][:2].tolist() == [1, 0] and table.iloc[2].isna().all()
 
 
-def test_the_orchestra_s_own_chords_are_heard():
+def test_the_orchestra_s_own_chords_are_heard(monkeypatch):
     rows = orchestra.table()
     rows = rows[rows["split"] == "test"].drop_duplicates("score").groupby("mode").head(2)
     audio = np.stack([orchestra.decode(r.codes, r.codec)[0][:, : 5 * RATE] for r in rows.itertuples()])
     heard, own = chords.by_frame(audio, RATE), orchestra.chords().sort_values("onset").groupby("clip")
+    monkeypatch.setattr(chords, "by_frame", lambda *_: heard)  # not once more
     assert (chords.chords(audio, RATE)["p_mode_minor"] > 0.5).tolist() == (rows["mode"] == "minor").tolist()
     roots = np.array(["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"])
     for clip, found in zip(rows["clip"], heard, strict=True):
