@@ -4,6 +4,8 @@ import functools
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,9 +43,7 @@ def sweep(model, **options) -> pd.DataFrame:
     return ms.dose_response(model, steerings, ["jazz piano", None], [1.0], 2, 5, **options)
 
 
-def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
-    tiny, cluster, tmp_path, monkeypatch
-):
+def test_a_worker_writes_what_this_process_writes_though_it_is_killed(tiny, cluster, tmp_path, monkeypatch):
     model = tiny  # no text encoder of transformers, slow to import
     monkeypatch.setattr(_job, "BLOCK", 2)
     table = pd.DataFrame({"clip": [f"c{i}" for i in range(16)], "group": [f"g{i // 2}" for i in range(16)]})
@@ -53,7 +53,7 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
     victim = tmp_path / "victim"
 
     class Mortal(_job.Worker):
-        """The first worker that gets to its second block is killed in it, having written nothing of it."""
+        """Killed in its second block, having written nothing of it; another takes its place."""
 
         blocks = 0
 
@@ -68,7 +68,7 @@ def test_two_ray_workers_write_what_one_process_writes_though_one_is_killed(
             return super().process(block, rows)
 
     monkeypatch.setattr("mechsteer.activations.collect.Worker", Mortal)
-    spread = ms.collect(model, table, out=tmp_path / "ray", engine="ray", workers=2, progress=False).load()
+    spread = ms.collect(model, table, out=tmp_path / "ray", engine="ray", workers=1, progress=False).load()
     assert victim.exists()
     alone = ms.collect(model, table, out=tmp_path / "alone", progress=False).load()
     xr.testing.assert_allclose(spread, alone, rtol=1e-5, atol=1e-6)
@@ -88,23 +88,26 @@ def test_a_worker_gives_the_table_of_this_process_in_whatever_order_its_cells_co
     assert names[0] == names[1] and len(names[0]) == 2, "what one has made serves the other"
 
 
-def test_what_a_worker_raises_comes_as_it_was(cluster):
+def test_two_work_at_once_and_what_one_raises_comes_as_it_was(cluster, tmp_path):
     class Light:
-        """A worker that holds no model and refuses a piece."""
+        """Holds no model, waits for the other worker, and refuses a piece."""
 
-        def __init__(self, wrong: str, gpu: bool):
-            self.wrong = wrong
+        def __init__(self, wrong: str, folder: Path, gpu: bool):
+            self.wrong, self.folder = wrong, folder
 
         def process(self, key, piece):
+            (self.folder / str(os.getpid())).touch()
+            while len(list(self.folder.iterdir())) < 2:
+                time.sleep(0.02)
             if piece == self.wrong:
                 raise ValueError(f"{key} is no piece for this worker")
             return key, piece
 
     pieces, done = {k: k * k for k in range(4)} | {7: "wrong"}, {}
     with pytest.raises(ValueError, match="^7 is no piece for this worker$"):
-        for key, piece in _ray.over_actors(Light, ("wrong",), pieces, 1):
+        for key, piece in _ray.over_actors(Light, ("wrong", tmp_path), pieces, 2):
             done[key] = piece
-    assert done == {k: k * k for k in range(4)}
+    assert len(done) >= 3 and done.items() <= pieces.items(), "the last is given when three have come"
 
 
 def test_a_model_that_a_worker_cant_load_again_is_one_sentence(tiny, monkeypatch):

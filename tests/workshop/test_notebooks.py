@@ -24,7 +24,7 @@ STORED = notebooks.find()
 TRIED = {"TRIES": 1, "LAYERS": 1, "GAPS": [1.0], "CLIPS": 1}
 SMALL: dict[str, dict] = {
     "00_start_here": {"DURATION": 3.6, "START": 0.5, "SCORES": 3, "CLIPS": 1},
-    "01_collect_activations": {"SCORES": 2, "BOOTS": 20},
+    "01_collect_activations": {"SCORES": 1, "BOOTS": 20},
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "SCORES": 3, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "SECONDS": 4.0, "FRAME_CLIPS": 12, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "SECONDS": 4.0, "BOOTS": 3, "HALVES": 2},

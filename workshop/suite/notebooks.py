@@ -154,6 +154,7 @@ def execute(
                 progress_bar=sys.stderr.isatty(),
                 timeout_func=lambda _: max(1, int(deadline - time.monotonic())),
                 store_widget_state=False,
+                request_save_on_cell_execute=False,  # all of it, before and after each cell
                 allow_error_names=["AssertionError"] if lenient else [],
                 km=km,
             )
