@@ -4,6 +4,7 @@ No test reaches a network: the hub cache is a fresh local one, offline.
 """
 
 import asyncio
+import gc
 import os
 import shutil
 import subprocess
@@ -33,6 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
         if not any(item.iter_markers("xdist_group")):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: "notebook_runs" not in item.name)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported by now stays, and needn't be looked through each time memory is collected
 
 
 def pytest_unconfigure():
@@ -70,10 +75,21 @@ def tiny():
     return ms.load("tiny", device="cpu", dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def shallow():
+    """The embedded Model with half its layers, as many as `meta` has: for what isn't about its music."""
+    from mechsteer.model.model import Model
+    from mechsteer.tiny.loading import load_embedded
+
+    musicgen = load_embedded()
+    del musicgen.lm.transformer.layers[2:-1]
+    return Model(musicgen, "tiny", device="cpu", dtype="float32")
+
+
 @pytest.fixture(scope="session", params=MODELS)
 def model(request):
-    """`meta` and `tiny`, one after the other."""
-    return request.getfixturevalue(request.param)
+    """`meta` and `shallow`, one after the other."""
+    return request.getfixturevalue({"meta": "meta", "tiny": "shallow"}[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +122,8 @@ def checkout(tmp_path_factory) -> Path:
 def run_notebook(checkout, tmp_path_factory):
     """Run a notebook of the copy in one kernel for all, emptied before each: imports are paid for once.
 
-    Called with the notebook, parameters, and `figures` and `runs` where these aren't those of a run by hand;
-    then figures come without their pictures, as where there is no Chrome.
+    Called with the notebook, parameters, and `figures` and `runs` where these aren't those of a run by hand.
+    Only 00 by hand has its figure pictured; else figures come without, as where there is no Chrome.
     Figures are shown as JupyterLab shows them: pictures of them go to their files only.
     Those who use it are in the group "notebooks". What `make notebooks` stores comes from fresh kernels.
     """
@@ -124,7 +140,8 @@ def run_notebook(checkout, tmp_path_factory):
     def run(path: Path, parameters: dict, **given: Path):
         here = {f"MECHSTEER_{name.upper()}": str(place) for name, place in given.items()}
         here["PLOTLY_RENDERER"] = "plotly_mimetype"
-        here["BROWSER_PATH"] = "none" if given else os.environ.get("BROWSER_PATH", "")
+        pictured = path.stem.startswith("00") and not given
+        here["BROWSER_PATH"] = os.environ.get("BROWSER_PATH", "") if pictured else "none"
         lines = ["import gc", "gc.freeze()", "get_ipython().reset(new_session=False)"]  # it collects, twice
         lines += ["import gc, os", "gc.unfreeze()", f"os.chdir({str(checkout / 'notebooks')!r})"]
         lines += [f"_ = [os.environ.pop(name, None) for name in {places}]", f"os.environ.update({here})"]

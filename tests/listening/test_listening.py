@@ -327,7 +327,7 @@ def test_agreement_is_0_for_coins_and_1_where_all_agree(tmp_path, kind):
         tmp_path, kind, THREE, items=8, headphones=0, practice=0, screening=Screening(None, None, None, None)
     )
     coins = [
-        test.analyse(test.simulate(18, listener_sd=0, item_sd=0, seed=k), boots=2).agreement for k in range(6)
+        test.analyse(test.simulate(18, listener_sd=0, item_sd=0, seed=k), boots=2).agreement for k in range(4)
     ]
     assert abs(np.mean(coins)) < 0.03 and np.abs(coins).max() < 0.1
     table = test.simulate(6)

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from by_hand import attributes, edit, noise
+from conftest import MODELS
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -239,10 +240,9 @@ def test_a_clip_that_goes_on_from_codes_is_steered_in_them_too(model, mode):
     same(found, theirs, gaps)
 
 
-def test_the_embedded_models_tokens_stay_what_they_were(model):
+def test_the_embedded_models_tokens_stay_what_they_were(tiny):
     """They may differ on another processor, where a tie falls otherwise: then audiocraft's loop decides."""
-    if model.name != "tiny":
-        pytest.skip("known for the embedded model")
+    model = tiny
     vector = np.random.default_rng(0).standard_normal(model.d_model)
     s = Steering(vector, layers=[3], strength=0.3, norm=10.0)
     prompts, rows = ["jazz piano", None, "rock guitar", "flute"], [None, s, s, None]
@@ -286,9 +286,10 @@ def test_logits_are_audiocrafts_at_once_and_step_by_step(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype, bound", [("bfloat16", 0.02), ("float16", 0.003)])
-def test_half_precision_is_as_near_as_audiocrafts_own(model, meta_folder, dtype, bound):
+@pytest.mark.parametrize("name", MODELS)
+def test_half_precision_is_as_near_as_audiocrafts_own(name, request, meta_folder, dtype, bound):
     """RMS error by the standard deviation of the float32 logits; and no more than 1.5 x audiocraft's."""
-    half = ms.load("tiny" if model.name == "tiny" else meta_folder, "cpu", dtype)
+    model, half = request.getfixturevalue(name), ms.load({"meta": meta_folder}.get(name, name), "cpu", dtype)
     sequence = model.sequence(noise_codes(model, 3, 30))
     full = in_audiocraft(model, sequence, TEXTS[:3])
     error = lambda logits: float((logits - full).pow(2).mean().sqrt() / full.std())

@@ -139,21 +139,25 @@ def test_a_kernel_without_the_package_shows_what_to_do():
     assert "ModuleNotFoundError" in said.stdout + said.stderr and "make lab" in said.stdout + said.stderr
 
 
-def test_a_package_without_its_repository_says_to_clone(tmp_path):
-    """As `pip install` leaves it: the code alone, in a folder without data."""
+def test_a_package_without_its_repository_says_to_clone_and_nothing_else(tmp_path):
+    """As `pip install` leaves it: the code alone, in a folder without data. Audiocraft stays as it was."""
     shutil.copytree(Path(ms.__file__).parent, tmp_path / "site" / "mechsteer")
     code = (
         "import mechsteer as ms\nfrom mechsteer import paths\nprint(paths.figures(), paths.runs())\n"
         "for ask in (lambda: ms.load('tiny'), lambda: ms.clips('orchestra')):\n"
         "    try: ask()\n"
-        "    except FileNotFoundError as error: print(type(error).__name__, error)"
+        "    except FileNotFoundError as error: print(type(error).__name__, error)\n"
+        "from audiocraft.modules import transformer as t\n"
+        "print(t.create_sin_embedding.__module__, t.StreamingMultiheadAttention._apply_rope.__module__)"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("MECHSTEER")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env | {"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    where, *told = done.stdout.splitlines()
+    where, *told, homes = done.stdout.splitlines()
     runs = tmp_path / "data" / "runs"
     assert where == f"{runs / 'figures'} {runs}"
     assert len(told) == 2 and all("NoCheckout" in line and "clone the repository" in line for line in told)
+    assert homes == "audiocraft.modules.transformer audiocraft.modules.transformer"
+    assert done.stderr == ""

@@ -15,6 +15,11 @@ from mechsteer.model._vectors import digest
 unit = lambda v: v / np.linalg.norm(v)
 
 
+@pytest.fixture(autouse=True)
+def fewer_clips(monkeypatch):
+    monkeypatch.setattr(checks, "CLIPS", 4)
+
+
 def split(groups, share, seed):
     names = np.unique(groups)
     return np.isin(

@@ -18,8 +18,8 @@ from workshop.study.finders import Finder
 
 
 @pytest.fixture(scope="module")
-def finder(tiny):
-    return Finder(tiny, scores=8)
+def finder(shallow):
+    return Finder(shallow, scores=8)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def test_with_all_penalty_both_probes_are_the_difference_of_means(finder):
             assert least < float((made[method].squeeze() * plain.squeeze()).sum()) < most
 
 
-def test_every_way_to_add_changes_the_music(tiny, finder):
+def test_every_way_to_add_changes_the_music(shallow, finder):
     ways = finder.ways(one("piano to guitar, ways to add"), 0)
-    made = tiny.generate("jazz piano", 1.0, [0] * (len(ways) + 1), [None, *ways.values()], progress=False)
+    made = shallow.generate("jazz piano", 1.0, [0] * (len(ways) + 1), [None, *ways.values()], progress=False)
     moved = (made.codes[1:] != made.codes[:1]).any(axis=(1, 2))
     assert moved.all(), f"nothing changed by {[name for name, m in zip(ways, moved, strict=True) if not m]}"
     (heads,) = ways["best 8 heads"].parts
@@ -111,12 +111,12 @@ def test_captions_of_other_lengths_have_no_way_between_them():
         model.conditions(["jazz"], 1)
 
 
-def test_a_setting_runs_from_sweep_to_verdict(tiny, finder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "Finder", lambda *given: {(tiny, 8): finder}[given])  # made once for all tests
+def test_a_setting_runs_from_sweep_to_verdict(shallow, finder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "Finder", lambda *given: {(shallow, 8): finder}[given])  # made once for all
     monkeypatch.setattr(run, "STRENGTHS", (0.5, 1.0))
     real = run.real_texture
-    monkeypatch.setattr(run, "real_texture", lambda chosen, most: real(chosen, 30))
-    study = run.Study(tiny, refits=2, n=2, scores=8, out=tmp_path, duration=3.0)
+    monkeypatch.setattr(run, "real_texture", lambda chosen, most: real(chosen, 12))
+    study = run.Study(shallow, refits=2, n=2, scores=8, out=tmp_path, duration=3.0)
     setting = one("rock")
     frame = study.main(setting)
     refits = frame[frame["part"] == "refits"]

@@ -1,7 +1,6 @@
 """Build the site: `python -m workshop.site`, or into another folder with `--out`. Runs no notebook."""
 
 import argparse
-import importlib
 import os
 import shutil
 import sys
@@ -25,10 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     from sphinx.cmd.build import main as sphinx
 
-    for name in (name for folder in stage.FOLDERS for name in stage.modules(folder)):
-        importlib.import_module(f"mechsteer.{name}")  # here, or each process that Sphinx starts does it again
     stage.lay_out(work / "source", work / "extra", os.environ.get("SITE_REPOSITORY", ""))
-    options = ["-b", "html", "-j", "2", "-q", "-d", str(work / "doctrees"), "-c", str(stage.HERE)]
+    options = ["-b", "html", "-q", "-d", str(work / "doctrees"), "-c", str(stage.HERE)]
     options += ["-D", f"html_extra_path={work / 'extra'}"]
     options += [] if chosen.lenient else ["-W", "--keep-going"]
     if code := sphinx([*options, str(work / "source"), str(out)]):
