@@ -71,10 +71,16 @@ def _unfit(new, h) -> Iterator[str]:
         yield "nothing was changed"
 
 
-def _tokens(got, truth, wrong: dict, rule: str) -> Iterator[str]:
-    """The problem, if any, with codes; `wrong` has what is said of usual mistakes, and their codes."""
+def _tokens(got, model, right: tuple, wrong: dict, rule: str) -> Iterator[str]:
+    """The problem, if any, with codes of 1 s, seed 0, for `right`, a prompt and a steering.
+
+    `wrong` has what is said of usual mistakes, and the prompt and steering that make their codes.
+    """
     if got is None:
         yield EMPTY
+    prompts, rows = zip(right, *wrong.values(), strict=True)
+    made = model.generate(list(prompts), 1, [0] * len(rows), steering=list(rows), progress=False).codes
+    truth, wrong = made[:1], dict(zip(wrong, made[1:], strict=True))
     if got.shape != truth.shape:
         yield f"the codes of 1 s have shape {tuple(truth.shape)}, not {tuple(got.shape)}: return run.result"
     yield from (said for said, codes in wrong.items() if (got == codes).all())
@@ -265,16 +271,15 @@ def erased(answer: Callable, model, direction, layer: int) -> Iterator[str]:
     from mechsteer import Steering
 
     unit = np.asarray(direction, float) / np.linalg.norm(direction)
-    remove = lambda s: s and Steering(unit, layers=layer, mode="remove", strength=s)
-    written = lambda s: model.generate(None, 1, steering=remove(s), progress=False).codes
+    remove = lambda s: (None, s and Steering(unit, layers=layer, mode="remove", strength=s))
     wrong = {
         "these are the tokens of the model left alone: assign to model.resid[layer], at every step": None,
         "did you forget to normalise? Divide the direction by its length first": 9.0,
         "this doubles the part along the direction: take it away from h": -1.0,
     }
     long = torch.as_tensor(3 * unit, dtype=model.dtype, device=model.device)  # of any length, as promised
-    wrong = {said: written(s) for said, s in wrong.items()}
-    yield from _tokens(answer(long, layer), written(1.0), wrong, "h - (h . d) d, d of length 1")
+    wrong = {said: remove(s) for said, s in wrong.items()}
+    yield from _tokens(answer(long, layer), model, remove(1.0), wrong, "h - (h . d) d, d of length 1")
 
 
 @exercise("no score is on both sides, and another seed draws another split")
@@ -519,15 +524,14 @@ def one_half(answer: Callable, model, vector, layer: int) -> Iterator[str]:
     prompt, norm = "jazz piano", float(np.linalg.norm(vector))
     steering = lambda branch: Steering(np.asarray(vector, float), layers=layer, norm=norm, branch=branch)
     added = torch.from_numpy(steering("cond").vectors().values[0]).to(model.device, model.dtype)
-    written = lambda prompt, by: model.generate(prompt, 1, steering=by, progress=False).codes
     alone = "these are the tokens of the model left alone: assign to model.resid[layer], at every step"
     untold = "nobody told the model the prompt: give it to tracing_generation"
-    wrong = {alone: written(prompt, None), untold: written(None, steering("both"))}
+    wrong = {alone: (prompt, None), untold: (None, steering("both"))}
     both = "both halves were pushed: of the two rows, only the first answers the prompt"
     back = "the wrong half was pushed, and so the music backwards: the prompt's row is the first"
-    wrong |= {said: written(prompt, steering(of)) for said, of in ((both, "both"), (back, "uncond"))}
-    truth = written(prompt, steering("cond"))
-    yield from _tokens(answer(prompt, added, layer), truth, wrong, "h[:1] + vector")
+    wrong |= {said: (prompt, steering(of)) for said, of in ((both, "both"), (back, "uncond"))}
+    right = prompt, steering("cond")
+    yield from _tokens(answer(prompt, added, layer), model, right, wrong, "h[:1] + vector")
 
 
 @exercise()

@@ -24,6 +24,8 @@ os.environ["CHROMIUM_FLAGS"] = f"--disable-gpu --disable-features={UNSEEN}"
 os.environ["MECHSTEER_RUNS"] = str(CACHE / "runs")  # nothing is read from, or left in, the user's own runs
 
 ROOT = Path(__file__).resolve().parents[1]
+# Begun first, or one worker would be busy with the last of them while the other has nothing left.
+LONG = ("test_site", "test_start_here_browser", "test_listening_browser", "test_ray")
 MODELS = ["meta", "tiny"] if (ROOT / "data" / "tiny" / "card.json").exists() else ["meta"]
 
 
@@ -33,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
     for item in items:
         if not any(item.iter_markers("xdist_group")):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: "notebook_runs" not in item.name)
+    items.sort(key=lambda item: ("notebook_runs" not in item.name, item.path.stem not in LONG))
 
 
 def pytest_collection_finish():

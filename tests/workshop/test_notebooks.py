@@ -28,8 +28,8 @@ SMALL: dict[str, dict] = {
     "02_reach_inside": {"CLIPS": 2, "SECONDS": 4.0, "SCORES": 3, "DURATION": 1.0},
     "03_probe_every_layer": {"SCORES": 6, "MORE_SCORES": 24, "SECONDS": 4.0, "FRAME_CLIPS": 12, "FOLDS": 3},
     "04_compare_directions": {"SCORES": 6, "MORE_SCORES": 24, "SECONDS": 4.0, "BOOTS": 3, "HALVES": 2},
-    "05_steer_and_listen": {"N": 1, "GAPS": [0.01, 1.0], "SCORES": 6, "REAL": 8},
-    "06_logistic_or_mse": {"SCORES": 8, "REFITS": 2, "N": 2},
+    "05_steer_and_listen": {"N": 1, "GAPS": [0.01, 1.0], "SCORES": 4, "REAL": 8},
+    "06_logistic_or_mse": {"SCORES": 6, "REFITS": 2, "N": 2},
     "07_against_the_prompt": {"CLIPS": 8, "SECONDS": 1.0, "STEPS": 2, "N": 1},
     "08_where_is_it_used": {
         "PAIRS": 2,
@@ -41,7 +41,7 @@ SMALL: dict[str, dict] = {
         "EVERY": 3,
     },
     "09_blind_listening_test": {"SCORES": 4, "ITEMS": 2, "SECONDS": 3.0, "LISTENERS": 8, "RUNS": 20},
-    "10_your_own_model_and_music": {"FILES": 4, "DURATION": 3.2} | TRIED,
+    "10_your_own_model_and_music": {"FILES": 3, "DURATION": 3.2} | TRIED,
 }
 # Smaller still, for a model of Meta's format, which hears the orchestra's clips anew.
 SMALLEST: dict[str, dict] = {
