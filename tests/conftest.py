@@ -26,7 +26,6 @@ os.environ["MECHSTEER_RUNS"] = str(CACHE / "runs")  # nothing is read from, or l
 ROOT = Path(__file__).resolve().parents[1]
 # Begun first, or one worker would be busy with the last of them while the other has nothing left.
 LONG = ("test_site", "test_start_here_browser", "test_listening_browser", "test_ray")
-MODELS = ["meta", "tiny"] if (ROOT / "data" / "tiny" / "card.json").exists() else ["meta"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -88,10 +87,10 @@ def shallow():
     return Model(musicgen, "tiny", device="cpu", dtype="float32")
 
 
-@pytest.fixture(scope="session", params=MODELS)
+@pytest.fixture(scope="session", params=["meta", "shallow"])
 def model(request):
     """`meta` and `shallow`, one after the other."""
-    return request.getfixturevalue({"meta": "meta", "tiny": "shallow"}[request.param])
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")

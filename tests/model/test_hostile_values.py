@@ -262,8 +262,8 @@ def test_any_steering_is_refused_or_says_finite_things(options):
         max_size=3,
     )
 )
-def test_any_call_is_refused_or_gives_codes_that_repeat(tiny_or_meta, options):
-    model = tiny_or_meta
+def test_any_call_is_refused_or_gives_codes_that_repeat(shallow, options):
+    model = shallow
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -281,13 +281,6 @@ def test_any_call_is_refused_or_gives_codes_that_repeat(tiny_or_meta, options):
     assert made.codes.min() >= 0 and made.codes.max() < model.lm.card
     one = model.generate("jazz", 0.1, progress=False, **{k: v for k, v in own.items() if k != "batch_size"})
     assert torch.equal(one.codes[0], made.codes[1]), "a row doesn't depend on its neighbour"
-
-
-@pytest.fixture(scope="session")
-def tiny_or_meta(request):
-    from conftest import MODELS
-
-    return request.getfixturevalue(MODELS[-1])
 
 
 # What does nothing says so
