@@ -1,4 +1,4 @@
-"""Notebook 00 as a reader meets it: in JupyterLab, in a real browser, its live panel played by hand.
+"""Notebook 00's live panel as a reader meets it: in JupyterLab, in a real browser, played by hand.
 
 Then a figure in the same JupyterLab, for its toolbar: what it could upload or lead to.
 
